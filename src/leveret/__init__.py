@@ -1,0 +1,1 @@
+"""Leveret: the whole life of an open language model in one package."""
