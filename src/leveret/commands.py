@@ -1,0 +1,102 @@
+"""The table of commands: a name, one line of help, and where its config and its function live.
+
+Nothing is imported here: the command line and the pipeline load a target only when its command is used.
+
+    run(config: XConfig, console: Console) -> StageResult
+
+is the signature of every command. Run again with the same config, it resumes, or finds that all is done.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leveret.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a command leaves behind."""
+
+    output: Path | None
+    """The folder it wrote, if it wrote one."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """A few figures worth keeping (JSON values): tokens, loss, exact calls ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One entry of the table."""
+
+    name: str
+    help: str
+    config: str
+    """`package.module:Class` of its config; this module must not import torch."""
+    run: str
+    """`package.module:function` with the signature above."""
+    stage: bool = True
+    """Whether a recipe may use it as a stage."""
+
+    def load_config(self) -> type[Config]:
+        """Import the config class."""
+        target: type[Config] = _load(self.config)
+        return target
+
+    def load_run(self) -> Callable[[Any, Any], StageResult]:
+        """Import the function; this may import torch."""
+        target: Callable[[Any, Any], StageResult] = _load(self.run)
+        return target
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _verb(name: str, folder: str, config: str, help: str, *, stage: bool = True) -> Command:
+    return Command(
+        name=name, help=help, config=f"leveret.{folder}.config:{config}", run=f"leveret.{folder}.run:run", stage=stage
+    )
+
+
+def _desk(name: str, config: str, help: str, *, stage: bool = False) -> Command:
+    return Command(
+        name=name, help=help, config=f"leveret.cli.{name}_config:{config}", run=f"leveret.cli.{name}:run", stage=stage
+    )
+
+
+def _pipeline(name: str, config: str, help: str) -> Command:
+    return Command(
+        name=name,
+        help=help,
+        config=f"leveret.pipeline.config:{config}",
+        run=f"leveret.pipeline.{name}:run",
+        stage=False,
+    )
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        _pipeline("run", "RunConfig", "Run a recipe: its stages in order, skipping those that are done."),
+        _pipeline("rehearse", "RehearseConfig", "Run a recipe end to end with a shrunken model and few steps."),
+        _pipeline("validate", "ValidateConfig", "Check recipes and configs; print every mistake at once."),
+        _verb("prepare", "prepare", "PrepareConfig", "Gather and generate the data to learn from."),
+        _verb("tokenizer", "vocabulary", "TokenizerConfig", "Train a tokenizer."),
+        _verb("pretrain", "pretrain", "PretrainConfig", "Train a model from random weights on text."),
+        _verb("finetune", "finetune", "FinetuneConfig", "Teach a model conversations and tool calls."),
+        _verb("quantize", "quantize", "QuantizeConfig", "Store a model's weights in 8 or 4 bits."),
+        _verb("certify", "certify", "CertifyConfig", "Prove that two forms of a model give the same answers."),
+        _verb("evaluate", "evaluate", "EvaluateConfig", "Score a model."),
+        _desk("chat", "ChatConfig", "Talk to a model in the terminal."),
+        _desk("generate", "GenerateConfig", "Continue a text.", stage=True),
+        _verb("serve", "serve", "ServeConfig", "Answer at an OpenAI-compatible endpoint."),
+        _desk("inspect", "InspectConfig", "Say what a model, shard, checkpoint or run folder holds.", stage=True),
+        _desk("doctor", "DoctorConfig", "Check this machine and this installation."),
+    )
+}

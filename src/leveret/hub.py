@@ -1,0 +1,110 @@
+"""A model reference becomes a folder: a local path, a Hugging Face name or a ModelScope name.
+
+| reference           | where it is looked for                                                          |
+|---------------------|---------------------------------------------------------------------------------|
+| an existing folder  | there, and nowhere else                                                         |
+| `owner/name`        | both local caches, then Hugging Face (ModelScope if `USE_MODELSCOPE_HUB=1`)     |
+| `hf:owner/name`     | Hugging Face's cache, then Hugging Face                                         |
+| `ms:owner/name`     | ModelScope's cache, then ModelScope (by the `modelscope` package)               |
+
+`HF_HUB_OFFLINE=1` keeps every look-up on this machine; `HF_ENDPOINT` names a mirror.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from leveret.config import suggest
+from leveret.errors import HubError
+
+_REPOSITORY = re.compile(r"(?:(hf|ms):)?([\w.-]+/[\w.-]+)")
+_NOT_WEIGHTS = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.gguf", "original/*"]
+
+
+def resolve_model(reference: str | Path, *, revision: str | None = None) -> Path:
+    """The folder that holds the model; fetched first if it is a hub's name and not in a local cache.
+
+    Raises HubError when there is no such folder or the hub cannot be reached, and says what to do.
+    """
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise HubError(f"{reference} is a file, not a model folder", hint=f"name its folder: {folder.parent}")
+    found = _REPOSITORY.fullmatch(str(reference))
+    if found is None or str(reference).startswith("."):
+        raise HubError(f"there is no folder {reference}", hint=_local_hint(folder))
+    hub, repository = found[1], found[2]
+    modelscope_first = os.environ.get("USE_MODELSCOPE_HUB", "0").lower() in ("1", "true")
+    if hub != "hf" and (cached := _modelscope_cached(repository)):
+        return cached
+    if hub == "ms" or (hub is None and modelscope_first):
+        return _from_modelscope(repository, revision)
+    return _from_hugging_face(repository, revision, folder)
+
+
+def _from_hugging_face(repository: str, revision: str | None, folder: Path) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    def snapshot(*, local_files_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                repository, revision=revision, ignore_patterns=_NOT_WEIGHTS, local_files_only=local_files_only
+            )
+        )
+
+    try:
+        with contextlib.suppress(LocalEntryNotFoundError, OSError):
+            return snapshot(local_files_only=True)
+        return snapshot(local_files_only=False)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise HubError(
+            f"{repository} is not a folder here, and Hugging Face did not give it: {_first_line(error)}",
+            hint=f"{_local_hint(folder)}; from a mirror: HF_ENDPOINT=https://hf-mirror.com; from ModelScope: "
+            f"ms:{repository}; without a network: copy the folder here and give its path",
+        ) from None
+
+
+def _from_modelscope(repository: str, revision: str | None) -> Path:
+    hint = f"copy the folder here and give its path, or try hf:{repository}"
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true"):
+        raise HubError(f"{repository} is not in ModelScope's cache, and HF_HUB_OFFLINE forbids fetching it", hint=hint)
+    try:
+        from modelscope import snapshot_download  # type: ignore[import-not-found]
+    except ModuleNotFoundError:
+        hint = f"pip install modelscope, or {hint}"
+        raise HubError("fetching from ModelScope needs the package 'modelscope'", hint=hint) from None
+    try:
+        return Path(snapshot_download(repository, revision=revision))
+    except Exception as error:  # the package documents no error type for a missing repository or network
+        raise HubError(f"ModelScope did not give {repository}: {_first_line(error)}", hint=hint) from None
+
+
+def _modelscope_cached(repository: str) -> Path | None:
+    """ModelScope keeps `owner/name` as folders, dots in the name written as `___`."""
+    root = Path(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope")
+    owner, name = repository.split("/")
+    for below in ("models", "hub/models", "hub", ""):
+        folder = root / below / owner / name.replace(".", "___")
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _local_hint(folder: Path) -> str:
+    """Name a neighbour that looks like the folder meant, or say what was expected."""
+    parent = folder.parent
+    if parent.is_dir():
+        near = suggest(folder.name, [entry.name for entry in parent.iterdir() if entry.is_dir()])
+        if near is not None:
+            return f"did you mean {parent / near}?"
+        return f"{parent.absolute()} has no folder '{folder.name}'"
+    return f"{parent} does not exist either"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,152 @@
+"""Files that are either whole or not there: atomic writes, content hashes, the cache folder.
+
+A process can be killed between any two instructions. So nothing is written under its final name: a file or a
+folder is written beside its place under a hidden name, flushed to the disk (`fsync`), and then renamed, which
+the file system does at once or not at all. Whoever finds the final name finds the whole thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8, parents made) so that a reader sees the old content or the new, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{_process_tag()}")
+    try:
+        with open(draft, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; when the block ends well it becomes `path`, when it fails it is removed.
+
+    An existing `path` is replaced. Leftovers of processes killed in this block are removed by the next call.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_leftovers(path)
+    draft = path.with_name(f".{path.name}.draft-{_process_tag()}")
+    draft.mkdir()
+    try:
+        yield draft
+        _sync_tree(draft)
+        _replace_directory(path, draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tree(directory: str | Path) -> str:
+    """One SHA-256 for the names and contents of all files below a folder; times and permissions do not count."""
+    digest = hashlib.sha256()
+    for file in files_below(directory):
+        digest.update(f"{sha256_file(file)} {file.relative_to(directory).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def files_below(directory: str | Path) -> list[Path]:
+    """All files below a folder, in one order on every machine."""
+    directory = Path(directory)
+    return sorted((file for file in directory.rglob("*") if file.is_file()), key=lambda file: file.as_posix())
+
+
+def free_bytes(path: str | Path) -> int:
+    """Free bytes on the disk that holds `path`, which need not exist yet."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def cache_dir() -> Path:
+    """Where derived files that can be made again are kept: $LEVERET_CACHE, else $XDG_CACHE_HOME/leveret."""
+    if chosen := os.environ.get("LEVERET_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leveret"
+
+
+def _process_tag() -> str:
+    return f"{_host()}-{os.getpid()}"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+
+
+def _replace_directory(path: Path, draft: Path) -> None:
+    """A folder cannot be renamed over a full one: the old one steps aside, and `_sweep_leftovers` mends a kill here."""
+    if not path.exists():
+        os.replace(draft, path)
+    else:
+        aside = path.with_name(f".{path.name}.aside-{_process_tag()}")
+        os.replace(path, aside)
+        os.replace(draft, path)
+        shutil.rmtree(aside)
+    _sync_directory(path.parent)
+
+
+def _sweep_leftovers(path: Path) -> None:
+    """Remove the drafts of dead processes of this machine; put back a folder that had stepped aside for one."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(draft|aside)-" + re.escape(_host()) + r"-(\d+)")
+    for leftover in sorted(path.parent.iterdir()):
+        found = pattern.fullmatch(leftover.name)
+        if found is None or _is_alive(int(found[2])):
+            continue
+        if found[1] == "aside" and not path.exists():
+            os.replace(leftover, path)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_tree(directory: Path) -> None:
+    for file in files_below(directory):
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    for folder in [*(entry for entry in directory.rglob("*") if entry.is_dir()), directory]:
+        _sync_directory(folder)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` survive a power cut, where the system can (Windows cannot open folders)."""
+    with contextlib.suppress(PermissionError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
