@@ -1,0 +1,186 @@
+"""A Linear whose weight is stored in 4 or 8 bits, and the choice of how it multiplies.
+
+The stored tensors are the buffers `qweight`, `qzeros`, `scales`, `g_idx` of the GPTQ layout, so a model of such
+Linears has exactly the state dict that lies in the file. How the product is formed is a separate matter, chosen
+once for a model:
+
+    copy    write the weight out on first use and keep it in the dtype of the activations.  The fastest for a
+            small model, whose weights fit in the processor's caches anyway; costs the memory storage saved.
+    packed  let PyTorch's operators read the integers.  For models whose written-out weights would be large.
+    plain   write the weight out on every call.  Slow, small, always right: the twin the others are tested against.
+
+Whatever was chosen, activations that need a gradient go through a route that has one.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from leveret.kernels.int_matmul import (
+    GroupedIntegers,
+    PackedWeight,
+    dequantize,
+    matmul_packed,
+    matmul_plain,
+    packed_refusal,
+    prepack,
+)
+from leveret.precision.gptq_layout import GptqStorage, pack, packed_shapes, unpack
+from leveret.precision.rounding import check_group_size, round_to_nearest
+
+Product = Literal["copy", "packed", "plain"]
+
+PACKED_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Largest relative error at which the packed product counts as equal to the plain one, by dtype of the activations."""
+
+logger = logging.getLogger(__name__)
+
+
+class QuantizedLinear(nn.Module):
+    """Weight-only quantized Linear; `Int4Linear` and `Int8Linear` say how many bits."""
+
+    bits: ClassVar[int]
+    qweight: torch.Tensor
+    qzeros: torch.Tensor
+    scales: torch.Tensor
+    g_idx: torch.Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        storage: GptqStorage,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Empty storage of the right shapes, to be filled by `load_state_dict`.
+
+        Raises ConfigError when the shape does not fit the layout or the group size.
+        """
+        super().__init__()
+        assert storage.bits == self.bits
+        self.in_features, self.out_features, self.storage = in_features, out_features, storage
+        self.product: Product = "copy"
+        for name, shape in packed_shapes(in_features, out_features, storage).items():
+            dtype = torch.float16 if name == "scales" else torch.int32
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device), requires_grad=False) if bias else None
+        self._ready: tuple[Any, torch.Tensor | PackedWeight] | None = None
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        group_size: int | None = 128,
+        symmetric: bool = True,
+        search: bool = True,
+    ) -> Self:
+        """Quantize a Linear by rounding to nearest (`precision/rounding.py`)."""
+        check_group_size(linear.in_features, group_size)
+        integers = round_to_nearest(
+            linear.weight, bits=cls.bits, group_size=group_size, symmetric=symmetric, search=search
+        )
+        storage = GptqStorage(bits=cls.bits, group_size=group_size, symmetric=symmetric)
+        quantized = cls(
+            linear.in_features,
+            linear.out_features,
+            storage=storage,
+            bias=linear.bias is not None,
+            device=linear.weight.device,
+        )
+        for name, tensor in pack(integers, storage.checkpoint_format).items():
+            getattr(quantized, name).copy_(tensor)
+        if quantized.bias is not None:
+            quantized.bias.data = linear.bias.detach().clone()
+        return quantized
+
+    def integers(self) -> GroupedIntegers:
+        """The stored weight, unpacked to one byte a value."""
+        stored = {name: getattr(self, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
+        return unpack(stored, bits=self.bits, checkpoint_format=self.storage.checkpoint_format)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight (out_features, in_features) that this layer multiplies with."""
+        return dequantize(self.integers(), dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in_features) -> (..., out_features), in the dtype of x."""
+        needs_gradient = x.requires_grad and torch.is_grad_enabled()
+        if self.product == "plain":
+            y = matmul_plain(x, self.integers())
+        elif self.product == "packed" and not needs_gradient and (packed := self._packed(x.dtype)) is not None:
+            y = matmul_packed(x, packed)
+        else:
+            y = F.linear(x, self._copy(x.dtype))
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def packed_refusal(self) -> str | None:
+        """Why the packed product cannot be used for this layer; None when it can."""
+        inputs = self.in_features
+        return packed_refusal(
+            bits=self.bits,
+            group_size=None if self.storage.desc_act else self.storage.group_size or inputs,
+            in_features=inputs,
+            out_features=self.out_features,
+            symmetric=self.storage.symmetric,
+            device=self.qweight.device,
+        )
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        group = self.storage.group_size or self.in_features
+        return f"in_features={self.in_features}, out_features={self.out_features}, group_size={group}, {self.product}"
+
+    def _copy(self, dtype: torch.dtype) -> torch.Tensor:
+        key = ("copy", dtype, *self._versions())
+        if self._ready is None or self._ready[0] != key:
+            self._ready = (key, self.dequantize(dtype))
+        written_out = self._ready[1]
+        assert isinstance(written_out, torch.Tensor)
+        return written_out
+
+    def _packed(self, dtype: torch.dtype) -> PackedWeight | None:
+        """The weight as PyTorch's operators want it, or None after finding that their product differs."""
+        key = ("packed", dtype, *self._versions())
+        if self._ready is None or self._ready[0] != key:
+            packed, error = self._prepacked(dtype)
+            if error > PACKED_TOLERANCE[dtype]:
+                logger.warning("packed int%d product is off by %.2g: using a working copy instead", self.bits, error)
+                self.product = "copy"
+                return None
+            self._ready = (key, packed)
+        weight = self._ready[1]
+        assert isinstance(weight, PackedWeight)
+        return weight
+
+    @torch.no_grad()
+    def _prepacked(self, dtype: torch.dtype) -> tuple[PackedWeight, float]:
+        """The packed weight and its relative error against the plain product on one fixed row."""
+        integers = self.integers()
+        packed = prepack(integers, dtype)
+        row = torch.linspace(-1, 1, self.in_features, device=self.qweight.device).cos().to(dtype).unsqueeze(0)
+        wanted = matmul_plain(row, integers).float()
+        error = (matmul_packed(row, packed).float() - wanted).norm() / wanted.norm().clamp(min=1e-12)
+        return packed, float(error)
+
+    def _versions(self) -> tuple[Any, ...]:
+        """Changes whenever a stored tensor is replaced or written to, so that nothing stale is multiplied."""
+        stored = (self.qweight, self.qzeros, self.scales, self.g_idx)
+        return tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in stored)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move with the model, but keep scales in float16: `model.to(torch.bfloat16)` must not round them."""
+        scales = self.scales
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scales.dtype != torch.float16:
+            moved = self.scales
+            self.scales = moved.to(torch.float16) if scales.is_meta else scales.to(moved.device)
+        self._ready = None
+        return self

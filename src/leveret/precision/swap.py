@@ -1,0 +1,116 @@
+"""Which Linears of a model are swapped for quantized ones, and the swapping.
+
+Quantization is put on from outside: the model knows nothing of it. Left in full precision by default are
+
+* the output matrix (`lm_head`) and the embedding: errors there reach every logit undiluted;
+* the router of a mixture of experts (`gate`, `router`): tiny, and one flipped choice sends a token to the wrong expert;
+* whatever the `dynamic` patterns of `quantization_config` name.
+
+`prepare_quantized` turns a freshly built model into one whose state dict has the names and shapes of a quantized
+file; `quantize_linears` quantizes a model that already has weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from leveret.errors import ConfigError
+from leveret.precision.gptq_layout import GptqStorage
+from leveret.precision.int4 import Int4Linear
+from leveret.precision.int8 import Int8Linear
+from leveret.precision.linear import Product, QuantizedLinear
+
+KEPT_NAMES = ("gate", "router")
+"""Last parts of module names that are never quantized: the routers of mixtures of experts."""
+
+WORKING_COPY_BYTES = 512 * 2**20
+"""Up to this many bytes of written-out weights (2 each), a working copy is kept; above, the packed product is used."""
+
+logger = logging.getLogger(__name__)
+
+
+def is_quantized_name(name: str, storage: GptqStorage) -> bool:
+    """Whether the Linear called `name` is stored quantized under these settings."""
+    last = name.rpartition(".")[2]
+    if last == "lm_head":
+        return storage.lm_head
+    return last not in KEPT_NAMES and not storage.skips(name)
+
+
+def prepare_quantized(model: nn.Module, quantization_config: Mapping[str, Any]) -> None:
+    """Swap Linears in place for empty quantized ones, ready for the tensors of a quantized directory.
+
+    Call it on the model as built from config.json, before its weights are loaded; it works on the meta device too.
+    Raises ConfigError for a method, layout or shape that cannot be read.
+    """
+    storage = GptqStorage.from_dict(quantization_config)
+    for name, linear in _linears(model, storage).items():
+        try:
+            empty = _class_of(storage)(
+                linear.in_features,
+                linear.out_features,
+                storage=storage,
+                bias=linear.bias is not None,
+                device=linear.weight.device,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.message}", hint=error.hint) from error
+        if empty.bias is not None:
+            empty.bias.data = empty.bias.data.to(linear.weight.dtype)
+        model.set_submodule(name, empty)
+    choose_product(model)
+
+
+def quantize_linears(
+    model: nn.Module, storage: GptqStorage, *, search: bool = True, product: Product | None = None
+) -> list[str]:
+    """Quantize a model's Linears in place by rounding to nearest; returns the names of those that were."""
+    linears = _linears(model, storage)
+    for name, linear in linears.items():
+        quantized = _class_of(storage).from_linear(
+            linear, group_size=storage.group_size, symmetric=storage.symmetric, search=search
+        )
+        model.set_submodule(name, quantized)
+    choose_product(model, product)
+    return list(linears)
+
+
+def choose_product(model: nn.Module, product: Product | None = None) -> str:
+    """Set how every quantized Linear multiplies; returns, and logs, the choice and its reason in one line."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    if not layers:
+        return "no quantized layers"
+    chosen, reason = (product, "asked for") if product else _best_product(layers)
+    for layer in layers:
+        layer.product = chosen
+    line = f"int{layers[0].bits} product of {len(layers)} layers: {chosen} ({reason})"
+    logger.info(line)
+    return line
+
+
+def _best_product(layers: list[QuantizedLinear]) -> tuple[Product, str]:
+    written_out = 2 * sum(layer.in_features * layer.out_features for layer in layers)
+    size = f"{written_out / 2**20:,.0f} MiB written out in 16 bits"
+    if written_out <= WORKING_COPY_BYTES:
+        return "copy", f"{size}, which is small: no unpacking at each step"
+    refusals = {refusal for layer in layers if (refusal := layer.packed_refusal()) is not None}
+    if refusals:
+        return "plain", f"{size}, too large to keep, and {min(refusals)}"
+    return "packed", f"{size}, too large to keep; PyTorch {torch.__version__} reads the integers directly"
+
+
+def _linears(model: nn.Module, storage: GptqStorage) -> dict[str, nn.Linear]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and is_quantized_name(name, storage)
+    }
+
+
+def _class_of(storage: GptqStorage) -> type[Int4Linear] | type[Int8Linear]:
+    return Int4Linear if storage.bits == 4 else Int8Linear
