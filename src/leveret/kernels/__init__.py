@@ -1,0 +1,1 @@
+"""Fast paths, each beside a plain PyTorch twin of the same signature."""

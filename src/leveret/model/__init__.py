@@ -1,0 +1,1 @@
+"""The decoder and everything that describes it: config, parts, families, counts."""

@@ -1,0 +1,140 @@
+"""Self-attention of one layer, and the plan of a forward: what all layers share, decided once.
+
+The four projections are separate Linears. Fusing q, k and v would save two small calls per layer, but LoRA, GPTQ and
+every checkpoint address them one by one, and a swapped Linear must be found where people expect it.
+
+Which mask a forward needs:
+
+    no documents, no cache, T <= window        none: `is_causal`
+    packed documents, or T > window            one (B or 1, 1, T, T) mask
+    cache, one token, all rows equally long    none: everything that is read may be seen
+    cache, otherwise                           one (B or 1, 1, T, S) mask
+
+Shape legend: B rows, T new tokens, S keys, H query heads, K key-value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from leveret.kernels.attention import additive_mask, attention
+from leveret.model.cache import KVCache, Slots
+from leveret.model.config import ModelConfig
+from leveret.model.rope import RotaryEmbedding, rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """What every layer of one forward needs besides its input."""
+
+    cos: Tensor
+    """(B or 1, 1, T, D)"""
+    signed_sin: Tensor
+    """(B or 1, 1, T, D)"""
+    mask: Tensor | None
+    """Additive, (B or 1, 1, T, S); None when `is_causal` says it all or every key may be read."""
+    is_causal: bool
+    """The plain causal square."""
+    cache: KVCache | None
+    """Where keys and values are kept."""
+    slots: Slots | None
+    """Where in it, for this forward."""
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions: x (B, T, hidden) -> (B, T, hidden)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
+        batch, length, _ = x.shape
+        heads = (batch, length, -1, self.head_dim)
+        query = self.q_proj(x).view(heads).transpose(1, 2)  # (B, H, T, D)
+        key = self.k_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
+        value = self.v_proj(x).view(heads).transpose(1, 2)
+        query, key = rotate(query, plan.cos, plan.signed_sin), rotate(key, plan.cos, plan.signed_sin)
+        if plan.cache is not None and plan.slots is not None:
+            key, value = plan.cache.append(self.layer, key, value, plan.slots)  # (B, K, S, D)
+        out = attention(query, key, value, mask=plan.mask, is_causal=plan.is_causal)
+        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return projected
+
+
+def plan_without_cache(
+    config: ModelConfig,
+    rope: RotaryEmbedding,
+    shape: tuple[int, int],
+    *,
+    positions: Tensor | None,
+    document_ids: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> AttentionPlan:
+    """Plan a forward over whole rows: input of `shape` (B, T), optional positions and document ids of that shape."""
+    length = shape[1]
+    along = torch.arange(length, device=device).unsqueeze(0)  # (1, T)
+    turned = along if positions is None else positions
+    lengths = _sequence_lengths(turned, document_ids) if config.rope.kind == "dynamic" else None
+    cos, signed_sin = rope(turned, lengths, dtype)
+    if document_ids is not None and _is_right_padding(document_ids):
+        document_ids = None
+    inside_window = config.sliding_window is None or length <= config.sliding_window
+    mask = None
+    if document_ids is not None or not inside_window:
+        mask = additive_mask(
+            along,
+            along,
+            window=None if inside_window else config.sliding_window,
+            query_documents=document_ids,
+            key_documents=document_ids,
+            dtype=dtype,
+        )
+    is_causal = mask is None and length > 1
+    return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=mask, is_causal=is_causal, cache=None, slots=None)
+
+
+def plan_with_cache(
+    config: ModelConfig, rope: RotaryEmbedding, length: int, *, cache: KVCache, dtype: torch.dtype
+) -> AttentionPlan:
+    """Plan a forward of `length` tokens per row that continues what `cache` holds."""
+    slots = cache.reserve(length)
+    lengths = None
+    if config.rope.kind == "dynamic":
+        lengths = cache.planned_lengths.to(slots.positions.device).unsqueeze(1)  # (B, 1)
+    cos, signed_sin = rope(slots.positions, lengths, dtype)
+    window = config.sliding_window
+    mask, is_causal = None, False
+    if slots.uniform and slots.end == length and (window is None or length <= window):
+        is_causal = length > 1
+    elif not (slots.uniform and length == 1):
+        read = torch.arange(slots.first, slots.end, device=slots.positions.device).unsqueeze(0)  # (1, S)
+        mask = additive_mask(slots.positions, read, window=window, dtype=dtype)
+    return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=mask, is_causal=is_causal, cache=cache, slots=slots)
+
+
+def _is_right_padding(document_ids: Tensor) -> bool:
+    """Every row is one document and then padding. Causality alone keeps the padding out, so no mask is needed."""
+    same = document_ids[:, 1:] == document_ids[:, :-1]
+    return bool((same | (document_ids[:, 1:] < 0)).all()) and bool((document_ids[:, 0] >= 0).all())
+
+
+def _sequence_lengths(positions: Tensor, document_ids: Tensor | None) -> Tensor:
+    """The length of the sequence that each token belongs to: (B, T), or (B, 1) without documents."""
+    if document_ids is None:
+        return positions.amax(dim=1, keepdim=True) + 1
+    index = document_ids.long() + 1  # padding is -1
+    longest = torch.zeros(index.shape[0], int(index.max()) + 1, dtype=torch.long, device=positions.device)
+    longest = longest.scatter_reduce(1, index, positions.expand_as(index).long() + 1, reduce="amax")
+    return longest.gather(1, index)
