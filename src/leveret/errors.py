@@ -14,7 +14,8 @@
     ├── TrainingError                       1   training cannot go on, or must not begin
     │   ├── NonFiniteLoss                       the loss is NaN or infinite; nothing was updated
     │   ├── NothingToTrain                      a sample, batch or data set trains no token
-    │   └── CheckpointError                     no checkpoint can be resumed from
+    │   ├── CheckpointError                     no checkpoint can be resumed from
+    │   └── Stopped                         143   asked to end by SIGTERM; the state is saved
     ├── RequestError                        1   a request to the engine or the server is wrong
     ├── HubError                            4   a model is neither here nor to be fetched
     ├── CertificateError                    5   two routes that must agree do not
@@ -114,6 +115,12 @@ class NothingToTrain(TrainingError):
 
 class CheckpointError(TrainingError):
     """No checkpoint can be resumed from."""
+
+
+class Stopped(TrainingError):
+    """SIGTERM asked the run to end; the step in hand was finished and the state saved (143 = 128 + SIGTERM)."""
+
+    exit_code: ClassVar[int] = 143
 
 
 class RequestError(LeveretError):

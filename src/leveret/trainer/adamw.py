@@ -1,0 +1,186 @@
+"""AdamW over one flat fp32 copy of the weights, under a model that computes in bf16 or fp32.
+
+A bf16 weight has 8 bits of mantissa: an update smaller than 1/256 of it is lost. So the truth is kept in fp32
+*masters*; the model holds their rounding, and gradients are summed into fp32 too. All of it is flat:
+
+    weights    (N,) model dtype   every parameter of the model is a view into it
+    masters    (N,) fp32          in fp32 the same memory as `weights`
+    gradients  (N,) fp32          filled by a hook as backward finishes each parameter, which then frees its own
+    exp_avg, exp_avg_sq (N,) fp32
+
+One update is then two calls of PyTorch's fused kernel (decayed part, undecayed part) and one cast, whatever the
+number of parameters; clipping rides along as the kernel's gradient scale instead of a pass of its own. The rule
+(Loshchilov and Hutter 2019, with g the clipped gradient and k counted from 1):
+
+    w <- w - lr * decay * w
+    m <- b1 * m + (1 - b1) * g          v <- b2 * v + (1 - b2) * g^2
+    w <- w - lr * (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
+
+`plain_adamw_` below writes the same in five lines and is the reference in the tests. Vectors (norm gains, biases)
+are not decayed; matrices and embeddings are. Parameters with requires_grad=False are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from leveret.errors import CheckpointError
+from leveret.trainer.config import TrainingConfig
+
+_ALIGNMENT = 64  # elements: every view starts on a cache line in bf16 and in fp32
+
+
+def is_decayed(parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: matrices and embeddings yes, norm gains and biases no."""
+    return parameter.ndim >= 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """Where one parameter lives in the flat buffers."""
+
+    name: str
+    parameter: nn.Parameter
+    start: int
+    """First element in the flat buffers."""
+
+    def view(self, flat: Tensor) -> Tensor:
+        """This parameter's piece of `flat`, in the parameter's shape."""
+        return flat[self.start : self.start + self.parameter.numel()].view(self.parameter.shape)
+
+
+class AdamW:
+    """The optimizer of one model. Building it moves the model's trainable parameters into one buffer of `dtype`.
+
+    Until `close`, each backward pass adds to `gradients` and leaves `parameter.grad` None.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, *, dtype: torch.dtype) -> None:
+        self.config = config
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        ordered = sorted(trainable, key=lambda item: not is_decayed(item[1]))  # stable: decayed ones first
+        self.slots: list[Slot] = []
+        size = self.decayed_size = 0
+        for name, parameter in ordered:
+            self.slots.append(Slot(name=name, parameter=parameter, start=size))
+            size += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+            self.decayed_size = size if is_decayed(parameter) else self.decayed_size
+        device = ordered[0][1].device
+        self.masters = torch.zeros(size, dtype=torch.float32, device=device)
+        self.weights = self.masters if dtype == torch.float32 else torch.zeros(size, dtype=dtype, device=device)
+        self.gradients, self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.masters) for _ in range(3))
+        self.updates = 0
+        self._filled = [False] * len(self.slots)
+        for slot in self.slots:
+            slot.view(self.masters).copy_(slot.parameter.detach())
+            slot.parameter.data = slot.view(self.weights)
+        self._push()
+        self._hooks = [
+            slot.parameter.register_post_accumulate_grad_hook(self._collector(index, slot))  # type: ignore[no-untyped-call]
+            for index, slot in enumerate(self.slots)
+        ]
+
+    def start_step(self) -> None:
+        """Forget the gradients of the step before."""
+        self._filled = [False] * len(self.slots)
+
+    def gradient_norm(self) -> Tensor:
+        """The length of the gradient of the whole model (before clipping), a scalar tensor."""
+        for slot, filled in zip(self.slots, self._filled, strict=True):
+            if not filled:  # no token of this step reached it (an expert nobody chose)
+                slot.view(self.gradients).zero_()
+        norm: Tensor = torch.linalg.vector_norm(self.gradients)
+        return norm
+
+    @torch.no_grad()
+    def update(self, *, learning_rate: float, gradient_norm: float) -> None:
+        """One AdamW update from `gradients`, clipped to `max_grad_norm` given their norm."""
+        self.updates += 1
+        limit = self.config.max_grad_norm
+        divide_by = None
+        if limit is not None and gradient_norm > limit:
+            divide_by = torch.tensor((gradient_norm + 1e-6) / limit, device=self.masters.device)
+        # The kernel counts up itself before it uses the count.
+        count = torch.tensor(float(self.updates - 1), device=self.masters.device)
+        for part, decay in self._parts():
+            if part.start == part.stop:
+                continue
+            adamw(
+                [self.masters[part]], [self.gradients[part]], [self.exp_avg[part]], [self.exp_avg_sq[part]], [],
+                [count.clone()], fused=True, grad_scale=divide_by, amsgrad=False, lr=learning_rate,
+                beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps, weight_decay=decay,
+                maximize=False,
+            )  # fmt: skip
+        self._push()
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors a checkpoint holds; with `updates` and `layout` they are the whole optimizer and the weights."""
+        return {"masters": self.masters, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+    def layout(self) -> dict[str, list[int]]:
+        """Name -> [start, *shape] of every trained parameter, to see that a checkpoint fits this model."""
+        return {slot.name: [slot.start, *slot.parameter.shape] for slot in self.slots}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor], *, updates: int, layout: dict[str, list[int]]) -> None:
+        """Take over a checkpoint's tensors and show them to the model. CheckpointError when the model differs."""
+        mine = self.layout()
+        if layout != mine:
+            names = sorted(name for name in {*layout, *mine} if layout.get(name) != mine.get(name))
+            raise CheckpointError(
+                f"the checkpoint is of another model: {len(names)} parameters differ, first {names[0]} "
+                f"(checkpoint {layout.get(names[0])}, model {mine.get(names[0])}: start, shape)"
+            )
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+        self.updates = updates
+        self._push()
+
+    def close(self) -> None:
+        """Take the hooks off the model and free everything but its weights."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        empty = self.masters.new_empty(0)
+        self.gradients = self.exp_avg = self.exp_avg_sq = empty
+
+    def _parts(self) -> list[tuple[slice, float]]:
+        decayed = slice(0, self.decayed_size)
+        return [(decayed, self.config.weight_decay), (slice(self.decayed_size, self.masters.numel()), 0.0)]
+
+    def _push(self) -> None:
+        if self.weights is not self.masters:
+            self.weights.copy_(self.masters)
+
+    def _collector(self, index: int, slot: Slot) -> Callable[[Tensor], None]:
+        target = slot.view(self.gradients)
+
+        def collect(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None
+            if self._filled[index]:
+                target.add_(gradient)
+            else:
+                target.copy_(gradient)
+                self._filled[index] = True
+            parameter.grad = None
+
+        return collect
+
+
+def plain_adamw_(
+    weight: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
+    *, step: int, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """The update above written out, in place, for one tensor; `step` counts from 1. The twin of the fused kernel."""
+    weight.mul_(1 - learning_rate * weight_decay)
+    exp_avg.lerp_(gradient, 1 - betas[0])
+    exp_avg_sq.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    denominator = exp_avg_sq.sqrt().div_(math.sqrt(1 - betas[1] ** step)).add_(eps)
+    weight.addcdiv_(exp_avg, denominator, value=-learning_rate / (1 - betas[0] ** step))

@@ -1,0 +1,107 @@
+"""What one forward pass sees (Batch), and where the batches of step k come from (BatchSource).
+
+Step k takes rows k * R ... k * R + R - 1 of one fixed, seeded order (R = rows_per_step; `data.mixture` computes the
+row at any place of that order directly). There is no iterator to wind forward and no buffer to save: a resumed run
+needs the step number and nothing else, and gets exactly the rows it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leveret.trainer.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from leveret.data.packing import Row
+
+IGNORED = -100
+"""The target of a position that is not trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch. B rows of T tokens."""
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    targets: Tensor
+    """(B, T) int64: the id to predict at each position, -100 where none."""
+    positions: Tensor
+    """(B, T) int64, restarting with every document."""
+    document_ids: Tensor
+    """(B, T) int64: attention stays within one; -1 is padding."""
+    keys: tuple[str, ...]
+    """(B,) the rows' names, for error messages and forensics."""
+    trained_tokens: int
+    """Positions with a target."""
+    weights: Tensor | None = None
+    """(B, T) float32: how much each target counts. None: 1 each."""
+
+    @property
+    def total_weight(self) -> float:
+        """What the summed loss is divided by: the trained tokens, or the sum of their weights."""
+        if self.weights is None:
+            return float(self.trained_tokens)
+        return float(self.weights[self.targets != IGNORED].sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device` (itself when it is there already)."""
+        if self.input_ids.device == device:
+            return self
+        names = ("input_ids", "targets", "positions", "document_ids", "weights")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})
+
+
+class RowOrder(Protocol):
+    """A fixed order over rows, computed at any place: what `data.mixture.Mixture` is."""
+
+    def row(self, place: int) -> Row:
+        """The row at `place`, counted from 0 and without end."""
+
+    def key(self, place: int) -> str:
+        """A name a person can find that row by."""
+
+
+class BatchSource:
+    """The micro-batches of every step of a run."""
+
+    def __init__(self, order: RowOrder, config: TrainingConfig, *, rows_in_one_epoch: int) -> None:
+        self.order = order
+        self.rows_per_step = config.rows_per_step
+        self.micro_batch_rows = config.micro_batch_rows
+        self.total_rows = config.total_rows(rows_in_one_epoch)
+        self.total_steps = config.total_steps(rows_in_one_epoch)
+
+    def step(self, step: int) -> list[Batch]:
+        """The micro-batches of `step`; the last step of a run may have fewer rows than the others."""
+        first = step * self.rows_per_step
+        places = range(first, min(first + self.rows_per_step, self.total_rows))
+        size = self.micro_batch_rows
+        return [self._batch(places[i : i + size]) for i in range(0, len(places), size)]
+
+    def _batch(self, places: Sequence[int]) -> Batch:
+        return batch_of([self.order.row(place) for place in places], [self.order.key(place) for place in places])
+
+
+def batch_of(rows: Sequence[Row], keys: Sequence[str]) -> Batch:
+    """Stack rows of equal length into a Batch."""
+
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(row, name) for row in rows]).astype(np.int64))
+
+    targets = stack("targets")
+    return Batch(
+        input_ids=stack("input_ids"),
+        targets=targets,
+        positions=stack("positions"),
+        document_ids=stack("document_ids"),
+        keys=tuple(keys),
+        trained_tokens=int((targets != IGNORED).sum()),
+    )

@@ -1,0 +1,105 @@
+"""TrainingConfig: every number that shapes a training run, written once.
+
+A *step* is one update of the weights. It sees `rows_per_step` rows of `sequence_length` tokens, taken
+`micro_batch_rows` at a time so that memory stays bounded; how the rows are cut into micro-batches changes the
+speed and the memory, never the gradient (the loss is divided by the trained tokens of the whole step, once).
+Everything below counts steps, not micro-batches.
+
+The file knows no torch: `leveret --help`, `validate` and the planner read it for free.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from leveret.config import Config, Rehearsal
+
+FREE_TO_CHANGE = frozenset(
+    {"checkpoint_every_steps", "keep_checkpoints", "evaluate_every_steps", "evaluate_rows", "log_every_steps"}
+)
+"""Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt."""
+
+
+class TrainingConfig(Config):
+    """How a model is trained: steps, batch, learning rate, optimizer, precision, checkpoints."""
+
+    max_steps: Annotated[int | None, Field(ge=1), Rehearsal(20)] = None
+    """Stop after this many optimizer steps. None: when `num_epochs` passes over the data are done."""
+    num_epochs: Annotated[float | None, Field(gt=0)] = None
+    """Passes over the data (a fraction is allowed). None: one pass, or as many as `max_steps` needs when that is
+    given. When both are given the earlier end wins."""
+
+    sequence_length: Annotated[int, Field(ge=8), Rehearsal(256)] = 512
+    """Tokens in a row. Documents and samples are packed into rows; attention never crosses from one to another."""
+    rows_per_step: Annotated[int, Field(ge=1), Rehearsal(4)] = 16
+    """Rows that make one optimizer step: the global batch is rows_per_step x sequence_length tokens."""
+    micro_batch_rows: Annotated[int, Field(ge=1), Rehearsal(4)] = 8
+    """Rows that pass through the model at once (at most; a step's last micro-batch may be smaller)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """The peak learning rate, reached at the end of the warm-up."""
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The learning rate at the end of the schedule, as a share of the peak (`constant` never falls)."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """The shape after the warm-up. `wsd` (warm-up, stable, decay) stays at the peak, then falls over the last
+    `decay_fraction` of the steps."""
+    warmup_steps: Annotated[int, Field(ge=0), Rehearsal(2)] = 0
+    """Steps over which the learning rate rises linearly to its peak; the first step is never at zero."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of all steps that `wsd` spends falling; the other schedules do not read it."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay on matrices and embeddings; norms and biases are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's two averaging rates: of the gradient and of its square."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's guard against division by zero."""
+    max_grad_norm: Annotated[float | None, Field(gt=0)] = 1.0
+    """The gradient of the whole model is scaled down to this length when longer. None: never."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of the weights and activations inside the model. The optimizer always keeps fp32 masters."""
+
+    checkpoint_every_steps: Annotated[int | None, Field(ge=1), Rehearsal(10)] = 200
+    """Save the state of the run this often, so that a killed run goes on from there. None: only when asked to stop."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Checkpoints to keep; older ones are deleted. Two or more survive damage to the newest."""
+    evaluate_every_steps: Annotated[int | None, Field(ge=1), Rehearsal(10)] = None
+    """Measure the validation loss this often. None: only at the end."""
+    evaluate_rows: Annotated[int, Field(ge=1), Rehearsal(4)] = 64
+    """At most this many validation rows are used each time."""
+    log_every_steps: Annotated[int, Field(ge=1)] = 10
+    """Write a line to metrics.jsonl this often (the first and the last step are always written)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.micro_batch_rows > self.rows_per_step:
+            raise ValueError(
+                f"micro_batch_rows ({self.micro_batch_rows}) is above rows_per_step ({self.rows_per_step}): "
+                "a step would never fill one micro-batch; lower the first or raise the second"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps}): "
+                "the run would end before its peak learning rate"
+            )
+        return self
+
+    def total_rows(self, rows_in_one_epoch: int) -> int:
+        """Rows the whole run trains on, given how many the data holds. The last step may get fewer than the others."""
+        if self.num_epochs is None:
+            return rows_in_one_epoch if self.max_steps is None else self.max_steps * self.rows_per_step
+        rows = max(1, math.ceil(self.num_epochs * rows_in_one_epoch - 1e-9))
+        return rows if self.max_steps is None else min(rows, self.max_steps * self.rows_per_step)
+
+    def total_steps(self, rows_in_one_epoch: int) -> int:
+        """Optimizer steps of the whole run, the last partial one included."""
+        return math.ceil(self.total_rows(rows_in_one_epoch) / self.rows_per_step)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields a resumed run must share with the run it goes on with (all but `FREE_TO_CHANGE`)."""
+        return self.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
