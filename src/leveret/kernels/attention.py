@@ -29,12 +29,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None,
     assert mask is None or not is_causal, "a mask must hold its own causality"
     batch, heads, length, width = query.shape
     groups = key.shape[1]
-    if length == 1 and heads != groups:
-        folded = query.view(batch, groups, heads // groups, width)  # (B, K, H/K, D)
-        out: Tensor = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
-        return out.reshape(batch, heads, 1, width)
     grouped = heads != groups
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped)
+    if length == 1 and grouped:
+        query = query.view(batch, groups, heads // groups, width)  # (B, K, H/K, D)
+        grouped = False
+    out: Tensor = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+    )
+    return out if out.shape[1] == heads else out.reshape(batch, heads, length, width)
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:

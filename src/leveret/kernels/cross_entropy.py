@@ -1,0 +1,119 @@
+"""The language-model head and its loss in one, chunk by chunk: (tokens, vocabulary) logits never exist at once.
+
+    loss = sum over tokens n with a target of  w_n * (log sum_v exp(z_nv) - z_n,target),      z = hidden @ weight^T
+
+With V = 100,000 the logits of 8,192 tokens are 3 GB in float32, and backward wants them again. But the gradient is
+known as soon as a chunk's softmax is, dz = w (softmax(z) - onehot(target)), so forward takes a chunk of tokens, adds
+its loss, turns its logits into dz in place, and adds dz @ weight and dz^T @ hidden to the two gradients. Backward
+only scales them. One buffer serves all chunks: on a CPU, fresh memory costs more than the arithmetic.
+
+Positions without a target are left out before the product, so fine-tuning pays only for the tokens it trains. The
+softmax and the sums are float32 whatever the inputs are. `plain_cross_entropy` is the same loss written out.
+
+Shape legend: N positions, H hidden, V vocabulary, C positions of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""The target of a position that trains nothing."""
+
+CHUNK_LOGITS = 2**22
+"""Logits computed at a time: 16 MB in float32, large enough for a fast product, small next to the model."""
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, token_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Summed loss in nats (float32 scalar, differentiable) and the number of trained positions (int64 scalar).
+
+    hidden: (N, H); weight: (V, H) of the same dtype; targets: (N,) ids, -100 trains nothing; token_weights: (N,) float
+    factors on each position's loss (they do not change the number). The gradient can be taken once, not twice.
+    """
+    trained = torch.nonzero(targets != IGNORED).squeeze(1)
+    if trained.numel() != targets.numel():
+        hidden, targets = hidden.index_select(0, trained), targets.index_select(0, trained)
+        token_weights = None if token_weights is None else token_weights.index_select(0, trained)
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss_sum: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch types it so
+        hidden, weight, targets.long(), token_weights, wanted
+    )
+    return loss_sum, torch.tensor(trained.numel(), device=targets.device)
+
+
+def plain_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, token_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same as `chunked_cross_entropy` with all logits at once."""
+    logits = (hidden @ weight.t()).float()
+    losses = torch.nn.functional.cross_entropy(logits, targets.long(), ignore_index=IGNORED, reduction="none")
+    if token_weights is not None:
+        losses = losses * token_weights
+    return losses.sum(), (targets != IGNORED).sum()
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and both gradients in forward; backward multiplies them by the incoming scalar."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor | None, wanted: bool
+    ) -> Tensor:
+        loss_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_grad = torch.empty_like(hidden) if wanted else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        chunk = max(1, min(len(hidden), CHUNK_LOGITS // len(weight)))
+        buffer = hidden.new_empty((chunk, len(weight)))
+        floats = buffer if hidden.dtype == torch.float32 else torch.empty_like(buffer, dtype=torch.float32)
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            piece = hidden[rows]  # (C, H)
+            logits = torch.mm(piece, weight.t(), out=buffer[: len(piece)])  # (C, V)
+            factors = None if token_weights is None else token_weights[rows].float()
+            scores = floats[: len(piece)]
+            if scores.dtype != logits.dtype:
+                scores.copy_(logits)
+            loss_sum += _loss_and_slope(scores, targets[rows], factors, slope=wanted)
+            if hidden_grad is not None and weight_grad is not None:
+                slope = logits if scores.dtype == logits.dtype else logits.copy_(scores)
+                torch.mm(slope, weight, out=hidden_grad[rows])
+                _add_product(weight_grad, slope, piece)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return loss_sum
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.dtypes
+        scale = grads[0]
+        from_hidden = (hidden_grad * scale).to(hidden_dtype) if ctx.needs_input_grad[0] else None
+        from_weight = (weight_grad * scale).to(weight_dtype) if ctx.needs_input_grad[1] else None
+        return from_hidden, from_weight, None, None, None
+
+
+def _loss_and_slope(scores: Tensor, targets: Tensor, factors: Tensor | None, *, slope: bool) -> Tensor:
+    """The chunk's loss from its float32 logits (C, V); with `slope` these become dloss/dlogits, in place."""
+    column = targets.unsqueeze(1)  # (C, 1)
+    scores.sub_(scores.amax(dim=1, keepdim=True))
+    target_scores = scores.gather(1, column)
+    totals = scores.exp_().sum(dim=1, keepdim=True)
+    losses = totals.log() - target_scores  # (C, 1)
+    if slope:
+        scores.div_(totals).scatter_add_(1, column, torch.full_like(totals, -1.0))
+        if factors is not None:
+            scores.mul_(factors.unsqueeze(1))
+    return losses.sum() if factors is None else (losses.squeeze(1) * factors).sum()
+
+
+def _add_product(total: Tensor, slope: Tensor, piece: Tensor) -> None:
+    """total (V, H) += slope^T (V, C) @ piece (C, H), summed over chunks in float32."""
+    if piece.dtype == total.dtype:
+        total.addmm_(slope.t(), piece)
+    else:
+        total.add_(slope.t() @ piece)
