@@ -1,0 +1,1 @@
+"""The engine runs a model: batched generation on token ids, and the text model that people talk to."""

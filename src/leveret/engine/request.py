@@ -1,0 +1,122 @@
+"""A request to the engine: prompt ids, how to sample, when to stop; and what comes back.
+
+The engine speaks token ids only. Everything that needs text (stop strings, streaming, tool calls) reaches it through
+two small doors of `Request`:
+
+* `constraint` says which ids may come next (`tools/constraint.py` is one; any object with these methods will do);
+* `watch` is called with every generated id and returns True when the request is finished. Stop strings work this way:
+  a `TextAssembler` (engine/assembler.py) watches the decoded text.
+
+How one id is chosen from `SamplingParams` is written in `sampler.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from leveret.errors import RequestError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""`stop`: a stop id, a stop string or the end of a constraint; `length`: max_tokens; `cancelled`: by the caller."""
+
+
+class Constraint(Protocol):
+    """What may be generated next: an automaton over token ids, owned by one request."""
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing may follow; the request then ends with the reason `stop`."""
+
+    def allowed_ids(self) -> np.ndarray:
+        """Ids allowed now: (n,) int64, sorted, n >= 1. A single id is taken without sampling."""
+
+    def advance(self, token_id: int) -> None:
+        """Take one allowed id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How ids are chosen and when a request ends; the defaults are greedy.
+
+    Raises RequestError with the field's name as `param` when a value is out of range.
+    """
+
+    max_tokens: int = 512
+    """Most ids to generate, at least 1 (the id that stops the request counts)."""
+    temperature: float = 0.0
+    """0 is greedy (the likeliest id, the lowest id of equals); 1 samples from the model's own distribution."""
+    top_k: int | None = None
+    """Sample from the k likeliest ids only."""
+    top_p: float | None = None
+    """Sample from the fewest likeliest ids whose probabilities reach p (nucleus), 0 < p <= 1."""
+    min_p: float | None = None
+    """Drop ids less likely than this share of the likeliest one, 0 <= p <= 1."""
+    repetition_penalty: float = 1.0
+    """Above 1: ids seen in the prompt or the answer become less likely (CTRL, arXiv 1909.05858)."""
+    seed: int | None = None
+    """Same seed, same answer, whatever else is in the batch. None draws a fresh seed."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer and are not part of it. Looked for by the text layer, which sets `Request.watch`."""
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end the answer and are not part of it."""
+    banned_ids: tuple[int, ...] = ()
+    """Ids that are never chosen."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _check(0 <= self.temperature < float("inf"), "temperature", self.temperature, "a finite number of at least 0")
+        _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1")
+        _check(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        _check(
+            0 < self.repetition_penalty < float("inf"), "repetition_penalty", self.repetition_penalty, "finite, above 0"
+        )
+        _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
+        _check(all(self.stop), "stop", self.stop, "strings that are not empty")
+
+    @property
+    def greedy(self) -> bool:
+        """True when no random number is drawn."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt to continue."""
+
+    prompt_ids: tuple[int, ...]
+    """At least one id."""
+    params: SamplingParams = field(default_factory=SamplingParams)
+    """How to sample and when to stop."""
+    constraint: Constraint | None = None
+    """Which ids may come next; the engine advances it, so it serves one request only."""
+    watch: Callable[[int], bool] | None = None
+    """Called with each generated id (a stop id excepted); True ends the request with the reason `stop`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What one request became."""
+
+    ids: tuple[int, ...]
+    """Generated ids, without the stop id that ended them."""
+    finish_reason: FinishReason
+    """Why it ended."""
+    stop_id: int | None
+    """The stop id that ended it, if one did."""
+    num_prompt_tokens: int
+    """Length of the prompt."""
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Ids the model produced, the stop id included."""
+        return len(self.ids) + (self.stop_id is not None)
+
+
+def _check(good: bool, name: str, value: object, wanted: str) -> None:
+    if not good:
+        raise RequestError(f"{name} is {value!r}; it must be {wanted}", param=name, code="invalid_value")
