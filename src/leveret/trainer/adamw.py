@@ -80,6 +80,9 @@ class AdamW:
         for slot in self.slots:
             slot.view(self.masters).copy_(slot.parameter.detach())
             slot.parameter.data = slot.view(self.weights)
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
         self._push()
         self._hooks = [
             slot.parameter.register_post_accumulate_grad_hook(self._collector(index, slot))  # type: ignore[no-untyped-call]

@@ -15,14 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leveret.kernels.cross_entropy import IGNORED
 from leveret.trainer.config import TrainingConfig
 
 if TYPE_CHECKING:
     from leveret.data.packing import Row
-
-IGNORED = -100
-"""The target of a position that is not trained."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -70,10 +67,16 @@ class RowOrder(Protocol):
 
 
 class BatchSource:
-    """The micro-batches of every step of a run."""
+    """The micro-batches of every step of a run.
 
-    def __init__(self, order: RowOrder, config: TrainingConfig, *, rows_in_one_epoch: int) -> None:
+    token_weights: (V,) float32, how much each id counts as a target; None: 1 each.
+    """
+
+    def __init__(
+        self, order: RowOrder, config: TrainingConfig, *, rows_in_one_epoch: int, token_weights: Tensor | None = None
+    ) -> None:
         self.order = order
+        self.token_weights = token_weights
         self.rows_per_step = config.rows_per_step
         self.micro_batch_rows = config.micro_batch_rows
         self.total_rows = config.total_rows(rows_in_one_epoch)
@@ -87,10 +90,11 @@ class BatchSource:
         return [self._batch(places[i : i + size]) for i in range(0, len(places), size)]
 
     def _batch(self, places: Sequence[int]) -> Batch:
-        return batch_of([self.order.row(place) for place in places], [self.order.key(place) for place in places])
+        rows = [self.order.row(place) for place in places]
+        return batch_of(rows, [self.order.key(place) for place in places], token_weights=self.token_weights)
 
 
-def batch_of(rows: Sequence[Row], keys: Sequence[str]) -> Batch:
+def batch_of(rows: Sequence[Row], keys: Sequence[str], *, token_weights: Tensor | None = None) -> Batch:
     """Stack rows of equal length into a Batch."""
 
     def stack(name: str) -> Tensor:
@@ -104,4 +108,5 @@ def batch_of(rows: Sequence[Row], keys: Sequence[str]) -> Batch:
         document_ids=stack("document_ids"),
         keys=tuple(keys),
         trained_tokens=int((targets != IGNORED).sum()),
+        weights=None if token_weights is None else token_weights[targets.clamp(min=0)],
     )

@@ -111,12 +111,13 @@ class Checkpoints:
 
         CheckpointError when the run's identity has changed, or when checkpoints exist and all are damaged.
         """
-        saved = self.saved()
+        saved, damaged = self.saved(), list[Path]()
         for folder in reversed(saved):
             try:
                 manifest, state = self._read(folder)
             except CheckpointError as error:
                 self.console.warn(f"{error.message}; trying the one before it")
+                damaged.append(folder)
                 continue
             self._refuse_other_identity(folder, manifest.identity)
             if manifest.threads != torch.get_num_threads():
@@ -125,6 +126,8 @@ class Checkpoints:
                     f"{torch.get_num_threads()}: the result may differ in the last bits"
                 )
             optimizer.restore(state, updates=manifest.updates, layout=manifest.layout)
+            for other in damaged:  # out of the way: it must not count as the newest of those that are kept
+                _move(other, other.with_name(f"damaged-{other.name}"))
             return manifest.step
         if saved:
             raise CheckpointError(
@@ -166,10 +169,14 @@ class Checkpoints:
 
     def _delete_old(self) -> None:
         for folder in self.saved()[: -self.keep]:
-            doomed = folder.rename(folder.with_name(f".{folder.name}.deleted"))  # never half a visible checkpoint
-            shutil.rmtree(doomed, ignore_errors=True)
+            _move(folder, folder.with_name(f".{folder.name}.deleted"))  # never half a visible checkpoint
         for leftover in self.folder.glob(".step-*.deleted"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _move(folder: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

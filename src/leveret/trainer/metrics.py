@@ -7,12 +7,14 @@ dropped the same way. The page is rewritten whole, at most every few seconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+from leveret.errors import TrainingError
 from leveret.paths import atomic_write
 from leveret.trainer.metrics_page import render_page
 
@@ -37,9 +39,15 @@ class Metrics:
         """Add a line. `step` counts steps done, so the first line of a run has step 1."""
         line = {"step": step, **values}
         self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {self.jsonl}: {error}",
+                hint="free some space and run the same command again; it goes on from the last checkpoint",
+            ) from error
         if time.monotonic() - self._page_written >= _SECONDS_BETWEEN_PAGES:
             self.draw(status="running")
 
@@ -49,9 +57,11 @@ class Metrics:
         self._page_written = time.monotonic()
 
     def close(self, *, status: str) -> None:
-        """End the record: the page says how, and no longer reloads."""
-        self.draw(status=status)
-        self._file.close()
+        """End the record: the page says how, and no longer reloads. A full disk does not hide the error before it."""
+        with contextlib.suppress(OSError):
+            self.draw(status=status)
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

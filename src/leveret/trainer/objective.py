@@ -20,7 +20,7 @@ from leveret.trainer.batches import Batch
 
 
 class CausalLoss:
-    """Batch -> sum over trained tokens of -log p(target), in nats: an objective of `optimizer_step`."""
+    """Batch -> sum over trained tokens of weight * -log p(target), in nats: an objective of `optimizer_step`."""
 
     def __init__(self, model: Decoder) -> None:
         self.model = model
@@ -33,7 +33,12 @@ class CausalLoss:
         hidden = self.model.hidden(
             batch.input_ids, positions=batch.positions, document_ids=batch.document_ids, router=router
         )  # (B, T, H)
-        loss, _ = chunked_cross_entropy(hidden.flatten(0, 1), self.model.lm_head.weight, batch.targets.flatten())
+        loss, _ = chunked_cross_entropy(
+            hidden.flatten(0, 1),
+            self.model.lm_head.weight,
+            batch.targets.flatten(),
+            token_weights=None if batch.weights is None else batch.weights.flatten(),
+        )
         if moe is not None and router:
             counted = batch.document_ids.flatten() >= 0
             balance = load_balancing_loss(router, moe, counted)

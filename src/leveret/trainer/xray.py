@@ -24,9 +24,10 @@ from leveret.errors import NothingToTrain
 from leveret.paths import atomic_write
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from leveret.data.packing import Sample
     from leveret.tokenizer.files import Tokenizer
-    from rich.text import Text
 
 _SAMPLES_ON_PAGE = 5
 _TOKENS_ON_CONSOLE = 200

@@ -1,0 +1,135 @@
+"""Checkpoints: whole or not there, the newest good one wins, never of another run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from leveret.console import Console
+from leveret.errors import CheckpointError
+from leveret.trainer.adamw import AdamW
+from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.config import TrainingConfig
+
+IDENTITY = {"config": {"training": {"learning_rate": 0.001}, "seed": 1}, "data": [["a.jsonl", 1.0]]}
+
+
+def make_optimizer(seed=0):
+    torch.manual_seed(seed)
+    optimizer = AdamW(nn.Linear(40, 30), TrainingConfig(), dtype=torch.float32)
+    optimizer.exp_avg.normal_()
+    optimizer.exp_avg_sq.uniform_()
+    return optimizer
+
+
+def make_checkpoints(tmp_path, *, identity=IDENTITY, keep=2, log=None):
+    return Checkpoints(tmp_path / "checkpoints", identity=identity, keep=keep, console=Console(quiet=True, log=log))
+
+
+def names(tmp_path):
+    return sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+    saved, loaded = make_optimizer(0), make_optimizer(1)
+    saved.updates = 7
+    make_checkpoints(tmp_path).save(7, saved)
+    assert make_checkpoints(tmp_path).resume(loaded) == 7
+    assert loaded.updates == 7
+    for name, tensor in saved.state().items():
+        assert torch.equal(tensor, loaded.state()[name])
+
+
+def test_without_checkpoints_a_run_starts_at_zero(tmp_path):
+    assert make_checkpoints(tmp_path).resume(make_optimizer()) == 0
+
+
+def test_only_the_last_ones_are_kept_and_nothing_else_lies_about(tmp_path):
+    checkpoints = make_checkpoints(tmp_path, keep=2)
+    for step in (5, 10, 15, 20):
+        checkpoints.save(step, make_optimizer())
+    assert names(tmp_path) == ["step-00000015", "step-00000020"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "manifest missing"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_with_a_warning(tmp_path, damage):
+    checkpoints = make_checkpoints(tmp_path, log=tmp_path / "log")
+    checkpoints.save(5, make_optimizer(5))
+    newest = checkpoints.save(10, make_optimizer(10))
+    state, manifest = newest / "state.safetensors", newest / "manifest.json"
+    content = bytearray(state.read_bytes())
+    content[-100] ^= 1
+    match damage:
+        case "flip":
+            state.write_bytes(content)
+        case "truncate":
+            state.write_bytes(content[:-50])
+        case "remove":
+            state.unlink()
+        case "manifest":
+            manifest.write_text(manifest.read_text()[:40])
+        case "manifest missing":
+            manifest.unlink()
+    loaded = make_optimizer(0)
+    assert checkpoints.resume(loaded) == 5
+    assert torch.equal(loaded.masters, make_optimizer(5).masters)
+    assert "step-00000010" in (tmp_path / "log").read_text()
+    checkpoints.keep = 1
+    checkpoints.save(8, make_optimizer(8))  # the damaged one does not count as newer than this
+    assert [path.name for path in checkpoints.saved()] == ["step-00000008"]
+
+
+def test_when_all_are_damaged_the_run_is_not_silently_begun_again(tmp_path):
+    checkpoints = make_checkpoints(tmp_path)
+    (checkpoints.save(5, make_optimizer()) / "state.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints.*\n.*rm -r"):
+        checkpoints.resume(make_optimizer())
+
+
+def test_another_config_is_refused_and_every_differing_key_named(tmp_path):
+    make_checkpoints(tmp_path).save(5, make_optimizer())
+    changed = json.loads(json.dumps(IDENTITY))
+    changed["config"]["training"]["learning_rate"] = 0.002
+    changed["data"][0][1] = 2.0
+    with pytest.raises(CheckpointError) as caught:
+        make_checkpoints(tmp_path, identity=changed).resume(make_optimizer())
+    assert "config.training.learning_rate: 0.001 -> 0.002" in str(caught.value)
+    assert "data.0: ['a.jsonl', 1.0] -> ['a.jsonl', 2.0]" in str(caught.value)
+    assert "seed" not in str(caught.value)
+
+
+def test_a_full_disk_is_a_clear_error_and_the_earlier_checkpoint_survives(tmp_path, monkeypatch):
+    checkpoints = make_checkpoints(tmp_path, keep=1)
+    checkpoints.save(5, make_optimizer(5))
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("leveret.trainer.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match="cannot save checkpoint.*MB needed.*MB free.*No space left"):
+        checkpoints.save(10, make_optimizer())
+    assert names(tmp_path) == ["step-00000005"]
+    assert checkpoints.resume(make_optimizer()) == 5
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_visible_half(tmp_path, monkeypatch):
+    checkpoints = make_checkpoints(tmp_path, keep=1)
+    checkpoints.save(5, make_optimizer())
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the kill: nothing is deleted
+        checkpoints.save(10, make_optimizer())
+    assert [path.name for path in checkpoints.saved()] == ["step-00000010"]
+    checkpoints.save(15, make_optimizer())
+    assert names(tmp_path) == ["step-00000015"]
+
+
+def test_another_number_of_threads_is_resumed_with_a_warning(tmp_path):
+    checkpoints = make_checkpoints(tmp_path, log=tmp_path / "log")
+    folder = checkpoints.save(5, make_optimizer())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "threads": 99}))
+    assert checkpoints.resume(make_optimizer()) == 5
+    assert "99 CPU threads" in (tmp_path / "log").read_text()
