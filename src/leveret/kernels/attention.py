@@ -15,6 +15,8 @@ Shape legend: B rows, T queries, S keys, H query heads, K key-value heads, D hea
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,7 +45,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor |
     """The same as `attention`, written out, scores in float32."""
     repeat = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)  # (B, H, S, D)
-    scores = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, H, T, S)
+    scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     if is_causal:
         square = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
         scores = scores.masked_fill(square.triu(1), float("-inf"))

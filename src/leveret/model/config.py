@@ -149,6 +149,12 @@ class ModelConfig:
         _require(window is None or window >= 1, "sliding_window", window, "at least 1, or null for none")
 
     @property
+    def context_tokens(self) -> int:
+        """The longest sequence to be served: with linear or dynamic RoPE, `factor` times what the config trained."""
+        stretched = self.rope.kind in ("linear", "dynamic")
+        return int(self.max_position_embeddings * self.rope.factor) if stretched else self.max_position_embeddings
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """All ids that end a sequence, as a tuple."""
         ids = self.eos_token_id
