@@ -120,9 +120,7 @@ class Tokenizer:
         encodings = engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._framed(encoding.ids, add_bos, add_eos) for encoding in encodings]
 
-    def encode_with_offsets(
-        self, text: str, *, allow_special: bool = False
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of `text` and, for each, the half-open range of characters it came from.
 
         Tokens that share the bytes of one character share its range.

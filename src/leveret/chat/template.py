@@ -1,0 +1,293 @@
+"""A chat template: messages in, token ids and training mask out, in one pass.
+
+Training and serving must write a conversation the same way to the last byte, so there is one route. `encode` renders
+the messages with the model's own Jinja template, finds which special tokens the *template* wrote (provenance.py), lets
+the tokenizer read the text between them in one piece, and marks as trained the tokens inside `{% generation %}` blocks.
+For a conversation without special-token text the ids are those of transformers' `apply_chat_template`.
+
+A template file may begin with a comment that other programs skip and we read:
+
+    {#- leveret: {"special_tokens": ["<round_start>", "<round_end>"], "stops": ["###"]} -#}
+
+`special_tokens` must exist in the tokenizer; `stops` are further strings that end a reply, beside the one that the
+template writes after it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from leveret.chat.environment import MARKS_VARIABLE, compile_template
+from leveret.chat.marks import Marks, Rendered, without_marks
+from leveret.chat.messages import Message
+from leveret.chat.provenance import Guard, guard_for
+from leveret.config import suggest
+from leveret.errors import TemplateError
+from leveret.tokenizer.files import Tokenizer
+
+BUILTIN_NAMES = (
+    "chatml",
+    "hare",
+    "huozi",
+    "aquila-chat",
+    "aquila-legacy",
+    "aquila",
+    "aquila-v1",
+    "aquila-v2",
+    "lingowhale",
+)
+
+_HEADER = re.compile(r"\{#-?\s*leveret:(?P<json>.*?)-?#\}", re.DOTALL)
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_PROBE = "leveret0probe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A conversation as token ids, and for each whether training teaches it."""
+
+    ids: list[int]
+    mask: list[bool]
+
+
+class ChatTemplate:
+    """One template; `variables` are what it reads besides the messages (`bos_token` and the like)."""
+
+    def __init__(self, source: str, *, name: str = "custom", variables: Mapping[str, Any] | None = None) -> None:
+        self.source = source
+        self.name = name
+        self._variables = dict(variables or {})
+        self._compiled = compile_template(source, name)
+        header = _header(source, name)
+        self.special_tokens: tuple[str, ...] = tuple(header.get("special_tokens", ()))
+        self._declared_stops: tuple[str, ...] = tuple(header.get("stops", ()))
+        self.trains = _GENERATION.search(source) is not None
+        """Whether the template says what to train on."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """The text of a conversation; TemplateError if the template refuses it. `messages` stay unchanged."""
+        return self._render(messages, tools, add_generation_prompt, variables, None)
+
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Encoded:
+        """The ids of a conversation and its training mask, which includes each reply's stop token.
+
+        Special tokens stand only where the template, or trusted content, wrote them. TemplateError if the template
+        refuses the conversation or needs a special token that the tokenizer does not have.
+        """
+        self._check_tokens(tokenizer)
+        guard = guard_for(tuple(tokenizer.special_ids))
+        variables = {**tokenizer.special_tokens, **(variables or {})}
+        rendered = self._render(messages, tools, add_generation_prompt, variables, guard)
+        if rendered.untrusted:
+            ids, offsets = _encode_around(tokenizer, guard, rendered.text, rendered.untrusted)
+        else:
+            ids, offsets = tokenizer.encode_with_offsets(rendered.text, allow_special=True)
+        return Encoded(ids=ids, mask=_mask(offsets, self._trained_spans(messages, rendered.spans)))
+
+    # ------------------------------------------------------------------ how a reply begins and ends
+
+    @cached_property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end a reply: what the template writes after it, then those its header declares."""
+        return tuple(dict.fromkeys(stop for stop in (self._written_around_reply[1], *self._declared_stops) if stop))
+
+    @property
+    def reply_prefix(self) -> str:
+        """What a reply begins with before its content (a space in the Aquila templates, usually nothing)."""
+        return self._written_around_reply[0]
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The ids of those stops that are special tokens of `tokenizer`."""
+        return tuple(tokenizer.special_ids[stop] for stop in self.stops if stop in tokenizer.special_ids)
+
+    @cached_property
+    def _written_around_reply(self) -> tuple[str, str]:
+        """What stands between the generation prompt and a reply's content, and what ends the reply."""
+        question, reply = Message("user", "?"), Message("assistant", _PROBE)
+        try:
+            prompt = self.render([question], add_generation_prompt=True).text
+            whole = self.render([question, reply])
+        except TemplateError:
+            return "", ""
+        start = whole.text.find(_PROBE)
+        if start < 0:
+            return "", ""
+        prefix = whole.text[len(prompt) : start] if whole.text.startswith(prompt) else ""
+        end = max((span[1] for span in whole.spans), default=None)
+        suffix = whole.text[start + len(_PROBE) : end]
+        return prefix, suffix if whole.spans else suffix.strip()
+
+    # ------------------------------------------------------------------ rendering
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+        guard: Guard | None,
+    ) -> Rendered:
+        self._check_calls(messages)
+        plain = [message.to_dict() for message in messages]
+        schemas = None if tools is None else [dict(tool) for tool in tools]
+        marks = Marks.absent_from(json.dumps([plain, schemas], ensure_ascii=False) + self.source)
+        inputs = {**self._variables, **(variables or {}), "add_generation_prompt": add_generation_prompt}
+        inputs |= {"documents": None, MARKS_VARIABLE: marks}
+        if guard is not None:
+            guarded = [_guarded(message, guard, marks) for message in messages]
+            guarded_schemas = guard.mark(schemas, marks.untrusted, edges=False)
+            if guarded != plain or guarded_schemas != schemas:
+                rendered = self._run({**inputs, "messages": guarded, "tools": guarded_schemas}, marks)
+                if rendered.text != self._run({**inputs, "messages": plain, "tools": schemas}, marks).text:
+                    raise TemplateError(
+                        f"chat template {self.name!r} treats special-token text in a message in a way of its own, "
+                        "so the message cannot be encoded safely",
+                        hint="remove the special-token text from the message",
+                    )
+                return rendered
+        return self._run({**inputs, "messages": plain, "tools": schemas}, marks)
+
+    def _run(self, inputs: Mapping[str, Any], marks: Marks) -> Rendered:
+        try:
+            return without_marks(self._compiled.render(inputs), marks)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"chat template {self.name!r}: {error.message or error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            raise TemplateError(
+                f"chat template {self.name!r} cannot render this conversation: {type(error).__name__}: {error}"
+            ) from error
+
+    def _trained_spans(
+        self, messages: Sequence[Message], spans: tuple[tuple[int, int], ...]
+    ) -> Sequence[tuple[int, int]]:
+        """The generation spans of the messages to train on."""
+        if any(message.trained and message.role != "assistant" for message in messages):
+            raise TemplateError("only an assistant's message can be trained on")
+        replies = [message for message in messages if message.role == "assistant"]
+        if all(message.trained is not False for message in replies):
+            return spans
+        if len(replies) != len(spans):
+            raise TemplateError(
+                f"chat template {self.name!r} wrote {len(spans)} generation blocks for {len(replies)} assistant "
+                "messages, so a single message cannot be left out of training"
+            )
+        return [span for span, reply in zip(spans, replies, strict=True) if reply.trained is not False]
+
+    def _check_tokens(self, tokenizer: Tokenizer) -> None:
+        missing = [token for token in self.special_tokens if token not in tokenizer.special_ids]
+        if missing:
+            raise TemplateError(
+                f"chat template {self.name!r} needs the special tokens {missing}, which this tokenizer does not have",
+                hint="train the tokenizer with them, or add them (and resize the model's embeddings)",
+            )
+
+    def _check_calls(self, messages: Sequence[Message]) -> None:
+        if "tool_calls" not in self.source and any(message.tool_calls for message in messages):
+            raise TemplateError(
+                f"chat template {self.name!r} does not write tool calls, so they would be lost",
+                hint="write the calls into the message's content first (a tool dialect does), or use another template",
+            )
+
+
+def builtin_template(name: str) -> ChatTemplate:
+    """One of the templates in `builtin/`; TemplateError with a suggestion for any other name."""
+    if name not in BUILTIN_NAMES:
+        nearest = suggest(name, BUILTIN_NAMES)
+        raise TemplateError(
+            f"there is no built-in chat template {name!r}",
+            hint=f"did you mean {nearest!r}?" if nearest else f"built in are: {', '.join(BUILTIN_NAMES)}",
+        )
+    source = resources.files("leveret.chat").joinpath("builtin", f"{name}.jinja").read_text("utf-8")
+    return ChatTemplate(source, name=name)
+
+
+def template_for(model: Tokenizer | str | Path) -> ChatTemplate:
+    """The template that came with a tokenizer or a model directory; TemplateError if none did."""
+    tokenizer = model if isinstance(model, Tokenizer) else Tokenizer.load(model)
+    if tokenizer.chat_template is None:
+        raise TemplateError(
+            "this model has no chat template",
+            hint=f"it may be a base model: use `generate`, or name a built-in template: {', '.join(BUILTIN_NAMES)}",
+        )
+    return ChatTemplate(tokenizer.chat_template, name="of the model", variables=tokenizer.special_tokens)
+
+
+def _guarded(message: Message, guard: Guard, marks: Marks) -> dict[str, Any]:
+    plain = message.to_dict()
+    content = plain.pop("content")
+    return {
+        "role": guard.mark(plain.pop("role"), marks.untrusted, edges=False),
+        "content": content if message.trusted else guard.mark(content, marks.untrusted),
+        **guard.mark(plain, marks.untrusted),
+    }
+
+
+def _encode_around(
+    tokenizer: Tokenizer, guard: Guard, text: str, untrusted: Collection[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and character ranges, with special tokens only where no character of them is untrusted."""
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    position = 0
+    for start, end in [*guard.find(text, untrusted), (len(text), len(text))]:
+        piece_ids, piece_offsets = tokenizer.encode_with_offsets(text[position:start])
+        ids += piece_ids
+        offsets += [(first + position, last + position) for first, last in piece_offsets]
+        if end > start:
+            ids.append(tokenizer.special_ids[text[start:end]])
+            offsets.append((start, end))
+        position = end
+    return ids, offsets
+
+
+def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Whether each token holds a character of one of the spans."""
+    mask = [False] * len(offsets)
+    ends = [end for _, end in offsets]
+    for start, end in spans:
+        index = bisect_right(ends, start)
+        while index < len(offsets) and offsets[index][0] < end:
+            mask[index] = True
+            index += 1
+    return mask
+
+
+def _header(source: str, name: str) -> dict[str, list[str]]:
+    match = _HEADER.match(source)
+    if match is None:
+        return {}
+    try:
+        header: dict[str, list[str]] = json.loads(match.group("json"))
+    except ValueError as error:
+        raise TemplateError(f"chat template {name!r}: its leveret comment is not valid JSON: {error}") from error
+    wrong = not isinstance(header, dict) or set(header) - {"special_tokens", "stops"}
+    if wrong or not all(isinstance(value, list) for value in header.values()):
+        raise TemplateError(
+            f'chat template {name!r}: its leveret comment must be {{"special_tokens": [...], "stops": [...]}}'
+        )
+    return header
