@@ -41,6 +41,8 @@ class Command:
     """`package.module:function` with the signature above."""
     stage: bool = True
     """Whether a recipe may use it as a stage."""
+    resolve: str | None = None
+    """`package.module:function` from its config to what `--dry-run` prints, where that is more than the config."""
 
     def load_config(self) -> type[Config]:
         """Import the config class."""
@@ -50,6 +52,13 @@ class Command:
     def load_run(self) -> Callable[[Any, Any], StageResult]:
         """Import the function; this may import torch."""
         target: Callable[[Any, Any], StageResult] = _load(self.run)
+        return target
+
+    def load_resolve(self) -> Callable[[Any], dict[str, Any]] | None:
+        """Import the function that `--dry-run` prints the result of, if there is one."""
+        if self.resolve is None:
+            return None
+        target: Callable[[Any], dict[str, Any]] = _load(self.resolve)
         return target
 
 
@@ -70,21 +79,32 @@ def _desk(name: str, config: str, help: str, *, stage: bool = False) -> Command:
     )
 
 
-def _pipeline(name: str, config: str, help: str) -> Command:
+def _pipeline(name: str, config: str, help: str, *, resolve: str | None = None) -> Command:
     return Command(
         name=name,
         help=help,
         config=f"leveret.pipeline.config:{config}",
         run=f"leveret.pipeline.{name}:run",
         stage=False,
+        resolve=resolve,
     )
 
 
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        _pipeline("run", "RunConfig", "Run a recipe: its stages in order, skipping those that are done."),
-        _pipeline("rehearse", "RehearseConfig", "Run a recipe end to end with a shrunken model and few steps."),
+        _pipeline(
+            "run",
+            "RunConfig",
+            "Run a recipe: its stages in order, skipping those that are done.",
+            resolve="leveret.pipeline.run:resolve",
+        ),
+        _pipeline(
+            "rehearse",
+            "RehearseConfig",
+            "Run a recipe end to end with a shrunken model and few steps.",
+            resolve="leveret.pipeline.rehearse:resolve",
+        ),
         _pipeline("validate", "ValidateConfig", "Check recipes and configs; print every mistake at once."),
         _verb("prepare", "prepare", "PrepareConfig", "Gather and generate the data to learn from."),
         _verb("tokenizer", "vocabulary", "TokenizerConfig", "Train a tokenizer."),

@@ -13,6 +13,8 @@ A verb's config is written like this, in a file that imports no torch:
 * The docstring under a field is its help. The default stands here and nowhere else. "Off" is None.
 * A field named `output: Path` is the folder the command writes; the pipeline and `seed: int` work alike:
   a stage that does not set them gets the recipe's.
+* Configs nest: `training: TrainingConfig = TrainingConfig()`, required or None. Other defaults for the same keys
+  are a subclass's, never arguments here, for `training.max_steps=1` begins from the class's defaults.
 * Every `Path` (and a string naming something that exists) is an input whose content the pipeline hashes.
 * `Positional(order)` makes a field an argument of the command line as well.
 * `Rehearsal(value)` says what the field becomes in `leveret rehearse`: a number is only ever made smaller
@@ -113,7 +115,7 @@ def mistakes(model: type[Config], data: Mapping[str, Any]) -> list[str]:
 
 def rehearsed(config: C) -> C:
     """The config with every `Rehearsal` field made small, also in configs nested in it; checked again."""
-    return type(config).model_validate(_rehearse(config))
+    return parse_config(type(config), _rehearse(config), source=f"the rehearsal of {type(config).__name__}")
 
 
 def fingerprint(value: Any) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LINE_EVERY_SECONDS = 5.0
 """Without a terminal, and in log files, progress is one line in this time."""
+WIDTH_WITHOUT_TERMINAL = 120
+"""Columns of tables in pipes and log files."""
 
 
 class Console:
@@ -108,7 +110,8 @@ class Console:
     def _out(self) -> rich.console.Console:
         from rich.console import Console as RichConsole
 
-        return RichConsole()
+        screen = RichConsole()
+        return screen if screen.is_terminal else RichConsole(width=WIDTH_WITHOUT_TERMINAL)
 
     @cached_property
     def _err(self) -> rich.console.Console:
@@ -129,7 +132,7 @@ class Console:
     def _plain(self, renderable: Any) -> str:
         from rich.console import Console as RichConsole
 
-        page = RichConsole(file=StringIO(), width=120, color_system=None)
+        page = RichConsole(file=StringIO(), width=WIDTH_WITHOUT_TERMINAL, color_system=None)
         with page.capture() as capture:
             page.print(renderable)
         return "\n" + capture.get().rstrip()

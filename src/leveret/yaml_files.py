@@ -50,6 +50,12 @@ def parse_yaml(text: str, *, source: str) -> Any:
         raise ConfigError(f"{source}: {error}") from None
 
 
+def dump_yaml(data: Any) -> str:
+    """`data` (plain values) as YAML that reads back the same, keys in their order."""
+    text: str = yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of `data` with each `a.b=value` set, the value read as YAML (`a.b=` and `a.b=null` give None).
 
@@ -112,6 +118,12 @@ class _CoreLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _CoreDumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, quoting what the loader above would take for something else than text."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+
+
 def _plain_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return float(str(loader.construct_scalar(node)).replace(".inf", "inf").replace(".nan", "nan").casefold())
 
@@ -132,6 +144,7 @@ for _tag, _pattern, _first in (
     ),
     ("merge", r"<<", ["<"]),
 ):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+    for _reader_or_writer in (_CoreLoader, _CoreDumper):
+        _reader_or_writer.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
 _CoreLoader.add_constructor("tag:yaml.org,2002:float", _plain_float)
 _CoreLoader.add_constructor("tag:yaml.org,2002:int", _plain_int)

@@ -1,0 +1,1 @@
+"""The command line: a thin skin over the table of commands, plus the commands that are no verb."""

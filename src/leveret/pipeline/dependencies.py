@@ -1,0 +1,149 @@
+"""What a stage's result depends on: its config, its input files, leveret's code, and the stages it builds on.
+
+    fingerprint(stage) = SHA-256 of (config, content of inputs, code, fingerprints of the stages it refers to)
+
+Equal fingerprints mean equal results, for every stage is a pure function of these. *Code* is every file of this
+package except the command line, the pipeline and the other verbs, none of which a verb may import.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import leveret
+from leveret.commands import COMMANDS, Command
+from leveret.config import Config, fingerprint
+from leveret.paths import atomic_write, files_below, sha256_file
+from leveret.pipeline.recipe import Stage
+
+Parts = dict[str, Any]
+"""The four parts of a fingerprint, kept apart so that a change can be explained."""
+
+
+def parts_of(stage: Stage, earlier: Mapping[str, tuple[Stage, str]], contents: ContentHashes) -> Parts:
+    """The parts of a stage's fingerprint; `earlier` has the stages before it with their fingerprints."""
+    builds_on = set(stage.references)
+    inputs: dict[str, str] = {}
+    for value in _values(stage.config):
+        path = Path(value)
+        owner = next((name for name, (other, _) in earlier.items() if _is_inside(path, other.output)), None)
+        if owner is not None:
+            builds_on.add(owner)
+        elif not _is_inside(path, stage.output) and (isinstance(value, Path) or _names_input(path)):
+            inputs[path.as_posix()] = contents.of(path)
+    return {
+        "config": stage.config.model_dump(mode="json"),
+        "inputs": inputs,
+        "code": code_digest(stage.command),
+        "stages": {name: earlier[name][1] for name in sorted(builds_on)},
+    }
+
+
+def combine(parts: Parts) -> str:
+    """One fingerprint for the parts."""
+    return fingerprint(parts)
+
+
+def explain_change(before: Parts, now: Parts) -> str:
+    """Which parts differ, in words: `config (training.max_steps 10 -> 20), code`."""
+    reasons = []
+    for part in ("config", "inputs", "stages", "code"):
+        if before.get(part) == now[part]:
+            continue
+        names = sorted(_differing(before.get(part), now[part])) if part != "code" else []
+        reasons.append(f"{part} ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else part)
+    return ", ".join(reasons)
+
+
+class ContentHashes:
+    """Hashes of input files and folders, remembered in a file so that an unchanged input is not read again."""
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        try:
+            self._known: dict[str, dict[str, str]] = json.loads(memory.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of(self, path: Path) -> str:
+        """The hash of what is in `path` now; hidden files and `__pycache__` in a folder do not count."""
+        files = [path] if path.is_file() else _visible_files(path)
+        if not files:
+            return "missing"
+        key, look = str(path.absolute()), hashlib.sha256()
+        for file in files:
+            status = file.stat()
+            look.update(f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ino}\n".encode())
+        known = self._known.get(key)
+        if known is None or known["look"] != look.hexdigest():
+            content = hashlib.sha256()
+            for file in files:
+                name = file.name if file == path else file.relative_to(path).as_posix()
+                content.update(f"{sha256_file(file)} {name}\n".encode())
+            self._known[key] = known = {"look": look.hexdigest(), "content": content.hexdigest()}
+            atomic_write(self._memory, json.dumps(self._known, indent=1))
+        return known["content"]
+
+
+@functools.cache
+def code_digest(command: Command) -> str:
+    """A hash of the package's files that `command` can reach."""
+    root = Path(leveret.__file__).parent
+    own = command.run.split(".")[1]
+    others = {other.run.split(".")[1] for other in COMMANDS.values()} | {"cli", "pipeline"}
+    digest = hashlib.sha256()
+    for file in _visible_files(root):
+        name = file.relative_to(root)
+        if name.parts[0] not in others - {own} and file.suffix not in (".pyc", ".so"):
+            digest.update(f"{sha256_file(file)} {name.as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def _values(config: Config) -> Iterator[Path | str]:
+    """Every path in a config except its output, and every text that could be one."""
+    for name in type(config).model_fields:
+        if name != "output":
+            yield from _values_in(getattr(config, name))
+
+
+def _values_in(value: Any) -> Iterator[Path | str]:
+    if isinstance(value, Path) or (isinstance(value, str) and 0 < len(value) < 256 and value.isprintable()):
+        yield value
+    elif isinstance(value, Config):
+        yield from _values_in(dict(value))
+    elif isinstance(value, Mapping):
+        yield from _values_in(list(value.values()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _values_in(item)
+
+
+def _names_input(path: Path) -> bool:
+    """Whether a text names a file or a model folder (and not, by chance, any folder)."""
+    return path.is_file() or (path / "config.json").is_file()
+
+
+def _is_inside(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.absolute().is_relative_to(folder.absolute())
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in files_below(folder)
+        if not any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(folder).parts)
+    ]
+
+
+def _differing(before: Any, now: Any, prefix: str = "") -> Iterator[str]:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        yield prefix if isinstance(now, dict | list) or len(f"{before}{now}") > 60 else f"{prefix} {before} -> {now}"
+        return
+    for key in {*before, *now}:
+        if before.get(key) != now.get(key):
+            yield from _differing(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
