@@ -11,6 +11,7 @@ one is left (a prompt may be `x=1`), and is refused with a suggestion if none is
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ class ConfigCommand(click.Command):
         ]
         words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
         dry_run = click.Option(["--dry-run"], is_flag=True, help="Print the resolved config as YAML and do nothing.")
-        super().__init__(command.name, params=[words, *options, dry_run], help=_full_help(command, self.model))
+        super().__init__(
+            command.name,
+            params=[words, *options, dry_run],
+            help=_full_help(command, self.model),
+            context_settings={"max_content_width": 110},
+        )
 
     def config_from(self, words: Sequence[str], options: Mapping[str, Any]) -> Config:
         """The config that `words` and click's `options` describe. Raises ConfigError listing every mistake."""
@@ -95,14 +101,15 @@ class ConfigCommand(click.Command):
         _definitions(formatter, "Arguments", [(key.name.upper(), key.help) for key in self.positionals])
         for section in dict.fromkeys(key.section for key in self.keys):
             title = f"{section}: {section_help(self.model, section)}".rstrip(": ") if section else "Options"
-            keys = [key for key in self.keys if key.section == section and not (key.order is not None and key.is_list)]
+            keys = [key for key in self.keys if key.section == section and key.order is None]
             _definitions(formatter, title, [(_written(key), key.help) for key in keys])
         general = [("--dry-run", "Print the resolved config as YAML and do nothing."), ("--help", "Show this page.")]
         _definitions(formatter, "Every command", general)
 
 
 def _full_help(command: Command, model: type[Config]) -> str:
-    return f"{command.help}\n\n{(model.__doc__ or '').strip()}"
+    more = inspect.cleandoc(model.__doc__ or "")
+    return command.help if more == command.help else f"{command.help}\n\n{more}"
 
 
 def _parameter(number: int) -> str:

@@ -145,7 +145,7 @@ def _kind(annotation: Any) -> str:
     item = _item_type(annotation)
     if item is not None:
         return f"{_kind(item)}..."
-    words = []
+    words: list[str] = []
     for branch in _branches(annotation):
         if typing.get_origin(branch) is Literal:
             words.extend(str(choice) for choice in typing.get_args(branch))

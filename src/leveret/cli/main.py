@@ -72,6 +72,7 @@ class _CommandLine(click.Group):
             help="The whole life of an open language model, on a laptop CPU first.",
             epilog=f"leveret COMMAND --help explains a command. Exit codes: {_EPILOG}",
             no_args_is_help=True,
+            context_settings={"max_content_width": 110},
         )
         version(self)
 

@@ -20,9 +20,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -54,9 +55,7 @@ class _Job:
 
 def run_isolated(command: Command, config: Config, console: Console, *, lock: Path) -> StageResult:
     """Run a command in a process of its own; its errors are raised here as they were there."""
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        context.set_forkserver_preload(["torch"])
+    context = _clean_processes()
     receiver, sender = context.Pipe(duplex=False)
     job = _Job(command=command, config=config, quiet=console.quiet, log=console.log, lock=lock)
     process = context.Process(target=_stage_process, args=(job, sender), name=f"leveret {command.name}")
@@ -71,13 +70,20 @@ def run_isolated(command: Command, config: Config, console: Console, *, lock: Pa
     return outcome
 
 
+def _clean_processes() -> ForkServerContext | SpawnContext:
+    """Linux forks from a process that knows torch; elsewhere forking is not safe, and interpreters start anew."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    return context
+
+
 def _outcome(process: BaseProcess, receiver: Connection) -> StageResult | BaseException:
     """What the stage's process sent before it ended."""
     outcome: StageResult | BaseException | None = None
-    try:
+    with suppress(EOFError):
         outcome = receiver.recv()
-    except EOFError:
-        pass
     process.join()
     return outcome if outcome is not None else _death(process)
 
