@@ -1,0 +1,133 @@
+"""A model directory -> a Decoder: config, then tensors, with every one of them accounted for.
+
+The model is first built without memory (PyTorch's meta device), so that loading needs the weights' size once and no
+time is lost on random numbers that are thrown away. Linears that `quantization_config` declares quantized are swapped
+before that, from outside, and then loaded like all else.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leveret.errors import ConfigError, UnexpectedWeights, WeightsError
+from leveret.model.config import ModelConfig
+from leveret.model.decoder import Decoder
+from leveret.model.families import family_for
+from leveret.precision.swap import prepare_quantized
+from leveret.weights.placing import HEAD, assign, match_names, split
+from leveret.weights.safetensors import find_weight_files, read_json
+
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+"""Names under which a dtype can be asked for."""
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The ModelConfig of a model directory (or of a config.json); ConfigError names the field that is wrong."""
+    file = _config_file(Path(path))
+    return _parse(file, _config_values(file))
+
+
+def load_model(
+    path: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+) -> Decoder:
+    """The model of a directory, ready for use (`eval`), on `device`.
+
+    dtype: of the parameters; None: as the embedding is stored. Quantized tensors keep their own dtypes.
+    ConfigError, MissingWeights, UnexpectedWeights, ShapeMismatch and CorruptedFile name the file and the tensors.
+    """
+    directory = Path(path)
+    wanted = as_dtype(dtype)
+    file = _config_file(directory)
+    values = _config_values(file)
+    config = _parse(file, values)
+    with torch.device("meta"):
+        model = Decoder(config)
+    if quantization := values.get("quantization_config"):
+        prepare_quantized(model, quantization)
+    _fill(model, directory, wanted, torch.device(device))
+    return model.eval()
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype by its name; ConfigError lists the names."""
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is unknown; known are {', '.join(DTYPES)}", hint="or leave it out")
+        return DTYPES[dtype]
+    return dtype
+
+
+def _parse(file: Path, values: dict[str, Any]) -> ModelConfig:
+    try:
+        return family_for(str(values.get("model_type"))).config_from_hf(values)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error.message}", hint=error.hint) from error
+
+
+def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: torch.device) -> None:
+    """Give every tensor of a model without memory its value from the files."""
+    config = model.config
+    files = find_weight_files(directory)
+    held = match_names(model, family_for(config.family), files.file_of)
+    places = model.state_dict()
+    shapes = {name: tensor.shape for name, tensor in places.items()}
+    parameters = {name for name, _ in model.named_parameters()}
+    tied_head: Tensor | None = None
+    for stored, file, tensor in files.tensors():
+        if stored not in held:
+            continue
+        for name, part in split(tensor, held[stored], shapes, label=f"{stored} in {directory / file}").items():
+            keep = part.dtype if wanted is None else wanted
+            kind = keep if name in parameters else places[name].dtype
+            # A copy, never a view of the mapped file: the file may be replaced while the model lives.
+            value = torch.empty(part.shape, dtype=kind, device=device).copy_(part)
+            if name == HEAD and config.tie_word_embeddings:
+                tied_head = value
+            else:
+                assign(model, name, value)
+    embedding = model.embed_tokens.weight
+    if tied_head is not None and not torch.equal(tied_head, embedding):
+        raise UnexpectedWeights(
+            f"{directory} has its own {HEAD}, but config.json ties the head to the embedding",
+            hint='set "tie_word_embeddings": false in config.json, or remove the tensor',
+        )
+    model.tie_weights()
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != embedding.dtype:
+            assign(model, name, parameter.detach().to(embedding.dtype))
+
+
+def _config_file(path: Path) -> Path:
+    file = path if path.is_file() else path / "config.json"
+    if not file.is_file():
+        raise WeightsError(
+            f"{path} is no model directory: it has no config.json",
+            hint="a save that was interrupted leaves none; else check the path",
+        )
+    return file
+
+
+def _config_values(file: Path) -> dict[str, Any]:
+    """config.json's content. A key that stands there twice counts as JSON says, the last one, but not silently."""
+    values = read_json(file)
+    repeated: Counter[str] = Counter()
+
+    def count(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        times = Counter(key for key, _ in pairs)
+        repeated.update({key: number for key, number in times.items() if number > 1})
+        return dict(pairs)
+
+    json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=count)
+    for key in repeated:
+        warnings.warn(f"{file} has {key!r} more than once; the last one counts: {values.get(key)!r}", stacklevel=3)
+    return values
