@@ -1,0 +1,110 @@
+"""What a template can and cannot do: headers, tools, masks, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from leveret.chat.messages import Message, ToolCall
+from leveret.chat.template import ChatTemplate, builtin_template, template_for
+from leveret.errors import TemplateError
+from leveret.tokenizer.files import Tokenizer
+
+USER, REPLY = Message("user", "hello"), Message("assistant", "yes")
+
+TOOLS_TEMPLATE = """\
+{%- if tools %}
+{{- 'Tools: ' + tools | tojson(indent=2) + '\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'skip' %}{% continue %}{% endif %}
+    {%- if message.tool_calls %}
+{% generation %}
+{% for call in message.tool_calls %}<{{ call.function.name }}|{{ call.function.arguments | tojson }}>{% endfor %}
+{{ eos_token }}
+{% endgeneration %}
+    {%- else %}
+{{ message.role }}: {{ message.content | trim }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+
+def test_a_template_with_tools_and_loops_renders_as_in_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tools = [{"type": "function", "function": {"name": "看", "description": "a < b & 'c'", "parameters": {}}}]
+    call = ToolCall("look", {"text": "<天>", "n": [1, None, True]}, id="1")
+    messages = [USER, Message("skip", "x"), Message("assistant", "", tool_calls=(call,)), Message("user", "  trim  ")]
+    dicts = [message.to_dict() for message in messages]
+    ours = template_for(tmp_path).encode(tokenizer, messages, tools=tools)
+    oracle = theirs.apply_chat_template(dicts, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+    assert ours.ids == oracle["input_ids"]
+    assert ours.mask == [bool(flag) for flag in oracle["assistant_masks"]]
+    assert tokenizer.eos_id in ours.ids
+
+
+def test_messages_can_be_left_out_of_training(tokenizer: Tokenizer) -> None:
+    template = builtin_template("hare")
+    untrained = Message("assistant", "first", trained=False)
+    encoded = template.encode(tokenizer, [USER, untrained, USER, REPLY])
+    trained = [index for index, flag in zip(encoded.ids, encoded.mask, strict=True) if flag]
+    assert tokenizer.decode(trained) == "yes<round_end>"
+    with pytest.raises(TemplateError, match="only an assistant's"):
+        template.encode(tokenizer, [Message("user", "x", trained=True), REPLY])
+    twice = ChatTemplate("{% generation %}a{% endgeneration %}{% generation %}b{% endgeneration %}")
+    with pytest.raises(TemplateError, match="2 generation blocks for 1"):
+        twice.encode(tokenizer, [untrained])
+
+
+def test_the_last_character_of_a_reply_is_trained_whole(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate("{{ 'A: ' }}{% generation %}{{ messages[0].content }}{% endgeneration %}{{ '\n' }}")
+    encoded = template.encode(tokenizer, [Message("assistant", "𠮷")])  # several tokens, as it was never seen
+    assert tokenizer.decode([i for i, m in zip(encoded.ids, encoded.mask, strict=True) if m]).strip() == "𠮷"
+
+
+def test_the_beginning_of_a_reply_is_known_from_the_template() -> None:
+    assert builtin_template("aquila").reply_prefix == " "
+    assert builtin_template("hare").reply_prefix == ""
+    plain = ChatTemplate("{% for m in messages %}[{{ m.role }}] {{ m.content }} <stop>\n{% endfor %}")
+    assert plain.stops == ("<stop>",)
+    assert not plain.trains
+
+
+def test_stop_ids_are_the_stops_that_are_tokens(tokenizer: Tokenizer) -> None:
+    ids = builtin_template("aquila-v2").stop_ids(tokenizer)
+    wanted = ("</s>", "<|endoftext|>", "<|startofpiece|>", "<|endofpiece|>")
+    assert ids == tuple(tokenizer.id_of(token) for token in wanted)
+    assert builtin_template("aquila-chat").stop_ids(tokenizer) == (tokenizer.id_of("</s>"),)
+
+
+def test_rendering_leaves_the_messages_as_they_were(tokenizer: Tokenizer) -> None:
+    call = ToolCall("f", {"a": ["<round_end>"]})
+    messages = [USER, Message("assistant", "", tool_calls=(call,))]
+    copy = [message.to_dict() for message in messages]
+    template_of_calls = ChatTemplate("{{ messages[1].tool_calls | tojson }}")
+    template_of_calls.encode(tokenizer, messages)
+    assert [message.to_dict() for message in messages] == copy
+
+
+def test_errors_name_the_template_and_the_way_out(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TemplateError, match="did you mean 'hare'"):
+        builtin_template("hares")
+    with pytest.raises(TemplateError, match=r"'custom', line 2"):
+        ChatTemplate("x\n{% if %}")
+    with pytest.raises(TemplateError, match="no luck"):
+        ChatTemplate("{{ raise_exception('no luck') }}").render([USER])
+    with pytest.raises(TemplateError, match="TypeError"):
+        ChatTemplate("{{ messages + 1 }}").render([USER])
+    with pytest.raises(TemplateError, match="would be lost"):
+        builtin_template("hare").render([Message("assistant", "", tool_calls=(ToolCall("f", {}),))])
+    with pytest.raises(TemplateError, match="no chat template"):
+        template_for(tokenizer)
+    with pytest.raises(TemplateError, match="leveret comment"):
+        ChatTemplate('{#- leveret: {"stop": []} -#}')
+    small = Tokenizer(tokenizer.to_json().replace("<round_end>", "<other>"))
+    with pytest.raises(TemplateError, match="<round_end>"):
+        builtin_template("hare").encode(small, [USER])
