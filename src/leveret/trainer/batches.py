@@ -21,6 +21,7 @@ from leveret.trainer.config import TrainingConfig
 if TYPE_CHECKING:
     from leveret.data.packing import Row
 
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """One micro-batch. B rows of T tokens."""

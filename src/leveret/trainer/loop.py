@@ -6,8 +6,8 @@ Every step starts by seeding the random generators with (seed, step), so a step 
 optimizer, the seed and its number. That is the whole secret of bit-exact resume: kill -9 at any moment, run the same
 command, and the last checkpoint plus the remaining steps give the weights an uninterrupted run would have given.
 
-SIGTERM and Ctrl-C finish the step, save, and end (exit code 143 or 130). A non-finite loss ends the run before
-the update, with the state saved as of the last good step.
+SIGTERM and Ctrl-C finish the step, save, and end (exit code 143 or 130). A non-finite loss ends the run before the
+update; the checkpoints before it stay.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from leveret.trainer.adamw import AdamW
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
+from leveret.trainer.memory import keep_freed_memory
 from leveret.trainer.metrics import Metrics
 from leveret.trainer.schedule import Schedule
 from leveret.trainer.step import Objective, StepResult, optimizer_step
@@ -92,7 +93,7 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     status = "failed"
     model.train()
     try:
-        with listen_for_stop() as stop:
+        with keep_freed_memory(console), listen_for_stop() as stop:
             summary = _steps(run, schedule, optimizer, checkpoints, metrics, console, done, stop)
         status = "done"
         return summary

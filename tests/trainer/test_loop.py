@@ -1,0 +1,248 @@
+"""The loop: resumed equals uninterrupted, every knob does something, and a stop or a fault loses nothing."""
+
+import itertools
+import os
+import signal
+
+import pytest
+import torch
+
+from leveret.console import Console
+from leveret.errors import CheckpointError, NonFiniteLoss, Stopped
+from leveret.trainer.batches import BatchSource
+from leveret.trainer.config import TrainingConfig
+from leveret.trainer.loop import Run, train
+from leveret.trainer.metrics import read_metrics
+from leveret.trainer.objective import CausalLoss
+
+BASE = {
+    "max_steps": 8, "rows_per_step": 4, "micro_batch_rows": 4, "learning_rate": 1e-2, "checkpoint_every_steps": 3,
+    "log_every_steps": 1, "precision": "fp32", "sequence_length": 24, "warmup_steps": 1,
+}  # fmt: skip
+
+
+class Died(BaseException):
+    """Stands for kill -9: nothing in the loop may catch it."""
+
+
+class Spy:
+    """Wraps an order, notes which rows were asked for, and dies when a row of step `die_at` is."""
+
+    def __init__(self, order, die_at=None, rows_per_step=4):
+        self.order, self.die_at, self.rows_per_step, self.seen = order, die_at, rows_per_step, []
+
+    def row(self, place):
+        if self.die_at is not None and place // self.rows_per_step == self.die_at:
+            raise Died
+        self.seen.append(place)
+        return self.order.row(place)
+
+    def key(self, place):
+        return self.order.key(place)
+
+
+class Noisy(CausalLoss):
+    """Draws random numbers in each step, as dropout would."""
+
+    def __call__(self, batch):
+        return super().__call__(batch) * (1 + 0.5 * torch.rand(()))
+
+
+@pytest.fixture
+def start(tmp_path, new_model, new_order):
+    def run(folder="run", *, die_at=None, objective=CausalLoss, validate=None, seed=0, poison=None, **changes):
+        settings = {**BASE, **changes}
+        config = TrainingConfig(**{key: value for key, value in settings.items() if value != "leave out"})
+        model = new_model()
+        order = Spy(new_order(), die_at, config.rows_per_step)
+        target = objective(model) if poison is None else poison(objective(model))
+        record = Run(
+            config=config,
+            source=BatchSource(order, config, rows_in_one_epoch=40),
+            objective=target,
+            folder=tmp_path / folder,
+            identity={"config": config.identity(), "seed": seed},
+            seed=seed,
+            title="test",
+            validate=(lambda: validate(model)) if validate else None,
+        )
+        console = Console(quiet=True, log=tmp_path / "log")
+        return train(model, record, console), model, order
+
+    run.folder = tmp_path
+    return run
+
+
+def weights(model):
+    return torch.cat([parameter.detach().float().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("deaths", [[5], [2], [4, 7], [7, 7]])
+def test_a_run_that_died_gives_the_weights_of_one_that_did_not(start, deaths, precision):
+    _, whole, _ = start("whole", objective=Noisy, precision=precision)
+    for death in deaths:
+        with pytest.raises(Died):
+            start("killed", objective=Noisy, precision=precision, die_at=death)
+    summary, resumed, _ = start("killed", objective=Noisy, precision=precision)
+    assert summary.resumed_from_step == deaths[-1] // 3 * 3
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_rows_are_neither_replayed_nor_skipped_over_two_resumes(start):
+    _, _, whole = start("whole")
+    for death in (4, 7):
+        with pytest.raises(Died):
+            start("killed", die_at=death)
+    _, _, last = start("killed")
+    assert last.seen == whole.seen[6 * 4 :]  # after the checkpoint of step 6
+    steps = [line["step"] for line in read_metrics(start.folder / "killed" / "metrics.jsonl")]
+    assert steps == list(range(1, 9))
+
+
+def test_metrics_of_a_resumed_run_are_those_of_the_uninterrupted_one(start):
+    start("whole")
+    with pytest.raises(Died):
+        start("killed", die_at=5)
+    start("killed")
+    for whole, killed in zip(
+        *(read_metrics(start.folder / name / "metrics.jsonl") for name in ("whole", "killed")), strict=True
+    ):
+        assert {**whole, "tokens_per_second": 0} == {**killed, "tokens_per_second": 0}
+
+
+def test_a_damaged_newest_checkpoint_still_ends_in_the_same_weights(start):
+    _, whole, _ = start("whole")
+    with pytest.raises(Died):
+        start("killed", die_at=7)
+    newest = max((start.folder / "killed" / "checkpoints").iterdir())
+    (newest / "state.safetensors").write_bytes(b"\0" * 100)
+    summary, resumed, _ = start("killed")
+    assert summary.resumed_from_step == 3
+    assert torch.equal(weights(whole), weights(resumed))
+    assert "damaged" in (start.folder / "log").read_text()
+
+
+def test_a_changed_setting_is_refused_on_resume_but_a_free_one_is_not(start):
+    with pytest.raises(Died):
+        start(die_at=5)
+    with pytest.raises(CheckpointError, match="config.learning_rate: 0.01 -> 0.02"):
+        start(learning_rate=2e-2)
+    summary, _, _ = start(log_every_steps=4, keep_checkpoints=1, checkpoint_every_steps=5)
+    assert summary.resumed_from_step == 3
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_finishes_the_step_saves_and_leaves(start, number, error):
+    _, whole, _ = start("whole")
+    calls = itertools.count(1)
+
+    def send_in_step_five(objective):
+        def call(batch):
+            if next(calls) == 5:
+                os.kill(os.getpid(), number)
+            return objective(batch)
+
+        return call
+
+    with pytest.raises(error) as caught:
+        start("stopped", poison=send_in_step_five)
+    assert number != signal.SIGTERM or caught.value.exit_code == 143
+    assert "stopped: step 5 of 8" in (start.folder / "stopped" / "metrics.html").read_text()
+    summary, resumed, _ = start("stopped")
+    assert summary.resumed_from_step == 5
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_signal_handlers_are_put_back(start):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    start(max_steps=2)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_non_finite_loss_ends_the_run_with_the_step_and_the_page_says_so(start):
+    calls = itertools.count()
+
+    def nan_in_step_four(objective):
+        return lambda batch: objective(batch) * (float("nan") if next(calls) == 4 else 1.0)
+
+    with pytest.raises(NonFiniteLoss, match=r"step 4: .*toy:16, toy:17, toy:18, toy:19"):
+        start(poison=nan_in_step_four)
+    assert "failed: step 4 of 8" in (start.folder / "run" / "metrics.html").read_text()
+
+
+def test_validation_runs_when_due_and_at_the_end_and_does_not_change_what_is_learnt(start):
+    _, plain, _ = start("plain")
+    losses = []
+
+    def validate(model):
+        torch.rand(3)
+        losses.append(1.0)
+        return {"validation_loss": 1.0}
+
+    summary, checked, _ = start("checked", validate=validate, evaluate_every_steps=3)
+    lines = read_metrics(start.folder / "checked" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6, 8]
+    assert summary.validation == {"validation_loss": 1.0}
+    assert torch.equal(weights(plain), weights(checked))
+
+
+KNOBS = {  # knob -> a value; where it shows
+    "num_epochs": (0.5, "weights"),
+    "max_steps": (5, "weights"),
+    "rows_per_step": (5, "weights"),
+    "learning_rate": (3e-3, "weights"),
+    "min_learning_rate_ratio": (0.9, "weights"),
+    "schedule": ("linear", "weights"),
+    "warmup_steps": (3, "weights"),
+    "weight_decay": (0.9, "weights"),
+    "betas": ((0.8, 0.99), "weights"),
+    "eps": (1e-2, "weights"),
+    "max_grad_norm": (0.01, "weights"),
+    "precision": ("bf16", "weights"),
+    "keep_checkpoints": (1, "checkpoints"),
+    "checkpoint_every_steps": (2, "checkpoints"),
+    "log_every_steps": (4, "lines"),
+    "evaluate_every_steps": (2, "validations"),
+    "micro_batch_rows": (2, "forwards"),
+}
+ELSEWHERE = {
+    "decay_fraction": "test_schedule.py",
+    "sequence_length": "tests/pretrain",
+    "evaluate_rows": "test_validation.py",
+}
+
+
+def test_the_table_of_knobs_is_complete():
+    assert {*KNOBS} | {*ELSEWHERE} == {*TrainingConfig.model_fields}
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_each_knob_has_an_observable_effect(start, knob):
+    value, where = KNOBS[knob]
+    seen = []
+    for folder, changes in (("before", {}), ("after", {knob: value})):
+        counts = {"forwards": 0, "validations": 0}
+
+        def counting(objective, counts=counts):
+            def call(batch):
+                counts["forwards"] += 1
+                return objective(batch)
+
+            return call
+
+        def validate(model, counts=counts):
+            counts["validations"] += 1
+            return {}
+
+        _, model, _ = start(folder, poison=counting, validate=validate, **changes)
+        path = start.folder / folder
+        seen.append(
+            {
+                "weights": weights(model).tolist(),
+                "checkpoints": sorted(entry.name for entry in (path / "checkpoints").iterdir()),
+                "lines": len(read_metrics(path / "metrics.jsonl")),
+                **counts,
+            }[where]
+        )
+    assert seen[0] != seen[1]
