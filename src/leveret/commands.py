@@ -44,6 +44,12 @@ class Command:
     resolve: str | None = None
     """`package.module:function` from its config to what `--dry-run` prints, where that is more than the config."""
 
+    @property
+    def folder(self) -> str | None:
+        """The folder of this package that its function lives in; None for a command from elsewhere."""
+        package, *rest = self.run.partition(":")[0].split(".")
+        return rest[0] if package == "leveret" else None
+
     def load_config(self) -> type[Config]:
         """Import the config class."""
         target: type[Config] = _load(self.config)

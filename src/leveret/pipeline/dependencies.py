@@ -94,12 +94,11 @@ class ContentHashes:
 def code_digest(command: Command) -> str:
     """A hash of the package's files that `command` can reach."""
     root = Path(leveret.__file__).parent
-    own = command.run.split(".")[1]
-    others = {other.run.split(".")[1] for other in COMMANDS.values()} | {"cli", "pipeline"}
+    others = {other.folder for other in COMMANDS.values()} - {command.folder}
     digest = hashlib.sha256()
     for file in _visible_files(root):
         name = file.relative_to(root)
-        if name.parts[0] not in others - {own} and file.suffix not in (".pyc", ".so"):
+        if name.parts[0] not in others and file.suffix not in (".pyc", ".so"):
             digest.update(f"{sha256_file(file)} {name.as_posix()}\n".encode())
     return digest.hexdigest()
 
