@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from types import ModuleType
 
 from leveret.errors import MissingExtra
@@ -22,8 +21,3 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             raise
         hint = f'pip install "leveret[{extra}]"'
         raise MissingExtra(f"{purpose} needs the package '{root}', which is not installed", hint=hint) from None
-
-
-def is_present(module: str) -> bool:
-    """Whether a top-level package is installed, without importing it."""
-    return importlib.util.find_spec(module) is not None

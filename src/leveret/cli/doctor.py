@@ -1,0 +1,144 @@
+"""`leveret doctor`: versions, processor, memory, disk, extras, and a tiny model run two ways that must agree."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from leveret.cli.doctor_config import DoctorConfig
+from leveret.cli.tensor_table import in_bytes
+from leveret.commands import StageResult
+from leveret.console import Console
+from leveret.errors import LeveretError
+from leveret.paths import cache_dir, free_bytes
+from leveret.version import VERSION
+
+CPU_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 bf16",
+    "avx512_vnni": "AVX-512 int8",
+    "amx_bf16": "AMX bf16",
+    "amx_int8": "AMX int8",
+    "asimd": "NEON",
+    "bf16": "NEON bf16",
+}
+"""Names in /proc/cpuinfo -> names people use; more is faster, nothing here is needed."""
+
+LOW_DISK_BYTES = 2_000_000_000
+TOLERANCE = 1e-5
+
+
+def run(config: DoctorConfig, console: Console) -> StageResult:
+    """Print the findings; LeveretError when the self-check fails."""
+    rows = [*_installation(), *_machine(config.folder), *_extras()]
+    console.table("this machine", ("what", "value"), rows)
+    if free_bytes(config.folder) < LOW_DISK_BYTES:
+        console.warn(f"less than {in_bytes(LOW_DISK_BYTES)} free in {config.folder.absolute()}; checkpoints need room")
+    began = time.monotonic()
+    difference = self_check()
+    if not difference <= TOLERANCE:
+        raise LeveretError(
+            f"self-check failed: a tiny model gives logits {difference:.2e} apart with and without its cache",
+            hint="reinstall torch, then run leveret doctor again; if it stays, please report it with the table above",
+        )
+    console.print(
+        f"self-check passed: a tiny model with and without its cache agrees within {difference:.1e} "
+        f"({time.monotonic() - began:.1f} s)"
+    )
+    return StageResult(output=None, summary={"largest_difference": difference})
+
+
+def self_check() -> float:
+    """The largest difference between the logits of 16 tokens read at once and one by one through the cache."""
+    import torch
+
+    from leveret.model.cache import KVCache
+    from leveret.model.config import ModelConfig
+    from leveret.model.decoder import Decoder
+    from leveret.model.init import init_weights
+
+    config = ModelConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+    )
+    model = Decoder(config).eval()
+    init_weights(model, seed=0)
+    ids = torch.arange(16).mul(31).remainder(97).unsqueeze(0)  # (1, 16)
+    with torch.inference_mode():
+        whole = model(ids)
+        cache = KVCache(config, batch_size=1, capacity=16, dtype=torch.float32, device=torch.device("cpu"))
+        steps = torch.cat([model(ids[:, step : step + 1], cache=cache) for step in range(16)], dim=1)
+    return float((whole - steps).abs().max())
+
+
+def _installation() -> Iterator[tuple[str, str]]:
+    import torch
+
+    yield "leveret", f"{VERSION} in {Path(__file__).parents[1]}"
+    yield "Python", f"{platform.python_version()} ({platform.platform()})"
+    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
+    for package in ("tokenizers", "safetensors", "numpy", "pydantic", "jinja2", "huggingface_hub"):
+        yield package, metadata.version(package)
+    yield "accelerator", torch.cuda.get_device_name() if torch.cuda.is_available() else "none; everything runs on CPU"
+    yield "cache", str(cache_dir())
+
+
+def _machine(folder: Path) -> Iterator[tuple[str, str]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags, name = _processor()
+    yield "processor", f"{name}, {cores} cores to use"
+    yield "processor features", ", ".join(label for flag, label in CPU_FEATURES.items() if flag in flags) or "unknown"
+    total, available = _memory()
+    yield "memory", f"{in_bytes(total)}, {in_bytes(available)} free" if total else "unknown"
+    yield "disk", f"{in_bytes(free_bytes(folder))} free in {folder.absolute()}"
+
+
+def _extras() -> Iterator[tuple[str, str]]:
+    """The extras of the package's metadata, each with what is missing and the command that brings it."""
+    needed: dict[str, list[str]] = {}
+    for requirement in metadata.requires("leveret") or []:
+        found = re.fullmatch(r"([\w.-]+)[^;\[]*;.*extra == ['\"]([\w-]+)['\"].*", requirement)
+        if found:
+            needed.setdefault(found[2], []).append(found[1])
+    for extra, packages in needed.items():
+        missing = [package for package in packages if not _is_installed(package)]
+        yield f"extra {extra}", f'pip install "leveret[{extra}]" ({", ".join(missing)})' if missing else "installed"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _processor() -> tuple[set[str], str]:
+    """Feature flags and name, as Linux gives them; elsewhere no flags."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set(), platform.processor() or platform.machine()
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return set((values.get("flags") or values.get("Features") or "").split()), values.get("model name", "unknown")
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes in all and to be had, as Linux gives them; (0, 0) elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    kilobytes = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
+    return kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024

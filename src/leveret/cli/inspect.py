@@ -1,0 +1,141 @@
+"""`leveret inspect`: says what a path is and what is in it, from headers and small files, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from leveret.cli.inspect_config import InspectConfig
+from leveret.cli.inspect_model import describe_model
+from leveret.cli.tensor_table import in_bytes, read_header, table_rows
+from leveret.commands import StageResult
+from leveret.console import Console, duration
+from leveret.errors import DataError
+from leveret.pipeline.ledger import Ledger
+
+
+def run(config: InspectConfig, console: Console) -> StageResult:
+    """Show every kind of thing that the path is (a training folder is a model folder with checkpoints)."""
+    path = config.path
+    if not path.exists():
+        raise DataError("there is nothing here", path=path)
+    kinds = [kind for kind in KINDS if kind.fits(path)]
+    if not kinds:
+        names = "".join(f"\n  {kind.name}: {kind.sign}" for kind in KINDS)
+        raise DataError(f"this is nothing that leveret knows; it would know{names}", path=path)
+    summary: dict[str, Any] = {"kind": ", ".join(kind.name for kind in kinds)}
+    for kind in kinds:
+        summary |= kind.describe(config, console)
+    return StageResult(output=None, summary=summary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of path."""
+
+    name: str
+    sign: str
+    """How it is told, for people."""
+    fits: Callable[[Path], bool]
+    describe: Callable[[InspectConfig, Console], dict[str, Any]]
+
+
+def _model(config: InspectConfig, console: Console) -> dict[str, Any]:
+    return describe_model(config.path, console, every_tensor=config.every_tensor)
+
+
+def _run_folder(config: InspectConfig, console: Console) -> dict[str, Any]:
+    records = Ledger(config.path).read_all()
+    rows = [
+        (record.stage, record.command, record.status, record.seconds, _figures(record.summary), record.output or "-")
+        for record in records
+    ]
+    seconds = sum(record.seconds for record in records)
+    console.table(f"run {config.path}", ("stage", "command", "status", "seconds", "figures", "output"), rows)
+    console.print(f"{len(records)} stages, {duration(seconds)} of work")
+    return {"stages": len(records)}
+
+
+def _checkpoints(config: InspectConfig, console: Console) -> dict[str, Any]:
+    rows = []
+    for manifest in sorted(config.path.rglob("step-*/manifest.json")):
+        folder = manifest.parent
+        files = [file for file in folder.iterdir() if file.is_file()]
+        try:
+            said = json.loads(manifest.read_text(encoding="utf-8"))
+            missing = [name for name in said["files"] if not (folder / name).is_file()]
+            step, state = said["step"], f"lacks {', '.join(missing)}" if missing else "whole"
+        except (ValueError, KeyError) as error:
+            step, state = None, f"damaged manifest ({error})"
+        written = datetime.fromtimestamp(manifest.stat().st_mtime).isoformat(" ", "seconds")
+        size = in_bytes(sum(file.stat().st_size for file in files))
+        rows.append((folder.relative_to(config.path).as_posix(), step, size, written, state))
+    console.table(f"checkpoints in {config.path}", ("folder", "steps done", "size", "written", "state"), rows)
+    return {"checkpoints": len(rows)}
+
+
+def _tensors(config: InspectConfig, console: Console) -> dict[str, Any]:
+    entries, metadata = read_header(config.path)
+    rows = table_rows(entries, every_tensor=config.every_tensor)
+    console.table(f"tensors in {config.path}", ("name", "dtype", "shape", "count", "bytes"), rows)
+    numbers = sum(entry.num_bytes for entry in entries)
+    console.print(f"{len(entries)} tensors, {in_bytes(numbers)}; metadata: {dict(metadata) or 'none'}")
+    return {"tensors": len(entries), "bytes": numbers}
+
+
+def _lines(config: InspectConfig, console: Console) -> dict[str, Any]:
+    count, first = 0, None
+    keys: dict[str, int] = {}
+    with open(config.path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"this line is no JSON: {error}", path=config.path, line=number) from None
+            first = record if first is None else first
+            count += 1
+            for key in record if isinstance(record, dict) else ("(no object)",):
+                keys[key] = keys.get(key, 0) + 1
+    console.table(f"{config.path}: {count:,} records", ("key", "records with it"), list(keys.items()))
+    if first is not None:
+        console.print("the first: " + json.dumps(first, ensure_ascii=False)[:400])
+    return {"records": count}
+
+
+def _figures(summary: dict[str, Any]) -> str:
+    plain = {name: value for name, value in summary.items() if isinstance(value, str | int | float)}
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in plain.items()
+    )[:100]
+
+
+KINDS = (
+    Kind(
+        name="run folder",
+        sign="a folder with stages/*.json",
+        fits=lambda path: any((path / "stages").glob("*.json")),
+        describe=_run_folder,
+    ),
+    Kind(
+        name="model",
+        sign="a folder with config.json",
+        fits=lambda path: (path / "config.json").is_file(),
+        describe=_model,
+    ),
+    Kind(
+        name="checkpoints",
+        sign="a folder with step-*/manifest.json, or with checkpoints/ in it",
+        fits=lambda path: any(path.glob("step-*/manifest.json")) or any(path.glob("checkpoints/step-*/manifest.json")),
+        describe=_checkpoints,
+    ),
+    Kind(
+        name="tensors", sign="a .safetensors file", fits=lambda path: path.suffix == ".safetensors", describe=_tensors
+    ),
+    Kind(name="records", sign="a .jsonl file", fits=lambda path: path.suffix == ".jsonl", describe=_lines),
+)

@@ -1,0 +1,112 @@
+"""What a model folder holds: config, parameters, tensors, tokenizer, template, tools, each of them if it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from leveret.cli.tensor_table import TensorEntry, in_bytes, read_header, table_rows
+from leveret.console import Console
+from leveret.errors import LeveretError
+
+Facts = Iterator[tuple[str, object]]
+
+
+def describe_model(folder: Path, console: Console, *, every_tensor: bool) -> dict[str, Any]:
+    """Show tables; returns the figures that fit in a line. A part that cannot be read is reported in its row."""
+    entries = [entry for file in sorted(folder.glob("*.safetensors")) for entry in read_header(file)[0]]
+    facts: list[tuple[str, object]] = []
+    for part, describe in _PARTS:
+        try:
+            facts += describe(folder)
+        except (LeveretError, OSError, ValueError) as error:
+            facts.append((part, f"cannot be read: {error}"))
+    facts += _stored(folder, entries)
+    console.table(f"model {folder}", ("what", "value"), [(name, _said(value)) for name, value in facts])
+    if entries:
+        rows = table_rows(entries, every_tensor=every_tensor)
+        console.table("tensors", ("name", "dtype", "shape", "count", "bytes"), rows)
+    return {name: value for name, value in facts if name in ("family", "parameters", "vocabulary", "tools")}
+
+
+def _config(folder: Path) -> Facts:
+    from leveret.model.count import count
+    from leveret.model.families import family_for
+
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = family_for(str(values.get("model_type"))).config_from_hf(values)
+    numbers = count(config)
+    yield "family", config.family
+    yield "layers", config.num_hidden_layers
+    yield "hidden size", config.hidden_size
+    yield "feed-forward size", config.intermediate_size
+    yield "heads (query / key-value)", f"{config.num_attention_heads} / {config.num_key_value_heads}"
+    if config.moe is not None:
+        yield "experts (all / per token)", f"{config.moe.num_experts} / {config.moe.experts_per_token}"
+    yield "longest sequence", config.max_position_embeddings
+    if config.sliding_window is not None:
+        yield "sliding window", config.sliding_window
+    yield "parameters", numbers.total
+    if numbers.active != numbers.total:
+        yield "parameters a token uses", numbers.active
+    if quantization := values.get("quantization_config"):
+        names = ("quant_method", "bits", "group_size", "sym")
+        yield "quantization", ", ".join(f"{name} {quantization[name]}" for name in names if name in quantization)
+
+
+def _tokenizer(folder: Path) -> Facts:
+    from leveret.tokenizer.files import Tokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        yield "tokenizer", None
+        return
+    tokenizer = Tokenizer.load(folder)
+    special = list(tokenizer.special_ids)
+    yield "vocabulary", tokenizer.vocab_size
+    yield "special tokens", f"{len(special)}: {' '.join(special[:12])}{' ...' if len(special) > 12 else ''}"
+
+
+def _template(folder: Path) -> Facts:
+    from leveret.chat.template import template_for
+    from leveret.tokenizer.files import Tokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.chat_template is None:
+        yield "chat template", None
+    else:
+        stops = template_for(tokenizer).stops
+        yield "chat template", f"{len(tokenizer.chat_template):,} characters, stops at {' '.join(map(repr, stops))}"
+
+
+def _tools(folder: Path) -> Facts:
+    from leveret.tools.schema import ToolSet
+
+    if (folder / "tools.json").is_file():
+        tools = ToolSet.load(folder)
+        yield "tools", f"{len(tools)}: {', '.join(tools.names)}"
+
+
+_PARTS: tuple[tuple[str, Callable[[Path], Facts]], ...] = (
+    ("config", _config),
+    ("tokenizer", _tokenizer),
+    ("chat template", _template),
+    ("tools", _tools),
+)
+
+
+def _stored(folder: Path, entries: list[TensorEntry]) -> Facts:
+    by_dtype: dict[str, int] = {}
+    for entry in entries:
+        by_dtype[entry.dtype] = by_dtype.get(entry.dtype, 0) + entry.num_bytes
+    shares = ", ".join(f"{dtype} {in_bytes(number)}" for dtype, number in sorted(by_dtype.items()))
+    yield "tensors", f"{len(entries)} ({shares})" if entries else "no .safetensors file"
+    yield "on disk", in_bytes(sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
+    yield "model card", "README.md" if (folder / "README.md").is_file() else None
+
+
+def _said(value: object) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

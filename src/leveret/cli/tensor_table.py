@@ -1,0 +1,73 @@
+"""The tensors in safetensors files, read from the headers alone.
+
+A file begins with eight bytes, the length n of the header (little-endian), then n bytes of JSON:
+`{"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, "__metadata__": {...}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leveret.errors import CorruptedFile
+
+_LARGEST_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """What the header says about one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+def read_header(file: Path) -> tuple[list[TensorEntry], Mapping[str, str]]:
+    """The tensors of a file and its metadata. CorruptedFile when the header is damaged or the file cut short."""
+    size = file.stat().st_size
+    with open(file, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if not 2 <= length <= min(size - 8, _LARGEST_HEADER_BYTES):
+            raise CorruptedFile(f"{file} is no safetensors file: it says its header has {length:,} bytes")
+        try:
+            header = json.loads(handle.read(length))
+            metadata = header.pop("__metadata__", {})
+            entries = [_entry(name, value) for name, value in header.items()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptedFile(f"{file} is no safetensors file: its header cannot be read ({error})") from None
+    expected = 8 + length + sum(entry.num_bytes for entry in entries)
+    if size < expected:
+        raise CorruptedFile(f"{file} is cut short: {size:,} bytes, its header promises {expected:,}")
+    return entries, metadata
+
+
+def table_rows(entries: Iterable[TensorEntry], *, every_tensor: bool) -> list[tuple[str, str, str, int, int]]:
+    """Rows of (name, dtype, shape, how many, bytes); tensors alike but for numbers in their names share a row."""
+    grouped: dict[tuple[str, str, tuple[int, ...]], list[TensorEntry]] = {}
+    for entry in entries:
+        pattern = entry.name if every_tensor else re.sub(r"(?<=\.)\d+(?=\.)", "#", entry.name)
+        grouped.setdefault((pattern, entry.dtype, entry.shape), []).append(entry)
+    return [
+        (name, dtype, " x ".join(map(str, shape)) or "scalar", len(group), sum(entry.num_bytes for entry in group))
+        for (name, dtype, shape), group in grouped.items()
+    ]
+
+
+def in_bytes(number: int) -> str:
+    """A size as a person says it: `4.1 MB`."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number} bytes"
+
+
+def _entry(name: str, value: Mapping[str, Any]) -> TensorEntry:
+    begin, end = (int(offset) for offset in value["data_offsets"])
+    shape = tuple(int(size) for size in value["shape"])
+    return TensorEntry(name=name, dtype=str(value["dtype"]), shape=shape, num_bytes=end - begin)
