@@ -1,1 +1,34 @@
-"""Leveret: the whole life of an open language model in one package."""
+"""Leveret: the whole life of an open language model in one package.
+
+    import leveret
+
+    model = leveret.load("runs/phone")
+    print(model.generate("Once upon a time", max_tokens=40))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from leveret.engine.text import TextModel
+
+__all__ = ["load"]
+
+
+def load(path: str | Path, *, dtype: torch.dtype | str | None = None, device: str = "cpu") -> TextModel:
+    """Load a model directory, or a model of the Hugging Face hub by name, to generate, chat and call tools.
+
+    Args:
+        path: the directory or the name.
+        dtype: type of the weights in memory ("float32", torch.bfloat16 ...); None as stored.
+        device: "cpu", "cuda:0" ...
+    """
+    # Imported here because it brings torch, which `import leveret` must not cost.
+    from leveret.engine.text import TextModel
+
+    return TextModel.load(path, dtype=dtype, device=device)

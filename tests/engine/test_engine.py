@@ -14,6 +14,17 @@ from leveret.engine.request import Request, SamplingParams
 from leveret.errors import RequestError
 from leveret.model.decoder import Decoder
 
+TWIN_FIELDS = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "sliding_window",
+    "rms_norm_eps",
+]
 PROMPTS = [(3, 14, 15, 92), (6,), tuple(range(20, 60)), (5, 35, 89, 79, 32, 38, 46), (26, 43) * 4]
 
 
@@ -35,10 +46,17 @@ def test_greedy_equals_transformers_generate_past_the_sliding_window(decoder: De
         transformers.MistralConfig(
             **{
                 name: getattr(decoder.config, name)
-                for name in (
-                    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-                    "num_key_value_heads max_position_embeddings sliding_window rms_norm_eps"
-                ).split()
+                for name in [
+                    "vocab_size",
+                    "hidden_size",
+                    "intermediate_size",
+                    "num_hidden_layers",
+                    "num_attention_heads",
+                    "num_key_value_heads",
+                    "max_position_embeddings",
+                    "sliding_window",
+                    "rms_norm_eps",
+                ]
             },
             rope_theta=decoder.config.rope.theta,
             bos_token_id=None,

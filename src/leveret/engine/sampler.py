@@ -56,7 +56,7 @@ class RowSampler:
             scores = scores.index_fill(0, self._banned, float("-inf"))
         if self._constraint is None:
             return draw(scores, self._params, self._generator)
-        allowed = torch.from_numpy(self._constraint.allowed_ids())
+        allowed = torch.tensor(self._constraint.allowed_ids())
         return int(allowed[draw(scores[allowed], self._params, self._generator)])
 
     def accept(self, token_id: int) -> bool:

@@ -1,0 +1,89 @@
+"""Generation defaults: what a model's own generation_config.json says about sampling and stopping.
+
+The file is transformers' (`do_sample`, `temperature`, `max_new_tokens`, `eos_token_id` ...). As there, nothing is
+sampled unless `do_sample` is true, whatever the temperature says; then the temperature is 1 if absent. Filters that
+are absent are off. What a caller gives goes over these defaults field by field.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+from leveret.config import suggest
+from leveret.engine.request import SamplingParams
+from leveret.errors import RequestError, WeightsError
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams`, each optional: keyword arguments of generate, chat and stream."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    seed: int | None
+    stop: str | tuple[str, ...] | list[str]
+    stop_ids: tuple[int, ...] | list[int]
+    banned_ids: tuple[int, ...] | list[int]
+
+
+def read_defaults(directory: Path) -> SamplingParams:
+    """The defaults of the model in a directory; those of `SamplingParams` where it has no generation_config.json.
+
+    Raises WeightsError when the file is damaged or a value in it is out of range.
+    """
+    path = directory / "generation_config.json"
+    if not path.exists():
+        return SamplingParams()
+    try:
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return _from_config(config)
+    except (ValueError, TypeError, AttributeError, RequestError) as error:
+        raise WeightsError(f"{path}: {error}", hint="mend the file or remove it") from None
+
+
+def with_options(params: SamplingParams, options: SamplingOptions) -> SamplingParams:
+    """The params with a caller's options over them; stop ids are added to, not replaced.
+
+    Raises RequestError for an unknown option or a value out of range.
+    """
+    known = [item.name for item in fields(SamplingParams)]
+    changes: dict[str, Any] = dict(options)
+    for name in changes:
+        if name not in known:
+            near = suggest(name, known)
+            hint = f"did you mean {near!r}?" if near else f"options: {', '.join(known)}"
+            raise RequestError(f"unknown sampling option {name!r}", param=name, code="unknown_parameter", hint=hint)
+    if "stop_ids" in changes:
+        changes["stop_ids"] = _merged(params.stop_ids, changes["stop_ids"])
+    for name in ("stop", "banned_ids"):
+        if name in changes:
+            changes[name] = tuple(changes[name])
+    return replace(params, **changes)
+
+
+def _from_config(config: dict[str, Any]) -> SamplingParams:
+    changes: dict[str, Any] = {
+        "max_tokens": config.get("max_new_tokens"),
+        "repetition_penalty": config.get("repetition_penalty"),
+        "stop_ids": _ids(config.get("eos_token_id")),
+    }
+    if config.get("do_sample"):
+        changes["temperature"] = config.get("temperature", 1.0)
+        changes |= {name: config.get(name) or None for name in ("top_k", "top_p", "min_p")}
+    return replace(SamplingParams(), **{name: value for name, value in changes.items() if value is not None})
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _merged(first: tuple[int, ...], second: tuple[int, ...] | list[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys((*first, *second)))

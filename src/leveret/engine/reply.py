@@ -1,0 +1,176 @@
+"""What a caller gets: a `Reply` at once, or `Delta`s as they become certain, which add up to the same reply.
+
+An answer in the making is either text (`TextAnswer`) or tool calls (`ToolAnswer`). Both ride on one engine request:
+the engine shows them each id (`watch`), the caller drains what became certain after each step, and `finish` gives the
+rest with the finish reason and the usage. So the reply that is streamed and the reply that is not are the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from leveret.chat.messages import ToolCall
+from leveret.engine.assembler import TextAssembler
+from leveret.engine.request import Completion
+from leveret.errors import ToolError
+from leveret.tokenizer.files import Tokenizer
+from leveret.tools.functional import FunctionalDialect
+
+ReplyReason = Literal["stop", "length", "tool_calls", "cancelled"]
+"""Why a reply ended; `tool_calls` when it ended by itself and holds calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    """Length of the prompt."""
+    completion_tokens: int
+    """Generated tokens, the stop token included."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """One piece of a reply. The last piece, and only that one, has a finish reason and a usage."""
+
+    content: str = ""
+    """New text."""
+    tool_call: ToolCall | None = None
+    """A new, complete tool call."""
+    finish_reason: ReplyReason | None = None
+    """Set on the last piece."""
+    usage: Usage | None = None
+    """Set on the last piece."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A whole answer."""
+
+    content: str
+    """The text; empty when the model called tools or refused to."""
+    tool_calls: tuple[ToolCall, ...]
+    """The calls in order."""
+    finish_reason: ReplyReason
+    """Why it ended."""
+    usage: Usage
+    """Tokens in and out."""
+    parsed: bool = True
+    """False when tool calls were asked for and what came is not calls; `content` is then the raw text."""
+
+
+class Answer(Protocol):
+    """An answer in the making."""
+
+    @property
+    def parsed(self) -> bool:
+        """False once it is known that tool calls were asked for and something else came."""
+
+    def watch(self, token_id: int) -> bool:
+        """Take one generated id; True when the answer is complete. Passed to the engine as `Request.watch`."""
+
+    def drain(self) -> list[Delta]:
+        """What became certain since the last call."""
+
+    def finish(self, completion: Completion) -> list[Delta]:
+        """The rest, ending with the last piece."""
+
+
+@dataclass(kw_only=True)
+class TextAnswer:
+    """An answer in plain text, special tokens left out, cut before a stop string."""
+
+    assembler: TextAssembler
+    parsed: bool = True
+    """Text is text."""
+    _fresh: list[str] = field(default_factory=list)
+
+    def watch(self, token_id: int) -> bool:
+        self._fresh.append(self.assembler.push(token_id))
+        return self.assembler.stopped
+
+    def drain(self) -> list[Delta]:
+        text = "".join(self._fresh)
+        self._fresh.clear()
+        return [Delta(content=text)] if text else []
+
+    def finish(self, completion: Completion) -> list[Delta]:
+        self._fresh.append(self.assembler.finish())
+        last = Delta(finish_reason=completion.finish_reason, usage=_usage(completion))
+        return [*self.drain(), last]
+
+
+@dataclass(kw_only=True)
+class ToolAnswer:
+    """An answer in functional tokens; each call is given out when its end token has come.
+
+    What does not parse (a model left unconstrained, or cut off by max_tokens) is given out at the end as raw text.
+    """
+
+    tokenizer: Tokenizer
+    dialect: FunctionalDialect
+    parsed: bool = True
+    """False after `finish` when the ids were not calls, or the last call was cut off."""
+    _ids: list[int] = field(default_factory=list)
+    _num_certain: int = 0
+    _num_given: int = 0
+
+    def watch(self, token_id: int) -> bool:
+        self._ids.append(token_id)
+        return False
+
+    def drain(self) -> list[Delta]:
+        """The calls completed since the last time: those up to the last end token, if it all parses."""
+        end_id = self.tokenizer.id_of(self.dialect.end_token)
+        closed = len(self._ids)
+        while closed > self._num_certain and self._ids[closed - 1] != end_id:
+            closed -= 1
+        if closed == self._num_certain:
+            return []
+        calls = self._parse(self._ids[:closed])
+        if calls is None:
+            return []
+        self._num_certain = closed
+        fresh, self._num_given = calls[self._num_given :], len(calls)
+        return [Delta(tool_call=call) for call in fresh]
+
+    def finish(self, completion: Completion) -> list[Delta]:
+        deltas = self.drain()
+        self.parsed = self._parse(self._ids) is not None
+        if not self.parsed:
+            deltas.append(Delta(content=self.tokenizer.decode(self._ids[self._num_certain :])))
+        called = self._num_given > 0 and completion.finish_reason == "stop"
+        reason: ReplyReason = "tool_calls" if called else completion.finish_reason
+        return [*deltas, Delta(finish_reason=reason, usage=_usage(completion))]
+
+    def _parse(self, ids: list[int]) -> list[ToolCall] | None:
+        try:
+            return self.dialect.parse(self.tokenizer.decode(ids))
+        except ToolError:
+            return None
+
+
+def reply_from(deltas: Iterable[Delta], *, parsed: bool = True) -> Reply:
+    """The reply that the deltas of a whole answer add up to."""
+    pieces = list(deltas)
+    last = pieces[-1]
+    assert last.finish_reason is not None and last.usage is not None, "the last delta ends the reply"
+    return Reply(
+        content="".join(piece.content for piece in pieces),
+        tool_calls=tuple(piece.tool_call for piece in pieces if piece.tool_call is not None),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        parsed=parsed,
+    )
+
+
+def _usage(completion: Completion) -> Usage:
+    return Usage(prompt_tokens=completion.num_prompt_tokens, completion_tokens=completion.num_generated_tokens)

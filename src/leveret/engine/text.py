@@ -1,0 +1,329 @@
+"""TextModel: a model directory as a Python object that continues text, chats, streams and calls tools.
+
+    model = leveret.load("runs/phone")
+    model.generate("Once upon a time", max_tokens=40)
+    model.chat([{"role": "user", "content": "Set a timer for five minutes"}], tools="all").tool_calls
+    for piece in model.stream("Once upon a time"): print(piece, end="")
+
+It joins three things that know nothing of each other: the tokenizer and the chat template (text to ids), the engine
+(ids to ids), and the tool dialect. `prepare_text` and `prepare_chat` turn a prompt or a conversation into a `Job`, an
+engine request with the answer that will come of it; everything else here, and the server, runs jobs.
+
+Sampling options (`max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop`,
+`stop_ids`) go over the model's generation_config.json. The default max_tokens is cut to what the context has left; one
+given by the caller is not, and is an error when it does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+import tokenizers
+import torch
+
+from leveret.chat.messages import Message, ToolCall, checked_text, messages_from
+from leveret.chat.template import ChatTemplate, template_for
+from leveret.engine.assembler import TextAssembler
+from leveret.engine.batch import Batch
+from leveret.engine.defaults import SamplingOptions, read_defaults, with_options
+from leveret.engine.engine import Engine
+from leveret.engine.reply import Answer, Delta, Reply, TextAnswer, ToolAnswer, reply_from
+from leveret.engine.request import Completion, Constraint, Request, SamplingParams
+from leveret.engine.tool_calls import (
+    OfferedTools,
+    SingleCall,
+    ToolChoice,
+    last_query,
+    offered_names,
+    with_calls_rendered,
+)
+from leveret.errors import RequestError, TemplateError
+from leveret.hub import resolve_model
+from leveret.model.decoder import Decoder
+from leveret.tokenizer.files import Tokenizer
+from leveret.tools.constraint import CallConstraint
+from leveret.tools.functional import FunctionalDialect
+from leveret.tools.grammar import CallGrammar
+from leveret.tools.schema import ToolSet
+from leveret.weights.load import load_model
+
+ROLES = ("system", "user", "assistant", "tool")
+"""Who may say something, after `chat/messages.py` has translated other names for them."""
+
+Messages = Sequence[Message | Mapping[str, Any]]
+"""A conversation: `Message`s, or dictionaries in OpenAI's form. Content is never trusted with special tokens here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A request for the engine, and the answer that its ids become."""
+
+    request: Request
+    answer: Answer
+
+
+class TextModel:
+    """A decoder with its tokenizer, chat template and tools; made by `leveret.load`."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        template: ChatTemplate | None = None,
+        tools: ToolSet | None = None,
+        defaults: SamplingParams | None = None,
+        name: str = "leveret",
+    ) -> None:
+        """Parts that belong together; `load` finds them in a directory."""
+        self.model = model
+        """Called with token ids (B, T) it gives logits (B, T, V)."""
+        self.tokenizer = tokenizer
+        self.template = template
+        """None for a base model that has no chat template."""
+        self.tools = tools
+        """The tools the model has functional tokens for; None when it has none."""
+        self.defaults = defaults or SamplingParams()
+        """Sampling where the caller says nothing."""
+        self.name = name
+        """Name of the model's directory."""
+        self.engine = Engine(model)
+        self._adds_bos = _adds_bos(tokenizer)
+        self.dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
+
+    @classmethod
+    def load(cls, path: str | Path, *, dtype: torch.dtype | str | None = None, device: str = "cpu") -> TextModel:
+        """Load a model directory, or a model of the Hugging Face hub by name.
+
+        Args:
+            path: the directory or the name.
+            dtype: type of the weights in memory ("float32", torch.bfloat16 ...); None as stored.
+            device: "cpu", "cuda:0" ...
+        Raises HubError, WeightsError, TokenizerError, TemplateError or ToolError, naming the file that is wrong.
+        """
+        directory = resolve_model(str(path))
+        tokenizer = Tokenizer.load(directory)
+        return cls(
+            load_model(directory, dtype=dtype, device=device).eval(),
+            tokenizer,
+            template=None if tokenizer.chat_template is None else template_for(tokenizer),
+            tools=ToolSet.load(directory) if (directory / "tools.json").exists() else None,
+            defaults=read_defaults(directory),
+            name=directory.resolve().name,
+        )
+
+    def generate(self, prompt: str, **options: Unpack[SamplingOptions]) -> str:
+        """The continuation of a text, without the text. Raises RequestError when the request cannot be served."""
+        return self._run(self.prepare_text(prompt, **options)).content
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: OfferedTools = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        constrained: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> Reply:
+        """The assistant's next turn.
+
+        Args:
+            messages: the conversation so far.
+            tools: "all", or names or OpenAI declarations of the tools that may be called; None for plain text.
+            tool_choice: "required" leaves the model no way not to call.
+            parallel_tool_calls: False ends the answer after one call.
+            constrained: False lets the model write what it likes where it should write calls.
+            options: sampling options.
+        Raises RequestError when the request cannot be served.
+        """
+        return self._run(
+            self.prepare_chat(
+                messages,
+                tools=tools,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
+                constrained=constrained,
+                **options,
+            )
+        )
+
+    def stream(self, prompt: str | Messages, **options: Unpack[SamplingOptions]) -> Iterator[str]:
+        """The text of `generate` (for a string) or of `chat` without tools (for messages), piece by piece.
+
+        Pieces never split a character, and together they are the whole text.
+        """
+        job = self.prepare_text(prompt, **options) if isinstance(prompt, str) else self.prepare_chat(prompt, **options)
+        return (delta.content for delta in self.deltas(job) if delta.content)
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: OfferedTools = None,
+        tool_choice: ToolChoice = "auto",
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Delta]:
+        """The reply of `chat` piece by piece: text, tool calls as they become complete, then reason and usage."""
+        return self.deltas(self.prepare_chat(messages, tools=tools, tool_choice=tool_choice, **options))
+
+    def call_tools(
+        self,
+        queries: Sequence[str],
+        *,
+        tools: OfferedTools = "all",
+        constrained: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> list[list[ToolCall] | None]:
+        """The calls that answer each query, all queries batched; [] where no tool fits, None where nothing parses.
+
+        A constrained answer parses unless max_tokens cuts it off.
+        """
+        jobs = [
+            self.prepare_chat([Message(role="user", content=query)], tools=tools, constrained=constrained, **options)
+            for query in queries
+        ]
+        replies = self.run(jobs)
+        return [list(reply.tool_calls) if reply.parsed else None for reply in replies]
+
+    def run(self, jobs: Sequence[Job]) -> list[Reply]:
+        """The replies to jobs, batched, in order."""
+        completions = self.engine.generate([job.request for job in jobs])
+        return [_whole(job.answer, completion) for job, completion in zip(jobs, completions, strict=True)]
+
+    def deltas(self, job: Job) -> Iterator[Delta]:
+        """The reply to one job, piece by piece. Raises RequestError at once when it cannot be served."""
+        batch = self.engine.start([job.request])
+        return _pieces(batch, job.answer)
+
+    def prepare_text(self, prompt: str | Sequence[int], **options: Unpack[SamplingOptions]) -> Job:
+        """A job that continues a text or token ids. A text gets a BOS if the tokenizer's files say so."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(checked_text(prompt, "prompt"), add_bos=self._adds_bos)
+        else:
+            ids = list(prompt)
+        return self._text_job(ids, self._params(ids, options))
+
+    def prepare_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: OfferedTools = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        constrained: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> Job:
+        """A job for the assistant's next turn; the arguments are those of `chat`."""
+        template = self._need_template()
+        names = offered_names(tools, self.tools, tool_choice)
+        conversation = _messages(messages)
+        rendered = with_calls_rendered(conversation, self.dialect)
+        try:
+            ids = template.encode(self.tokenizer, rendered, add_generation_prompt=True).ids
+        except TemplateError as error:
+            raise RequestError(error.message, param="messages", code="invalid_value", hint=error.hint) from None
+        params = self._params(ids, options, template)
+        if not names or self.dialect is None:
+            silent = () if self.dialect is None else map(self.tokenizer.id_of, self.dialect.tokens)
+            params = replace(params, banned_ids=(*params.banned_ids, *silent))
+            return self._text_job(ids, params, prefix=template.reply_prefix)
+        answer = ToolAnswer(tokenizer=self.tokenizer, dialect=self.dialect)
+        constraint: Constraint | None = None
+        if constrained:
+            constraint = self._call_constraint(
+                names, last_query(conversation), required=tool_choice == "required", parallel=parallel_tool_calls
+            )
+        return Job(
+            request=Request(prompt_ids=tuple(ids), params=params, constraint=constraint, watch=answer.watch),
+            answer=answer,
+        )
+
+    def _text_job(self, ids: list[int], params: SamplingParams, *, prefix: str = "") -> Job:
+        answer = TextAnswer(assembler=TextAssembler(self.tokenizer, params.stop, prefix=prefix))
+        return Job(request=Request(prompt_ids=tuple(ids), params=params, watch=answer.watch), answer=answer)
+
+    def _params(self, ids: list[int], options: SamplingOptions, template: ChatTemplate | None = None) -> SamplingParams:
+        """Sampling for a prompt: the model's defaults, the stops of its template, then the caller's options."""
+        stops = () if template is None else template.stops
+        stop_ids = [*self.defaults.stop_ids, *(() if template is None else template.stop_ids(self.tokenizer))]
+        if self.tokenizer.eos_id is not None:
+            stop_ids.append(self.tokenizer.eos_id)
+        given = options.get("stop", ())
+        words = [stop for stop in stops if stop not in self.tokenizer.special_ids]
+        words += [given] if isinstance(given, str) else given
+        room = max(1, self.engine.context_tokens - len(ids))
+        defaults = replace(
+            self.defaults,
+            max_tokens=min(self.defaults.max_tokens, room),
+            stop_ids=tuple(dict.fromkeys(stop_ids)),
+        )
+        return with_options(defaults, {**options, "stop": tuple(dict.fromkeys(words))})
+
+    def _call_constraint(self, names: tuple[str, ...], query: str, *, required: bool, parallel: bool) -> Constraint:
+        grammar = self._grammar
+        dialect = grammar.dialect
+        constraint = CallConstraint(
+            dialect, self.tokenizer, query=query, allowed=names, required=required, grammar=grammar
+        )
+        return constraint if parallel else SingleCall(constraint, grammar.end_id)
+
+    @cached_property
+    def _grammar(self) -> CallGrammar:
+        """What is allowed where, found once for all requests."""
+        assert self.dialect is not None and self.template is not None
+        stop_ids = [*self.template.stop_ids(self.tokenizer), *self.defaults.stop_ids]
+        return CallGrammar(self.dialect, self.tokenizer, stop_ids=stop_ids or None)
+
+    def _need_template(self) -> ChatTemplate:
+        if self.template is None:
+            raise RequestError(
+                f"{self.name} has no chat template: it is a base model",
+                param="messages",
+                code="no_chat_template",
+                hint="continue a text instead (leveret generate), or put a chat_template.jinja beside the model",
+            )
+        return self.template
+
+    def _run(self, job: Job) -> Reply:
+        return self.run([job])[0]
+
+
+def _whole(answer: Answer, completion: Completion) -> Reply:
+    return reply_from([*answer.drain(), *answer.finish(completion)], parsed=answer.parsed)
+
+
+def _pieces(batch: Batch, answer: Answer) -> Iterator[Delta]:
+    while not batch.finished:
+        for progress in batch.step():
+            yield from answer.drain()
+            if progress.completion is not None:
+                yield from answer.finish(progress.completion)
+
+
+def _messages(messages: Messages) -> list[Message]:
+    """The conversation as Messages; RequestError when it is empty or not a conversation."""
+    if not messages:
+        raise RequestError("the conversation has no messages", param="messages", code="invalid_value")
+    dicts = [each.to_dict() if isinstance(each, Message) else each for each in messages]
+    conversation = messages_from(dicts)
+    for index, message in enumerate(conversation):
+        if message.role not in ROLES:
+            raise RequestError(
+                f"messages[{index}].role is {message.role!r}; it must be one of {', '.join(ROLES)}",
+                param=f"messages[{index}].role",
+                code="invalid_value",
+            )
+    return conversation
+
+
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer's files say that a text begins with BOS: their post-processor then adds it."""
+    if tokenizer.bos_id is None:
+        return False
+    engine = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    return bool(engine.encode("", add_special_tokens=True).ids[:1] == [tokenizer.bos_id])
