@@ -85,8 +85,8 @@ def packed_refusal(
         return f"the packed operators are for the CPU and the weight is on {device.type}"
     if not hasattr(torch.ops.aten, operator):
         return f"this PyTorch ({torch.__version__}) has no {operator}"
-    if group_size is None:
-        return "its columns are reordered"
+    if group_size is None or in_features % group_size:
+        return "its groups are reordered or unequal"
     if bits == 8:
         if group_size != in_features or not symmetric:
             return f"{operator} takes one symmetric scale an output, not groups of {group_size}"

@@ -130,7 +130,7 @@ class QuantizedLinear(nn.Module):
             in_features=inputs,
             out_features=self.out_features,
             symmetric=self.storage.symmetric,
-            device=self.qweight.device,
+            device=torch.device("cpu") if self.qweight.is_meta else self.qweight.device,
         )
 
     def extra_repr(self) -> str:
@@ -147,9 +147,13 @@ class QuantizedLinear(nn.Module):
         return written_out
 
     def _packed(self, dtype: torch.dtype) -> PackedWeight | None:
-        """The weight as PyTorch's operators want it, or None after finding that their product differs."""
+        """The weight as PyTorch's operators want it; None, and a copy from then on, when they refuse or differ."""
         key = ("packed", dtype, *self._versions())
         if self._ready is None or self._ready[0] != key:
+            if refusal := self.packed_refusal():
+                logger.warning("using a working copy: %s", refusal)
+                self.product = "copy"
+                return None
             packed, error = self._prepacked(dtype)
             if error > PACKED_TOLERANCE[dtype]:
                 logger.warning("packed int%d product is off by %.2g: using a working copy instead", self.bits, error)

@@ -13,7 +13,7 @@ file; `quantize_linears` quantizes a model that already has weights.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,22 +34,28 @@ WORKING_COPY_BYTES = 512 * 2**20
 logger = logging.getLogger(__name__)
 
 
-def is_quantized_name(name: str, storage: GptqStorage) -> bool:
-    """Whether the Linear called `name` is stored quantized under these settings."""
-    last = name.rpartition(".")[2]
-    if last == "lm_head":
-        return storage.lm_head
-    return last not in KEPT_NAMES and not storage.skips(name)
+def quantizable(
+    model: nn.Module, storage: GptqStorage, stored_name: Callable[[str], str] | None = None
+) -> dict[str, nn.Linear]:
+    """The Linears of a model that these settings quantize, by their names in the model."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and _is_quantized(name, stored_name(name) if stored_name else name, storage)
+    }
 
 
-def prepare_quantized(model: nn.Module, quantization_config: Mapping[str, Any]) -> None:
+def prepare_quantized(
+    model: nn.Module, quantization_config: Mapping[str, Any], *, stored_name: Callable[[str], str] | None = None
+) -> None:
     """Swap Linears in place for empty quantized ones, ready for the tensors of a quantized directory.
 
     Call it on the model as built from config.json, before its weights are loaded; it works on the meta device too.
+    stored_name: a module's name in the files, which is what `dynamic` patterns speak of; by default as in the model.
     Raises ConfigError for a method, layout or shape that cannot be read.
     """
     storage = GptqStorage.from_dict(quantization_config)
-    for name, linear in _linears(model, storage).items():
+    for name, linear in quantizable(model, storage, stored_name).items():
         try:
             empty = _class_of(storage)(
                 linear.in_features,
@@ -70,7 +76,7 @@ def quantize_linears(
     model: nn.Module, storage: GptqStorage, *, search: bool = True, product: Product | None = None
 ) -> list[str]:
     """Quantize a model's Linears in place by rounding to nearest; returns the names of those that were."""
-    linears = _linears(model, storage)
+    linears = quantizable(model, storage)
     for name, linear in linears.items():
         quantized = _class_of(storage).from_linear(
             linear, group_size=storage.group_size, symmetric=storage.symmetric, search=search
@@ -104,12 +110,11 @@ def _best_product(layers: list[QuantizedLinear]) -> tuple[Product, str]:
     return "packed", f"{size}, too large to keep; PyTorch {torch.__version__} reads the integers directly"
 
 
-def _linears(model: nn.Module, storage: GptqStorage) -> dict[str, nn.Linear]:
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and is_quantized_name(name, storage)
-    }
+def _is_quantized(name: str, stored: str, storage: GptqStorage) -> bool:
+    last = name.rpartition(".")[2]
+    if last == "lm_head":
+        return storage.lm_head
+    return last not in KEPT_NAMES and not storage.skips(stored)
 
 
 def _class_of(storage: GptqStorage) -> type[Int4Linear] | type[Int8Linear]:

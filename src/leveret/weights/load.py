@@ -53,7 +53,7 @@ def load_model(
     with torch.device("meta"):
         model = Decoder(config)
     if quantization := values.get("quantization_config"):
-        prepare_quantized(model, quantization)
+        prepare_quantized(model, quantization, stored_name=family_for(config.family).stored_module)
     _fill(model, directory, wanted, torch.device(device))
     return model.eval()
 

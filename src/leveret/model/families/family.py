@@ -144,6 +144,10 @@ class Family:
                 return stored.format(**numbers) + found["rest"]
         raise AssertionError(f"the {self.name} family has no name for {ours}")
 
+    def stored_module(self, ours: str) -> str:
+        """The file's name of our module (a Linear); several of ours share one if they are fused."""
+        return self.stored_name(f"{ours}.weight").removesuffix(".weight")
+
     @cached_property
     def _readers(self) -> list[tuple[re.Pattern[str], tuple[str, ...]]]:
         held = {stored: (ours,) for ours, stored in self.names} | dict(self.fused)

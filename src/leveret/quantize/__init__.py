@@ -1,0 +1,1 @@
+"""The verb `quantize`: a model directory in, a smaller model directory out."""

@@ -1,0 +1,117 @@
+"""Quantize a model directory tensor by tensor: one full-precision tensor in memory at a time.
+
+The new model is built without memory, with quantized Linears in place; then each tensor of the old files is read, and
+either rounded into its layer or put in its place. What the files hold is accounted for as strictly as in loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from leveret.errors import ConfigError, LeveretError, UnexpectedWeights
+from leveret.model.config import ModelConfig
+from leveret.model.decoder import Decoder
+from leveret.model.families import family_for
+from leveret.precision.gptq_layout import GptqStorage, pack
+from leveret.precision.linear import QuantizedLinear
+from leveret.precision.rounding import check_group_size, relative_error, round_to_nearest
+from leveret.precision.swap import prepare_quantized
+from leveret.weights.load import read_config
+from leveret.weights.placing import HEAD, assign, match_names, split
+from leveret.weights.safetensors import find_weight_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """What became of one Linear."""
+
+    name: str
+    """Its name in the model."""
+    parameters: int
+    """Weights in it."""
+    bytes_before: int
+    """Size of the weight as it was stored."""
+    bytes_after: int
+    """Size of the four tensors that replace it."""
+    relative_error: float
+    """Root mean square of what was lost, over that of the weight."""
+
+
+def empty_quantized(config: ModelConfig, storage: GptqStorage) -> Decoder:
+    """The model to be filled: no memory yet, quantized Linears in place. ConfigError when a layer does not fit."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    prepare_quantized(model, storage.to_dict(), stored_name=family_for(config.family).stored_module)
+    layers = quantized_layers(model)
+    if not layers:
+        raise ConfigError("nothing is left to quantize", hint="`skip` matches every layer")
+    for name, layer in layers.items():
+        with _naming(name):
+            check_group_size(layer.in_features, storage.group_size)
+    return model
+
+
+def quantized_layers(model: Decoder) -> dict[str, QuantizedLinear]:
+    """The quantized Linears of a model, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+def fill_quantized(
+    model: Decoder, source: Path, storage: GptqStorage, *, search: bool, other_dtype: torch.dtype | None
+) -> Iterator[LayerReport]:
+    """Fill the model of `empty_quantized` from the unquantized directory `source`; yields a report of each layer."""
+    config = read_config(source)
+    with torch.device("meta"):
+        whole = Decoder(config)
+    files = find_weight_files(source)
+    held = match_names(whole, family_for(config.family), files.file_of)
+    shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+    tied_head: torch.Tensor | None = None
+    for stored, file, tensor in files.tensors():
+        if stored not in held:
+            continue
+        for name, part in split(tensor, held[stored], shapes, label=f"{stored} in {source / file}").items():
+            layer = name.removesuffix(".weight")
+            target = model.get_submodule(name.rpartition(".")[0])
+            if isinstance(target, QuantizedLinear):
+                yield _quantize_into(target, layer, part, storage, search=search)
+            elif name == HEAD and config.tie_word_embeddings:
+                tied_head = part
+            else:
+                assign(model, name, part.to(other_dtype or part.dtype, copy=True))
+    model.tie_weights()
+    if tied_head is not None and not torch.equal(tied_head.to(other_dtype or tied_head.dtype), model.lm_head.weight):
+        raise UnexpectedWeights(f"{source} has its own {HEAD}, but config.json ties the head to the embedding")
+
+
+def _quantize_into(
+    layer: QuantizedLinear, name: str, weight: torch.Tensor, storage: GptqStorage, *, search: bool
+) -> LayerReport:
+    with _naming(name):
+        integers = round_to_nearest(
+            weight, bits=storage.bits, group_size=storage.group_size, symmetric=storage.symmetric, search=search
+        )
+    tensors = pack(integers, storage.checkpoint_format)
+    for suffix, tensor in tensors.items():
+        setattr(layer, suffix, tensor)
+    return LayerReport(
+        name=name,
+        parameters=weight.numel(),
+        bytes_before=weight.nbytes,
+        bytes_after=sum(tensor.nbytes for tensor in tensors.values()),
+        relative_error=relative_error(weight, integers),
+    )
+
+
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """Say in an error which layer it is about."""
+    try:
+        yield
+    except LeveretError as error:
+        raise type(error)(f"{layer}: {error.message}", hint=error.hint) from error
