@@ -1,0 +1,71 @@
+"""One seeded order over the rows of several sources, computed at any place without counting up to it.
+
+A source's weight is how often it is seen in one epoch: 1 is once, 0.5 is half of it now and the other half in the next
+epoch, 3 is three times. An epoch is the rows of all sources so weighted, shuffled; a source's rows are themselves
+shuffled anew for each pass over them, and a pass is always finished before the next begins.
+
+The row at place k is a function of (seed, k) alone. A resumed run needs the number k and nothing else, and any
+division of the places among processes divides the rows: none is read twice, none is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leveret.data.packing import PackedRows, Row
+from leveret.errors import DataError
+
+_EPOCH, _SOURCE = 0, 1  # first part of a permutation's seed: what is shuffled
+
+
+class Mixture:
+    """`row(place)` for place 0, 1, 2 ... without end; `len` is the rows of one epoch."""
+
+    def __init__(self, sources: Sequence[tuple[PackedRows, float]], *, seed: int) -> None:
+        if any(weight <= 0 for _, weight in sources):
+            raise DataError(f"weights must be above 0, not {[weight for _, weight in sources]}")
+        if not sources or any(len(rows) == 0 for rows, _ in sources):
+            raise DataError("there is nothing to train on: a source has no rows")
+        lengths = {rows.sequence_length for rows, _ in sources}
+        if len(lengths) > 1:
+            raise DataError(f"the rows of a mixture must have one length, not {sorted(lengths)}")
+        self._sources = [rows for rows, _ in sources]
+        self._per_epoch = [max(1, round(weight * len(rows))) for rows, weight in sources]
+        self._ends = np.cumsum(self._per_epoch)
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def row_at(self, place: int) -> tuple[int, int]:
+        """Which source, and which of its rows, stands at `place`."""
+        epoch, place_in_epoch = divmod(place, len(self))
+        slot = int(_permutation(len(self), (self._seed, _EPOCH, epoch))[place_in_epoch])
+        source = int(np.searchsorted(self._ends, slot, side="right"))
+        draw = epoch * self._per_epoch[source] + slot - (int(self._ends[source]) - self._per_epoch[source])
+        size = len(self._sources[source])
+        turn, rank = divmod(draw, size)
+        return source, int(_permutation(size, (self._seed, _SOURCE, source, turn))[rank])
+
+    def row(self, place: int) -> Row:
+        """The row at `place`."""
+        source, index = self.row_at(place)
+        return self._sources[source].row(index)
+
+    def key(self, place: int) -> str:
+        """A name a person can find the row at `place` by."""
+        source, index = self.row_at(place)
+        return self._sources[source].key(index)
+
+
+@lru_cache(maxsize=32)
+def _permutation(size: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
+    """A shuffle of 0 .. size-1, the same on every machine and with every version of numpy.
+
+    The raw output of a bit generator is fixed for ever by numpy's promise; the methods that shuffle are not.
+    """
+    return np.argsort(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(size), kind="stable")
