@@ -1,0 +1,69 @@
+"""A reference is a local folder, a cached model, or an error that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from leveret.errors import HubError
+from leveret.hub import resolve_model
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty caches and no network; huggingface_hub read its settings when it was imported, so they are set there."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    monkeypatch.delenv("USE_MODELSCOPE_HUB", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_an_existing_folder_is_itself(offline: Path) -> None:
+    model(offline / "runs/tiny")
+    assert resolve_model("runs/tiny") == Path("runs/tiny")
+
+
+def test_a_misspelt_folder_names_its_neighbour(offline: Path) -> None:
+    model(offline / "runs/demo/pretrain")
+    with pytest.raises(HubError, match="did you mean runs/demo/pretrain"):
+        resolve_model("runs/demo/pretrian")
+    with pytest.raises(HubError, match=r"there is no folder \./tiny"):
+        resolve_model("./tiny")
+
+
+def test_a_file_is_not_a_model(offline: Path) -> None:
+    model(offline / "tiny")
+    with pytest.raises(HubError, match="name its folder: tiny"):
+        resolve_model("tiny/config.json")
+
+
+def test_models_in_the_local_caches_need_no_network(offline: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = model(offline / f"hf/models--owner--name/snapshots/{commit}")
+    (offline / "hf/models--owner--name/refs").mkdir()
+    (offline / "hf/models--owner--name/refs/main").write_text(commit)
+    assert resolve_model("owner/name") == snapshot
+    cached = model(offline / "ms/models/owner/other-1___5")
+    assert resolve_model("owner/other-1.5") == cached
+    assert resolve_model("ms:owner/other-1.5") == cached
+
+
+def test_offline_the_error_names_both_hubs_and_the_way_out(offline: Path) -> None:
+    with pytest.raises(HubError) as caught:
+        resolve_model("owner/missing")
+    assert caught.value.exit_code == 4
+    for expected in ("owner/missing is not a folder here", "HF_ENDPOINT=", "ms:owner/missing", "copy the folder"):
+        assert expected in str(caught.value)
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE forbids|pip install modelscope"):
+        resolve_model("ms:owner/missing")

@@ -1,0 +1,112 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leveret.paths import atomic_directory, atomic_write, cache_dir, free_bytes, hash_tree, sha256_file
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "deep/a.txt"
+    atomic_write(file, "old")
+
+    def no_space(handle: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="no space"):
+        atomic_write(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in file.parent.iterdir()] == ["a.txt"]
+
+
+def test_text_is_written_as_utf8_without_changing_line_ends(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "a", "兔\r\n")
+    assert (tmp_path / "a").read_bytes() == "兔\r\n".encode()
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "model") as draft:
+        (draft / "a").write_text("1")
+        assert not (tmp_path / "model").exists()
+    assert (tmp_path / "model/a").read_text() == "1"
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "model") as draft:
+        (draft / "a").write_text("2")
+        raise RuntimeError
+    assert (tmp_path / "model/a").read_text() == "1"
+    with atomic_directory(tmp_path / "model") as draft:
+        (draft / "b").write_text("3")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+KILLED = """
+import os, signal, sys
+import leveret.paths
+from leveret.paths import atomic_directory
+path, moment = sys.argv[1:]
+if moment == "between renames":
+    real = os.replace
+    def replace(source, target):
+        real(source, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = replace
+with atomic_directory(path) as draft:
+    (draft / "a").write_text("new")
+    if moment == "while writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["while writing", "between renames"])
+def test_a_process_killed_while_replacing_a_directory_loses_nothing(tmp_path: Path, moment: str) -> None:
+    with atomic_directory(tmp_path / "model") as draft:
+        (draft / "a").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "model"), moment])
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "model"):
+        raise RuntimeError
+    assert (tmp_path / "model/a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_draft_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "model") as draft:
+        with pytest.raises(FileExistsError), atomic_directory(tmp_path / "model"):
+            pass
+        assert draft.is_dir()
+
+
+def test_a_tree_hash_sees_names_and_contents_only(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub/a").write_text("x")
+    os.utime(tmp_path / "two/sub/a", (0, 0))
+    before = hash_tree(tmp_path / "one")
+    assert before == hash_tree(tmp_path / "two")
+    (tmp_path / "two/sub/a").rename(tmp_path / "two/sub/b")
+    assert before != hash_tree(tmp_path / "two")
+
+
+def test_sha256_is_the_known_one(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_text("abc")
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_free_bytes_of_a_path_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path / "not/yet") > 0
+
+
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.delenv("LEVERET_CACHE", raising=False)
+    assert cache_dir() == Path("/x/leveret")
+    monkeypatch.setenv("LEVERET_CACHE", "/y")
+    assert cache_dir() == Path("/y")
