@@ -81,7 +81,7 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
     held = match_names(model, family_for(config.family), files.file_of)
     places = model.state_dict()
     shapes = {name: tensor.shape for name, tensor in places.items()}
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tied_head: Tensor | None = None
     for stored, file, tensor in files.tensors():
         if stored not in held:
@@ -96,7 +96,7 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
             else:
                 assign(model, name, value)
     embedding = model.embed_tokens.weight
-    if tied_head is not None and not torch.equal(tied_head, embedding):
+    if tied_head is not None and not torch.equal(tied_head.to(embedding.dtype), embedding):
         raise UnexpectedWeights(
             f"{directory} has its own {HEAD}, but config.json ties the head to the embedding",
             hint='set "tie_word_embeddings": false in config.json, or remove the tensor',
