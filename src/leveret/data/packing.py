@@ -159,6 +159,8 @@ class SampleRows(PackedRows):
         self, samples: Sequence[Sample], rows: Sequence[Sequence[int]], sequence_length: int, report: PackingReport
     ) -> None:
         super().__init__(sequence_length)
+        self.samples = list(samples)
+        """The samples as they are trained, after cuts and without the dropped ones."""
         self._keys = [sample.key for sample in samples]
         self._ids = [np.asarray(sample.ids, np.int32) for sample in samples]
         self._masks = [np.asarray(sample.mask, np.bool_) for sample in samples]
