@@ -38,20 +38,16 @@ class CallConstraint:
         *,
         query: str | None = None,
         allowed: Collection[str] | None = None,
-        required: bool = False,
         stop_ids: Sequence[int] | None = None,
         grammar: CallGrammar | None = None,
     ) -> None:
-        """`allowed`: names of the tools that may be called (default: all); `required`: at least one call must be made.
+        """`allowed`: names of the tools that may be called (default: all).
 
         Many requests to one model should share one `grammar`; it then decides the stop ids.
         """
         self.grammar = grammar or CallGrammar(dialect, tokenizer, stop_ids=stop_ids)
         names = dialect.tools.names if allowed is None else allowed
         self._tool_ids = sorted(self.grammar.tool_ids[dialect.tools.index(name)] for name in set(names))
-        if required and not self._tool_ids:
-            raise ToolError("a call is required but no tool is allowed")
-        self._required = required
         self._query = query or ""
         self._copies: dict[tuple[int, int], RequestCopy] = {}
         self._own_masks: dict[State, np.ndarray] = {}
@@ -110,7 +106,7 @@ class CallConstraint:
             return list(grammar.stop_ids)
         if self._num_calls:
             return sorted({*self._tool_ids, *grammar.stop_ids})
-        return sorted({*self._tool_ids, *(() if self._required else (grammar.no_tool_id,))})
+        return sorted({*self._tool_ids, grammar.no_tool_id})
 
     def _advance_special(self, token_id: int) -> None:
         grammar = self.grammar

@@ -72,11 +72,11 @@ def strip_anchors(pattern: str) -> str:
     starts = pattern.startswith("^")
     ends = re.search(r"(?<!\\)(?:\\\\)*\$\Z", pattern) is not None
     body = pattern[starts : len(pattern) - ends]
-    tree = parse_pattern(body)
-    if isinstance(tree, Choice) and (starts or ends):
+    grouped = body.startswith("(?:") and _closing(body) == len(body) - 1
+    if isinstance(parse_pattern(body), Choice) and (starts or ends) and not grouped:
         raise ToolError(f"pattern {pattern!r}: anchors beside a top-level '|' are ambiguous", hint="write ^(?:a|b)$")
     if starts and ends:
-        return body[3:-1] if body.startswith("(?:") and _closing(body) == len(body) - 1 else body
+        return body[3:-1] if grouped else body
     return f"{'' if starts else _ANYTHING}(?:{body}){'' if ends else _ANYTHING}"
 
 

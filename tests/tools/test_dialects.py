@@ -1,0 +1,73 @@
+"""Each dialect parses what it renders, whole or in pieces of any size."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leveret.chat.messages import ToolCall
+from leveret.errors import ToolError
+from leveret.tools.dialects import dialect_named, dialect_names
+
+CALLS = [
+    ToolCall("send", {"to": "张伟", "message": 'say "</tool_call>" {now} \\'}),
+    ToolCall("bare", {}),
+    ToolCall("nested", {"list": [1, {"a": "}"}], "none": None}),
+]
+RENDERED = {
+    "hermes": '<tool_call>\n{"name": "bare", "arguments": {}}\n</tool_call>',
+}
+MALFORMED = {
+    "hermes": [
+        '<tool_call>{"name": "x"',
+        "<tool_call>{}</tool_call>",
+        '<tool_call>{"name": "x", "arguments": 5}</tool_call>',
+        '<tool_call>["x"]</tool_call>',
+        '<tool_call>{"name": x}</tool_call>',
+        '<tool_call>{"name": "x"} and</tool_call>',
+        '<tool_call>{"name": "x"}',
+    ],
+}
+
+
+def test_every_dialect_has_its_rows() -> None:
+    assert set(dialect_names()) == set(RENDERED) == set(MALFORMED)
+
+
+@pytest.mark.parametrize("name", dialect_names())
+def test_a_dialect_renders_its_syntax_and_parses_it_back(name: str) -> None:
+    dialect = dialect_named(name)
+    assert dialect.render([ToolCall("bare", {})]) == RENDERED[name]
+    assert dialect.parse(dialect.render(CALLS)) == ("", CALLS)
+    text = f"Let me see. {dialect.render(CALLS[:1])} Done <tool"
+    assert dialect.parse(text) == ("Let me see.  Done <tool", CALLS[:1])
+    assert dialect.start_marker in text and dialect.end_marker in text
+
+
+@pytest.mark.parametrize("name", dialect_names())
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_how_the_text_is_cut_makes_no_difference(name: str, data: st.DataObject) -> None:
+    dialect = dialect_named(name)
+    text = f"a < b {dialect.render(CALLS)} <tool_cal"
+    stream, content, calls = dialect.stream(), "", []
+    position = 0
+    while position < len(text):
+        size = data.draw(st.integers(1, 12))
+        piece, found = stream.push(text[position : position + size])
+        content, calls, position = content + piece, calls + found, position + size
+    content += stream.finish()
+    assert (content.strip(), calls) == dialect.parse(text)
+    assert calls == CALLS
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in MALFORMED.items() for text in texts])
+def test_malformed_calls_are_refused(name: str, text: str) -> None:
+    with pytest.raises(ToolError):
+        dialect_named(name).parse(text)
+
+
+def test_an_unknown_dialect_is_refused() -> None:
+    with pytest.raises(ToolError, match="unknown tool-call dialect 'hermse'"):
+        dialect_named("hermse")
