@@ -78,6 +78,21 @@ def _checkpoints(config: InspectConfig, console: Console) -> dict[str, Any]:
     return {"checkpoints": len(rows)}
 
 
+def _shards(config: InspectConfig, console: Console) -> dict[str, Any]:
+    from leveret.data.shards import TokenShards
+
+    shards = TokenShards.open(config.path)
+    rows = [
+        ("files", f"{shards.report.num_shards:,}"),
+        ("documents", f"{shards.num_documents:,}"),
+        ("tokens", f"{shards.num_tokens:,}"),
+        ("text", in_bytes(shards.num_bytes)),
+        ("bytes a token", f"{shards.num_bytes / max(shards.num_tokens, 1):.2f}"),
+    ]
+    console.table(f"token shards {config.path}", ("what", "value"), rows)
+    return {"tokens": shards.num_tokens, "documents": shards.num_documents}
+
+
 def _tensors(config: InspectConfig, console: Console) -> dict[str, Any]:
     entries, metadata = read_header(config.path)
     rows = table_rows(entries, every_tensor=config.every_tensor)
@@ -133,6 +148,12 @@ KINDS = (
         sign="a folder with step-*/manifest.json, or with checkpoints/ in it",
         fits=lambda path: any(path.glob("step-*/manifest.json")) or any(path.glob("checkpoints/step-*/manifest.json")),
         describe=_checkpoints,
+    ),
+    Kind(
+        name="token shards",
+        sign="a folder with index.json and *.tokens.npy",
+        fits=lambda path: (path / "index.json").is_file() and any(path.glob("*.tokens.npy")),
+        describe=_shards,
     ),
     Kind(
         name="tensors", sign="a .safetensors file", fits=lambda path: path.suffix == ".safetensors", describe=_tensors

@@ -54,8 +54,14 @@ def table_rows(entries: Iterable[TensorEntry], *, every_tensor: bool) -> list[tu
         pattern = entry.name if every_tensor else re.sub(r"(?<=\.)\d+(?=\.)", "#", entry.name)
         grouped.setdefault((pattern, entry.dtype, entry.shape), []).append(entry)
     return [
-        (name, dtype, " x ".join(map(str, shape)) or "scalar", len(group), sum(entry.num_bytes for entry in group))
-        for (name, dtype, shape), group in grouped.items()
+        (
+            pattern if len(group) > 1 else group[0].name,
+            dtype,
+            " x ".join(map(str, shape)) or "scalar",
+            len(group),
+            sum(entry.num_bytes for entry in group),
+        )
+        for (pattern, dtype, shape), group in grouped.items()
     ]
 
 

@@ -1,0 +1,168 @@
+"""`leveret inspect` says what a path is: every kind of thing that leveret makes, and damage in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from leveret.cli.main import main
+from leveret.data.examples import Document
+from leveret.data.shards import build_shards
+from leveret.pipeline.ledger import Ledger, Record
+from leveret.tokenizer.train import train_byte_bpe
+
+Capture = pytest.CaptureFixture[str]
+
+
+def inspect(capsys: Capture, path: Path, *options: str) -> str:
+    """What is shown, without the lines of the tables and runs of spaces."""
+    assert main(["inspect", str(path), *options]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return " ".join(out.replace("│", " ").split())
+
+
+def refused(capsys: Capture, path: Path) -> tuple[int, str]:
+    code = main(["inspect", str(path)])
+    return code, capsys.readouterr().err
+
+
+def test_a_model_folder_shows_config_tensors_tokenizer_and_tools(tmp_path: Path, capsys: Capture) -> None:
+    torch = pytest.importorskip("torch")
+    from leveret.model.config import ModelConfig
+    from leveret.model.decoder import Decoder
+    from leveret.weights.save import save_model
+
+    tokenizer = train_byte_bpe(["some text " * 20], vocab_size=270, special_tokens=["<eos>"], eos_token="<eos>")
+    tokenizer.save(tmp_path / "tiny")
+    config = ModelConfig(
+        vocab_size=272, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = Decoder(config).to(torch.bfloat16)
+    save_model(model, tmp_path / "tiny")
+    page = inspect(capsys, tmp_path / "tiny")
+    parameters = sum(weight.numel() for weight in model.parameters())
+    for expected in (
+        "family mistral",
+        "layers 3",
+        "heads (query / key-value) 2 / 2",
+        f"parameters {parameters:,}",
+        f"vocabulary {tokenizer.vocab_size}",
+        "special tokens 1: <eos>",
+        "chat template -",
+        f"(BF16 {2 * parameters / 1000:.1f} kB)",
+        "model.layers.#.self_attn.q_proj.weight BF16 16 x 16 3 1,536",
+    ):
+        assert expected in page, page
+    assert "model.layers.2.self_attn.q_proj.weight BF16 16 x 16 1 512" in inspect(
+        capsys, tmp_path / "tiny", "--every-tensor"
+    )
+
+
+def test_a_part_that_cannot_be_read_does_not_hide_the_rest(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mistrol"}')
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    page = inspect(capsys, tmp_path)
+    assert "config cannot be read: model_type 'mistrol' is not a known family" in page
+    assert "a F32 3 1 12" in page
+
+
+def test_a_tensor_file_is_read_from_its_header(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"layers.0.w": np.zeros((2, 3), np.float16), "s": np.zeros((), np.int64)}, file, {"format": "np"})
+    page = inspect(capsys, file)
+    assert "layers.0.w F16 2 x 3 1 12" in page and "s I64 scalar 1 8" in page
+    assert "2 tensors, 20 bytes; metadata: {'format': 'np'}" in page
+
+
+@pytest.mark.parametrize("kept", [4, 20, -1])
+def test_a_tensor_file_that_is_cut_short_is_refused(tmp_path: Path, capsys: Capture, kept: int) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({"w": np.zeros((2, 3))}, file)
+    file.write_bytes(file.read_bytes()[:kept])
+    code, shown = refused(capsys, file)
+    assert code == 1 and "x.safetensors is" in shown and "Traceback" not in shown
+
+
+def test_token_shards_say_how_much_they_hold(tmp_path: Path, capsys: Capture) -> None:
+    tokenizer = train_byte_bpe(["ab " * 20], vocab_size=262, special_tokens=["<eos>"], eos_token="<eos>")
+    shards = build_shards(
+        [Document(text="xyz", source="one"), Document(text="兔", source="two")], tokenizer, tmp_path / "shards"
+    )
+    page = inspect(capsys, tmp_path / "shards")
+    assert f"documents 2 tokens {shards.num_tokens} text 6 bytes" in page
+
+
+def test_checkpoints_are_listed_with_their_state(tmp_path: Path, capsys: Capture) -> None:
+    for step, files in ((200, ["state.safetensors"]), (400, [])):
+        folder = tmp_path / f"checkpoints/step-{step:08d}"
+        folder.mkdir(parents=True)
+        for name in files:
+            (folder / name).write_text("x")
+        (folder / "manifest.json").write_text(json.dumps({"step": step, "files": {"state.safetensors": "hash"}}))
+    page = inspect(capsys, tmp_path)
+    assert "checkpoints/step-00000200 200" in page and "whole" in page
+    assert "checkpoints/step-00000400 400" in page and "lacks state.safetensors" in page
+
+
+def test_a_run_folder_lists_its_stages_with_their_times(tmp_path: Path, capsys: Capture) -> None:
+    Ledger(tmp_path).write(
+        Record(
+            stage="first",
+            command="prepare",
+            status="done",
+            fingerprint="f",
+            parts={},
+            output="runs/x/first",
+            seconds=61.5,
+            summary={"rows": 10, "loss": 0.123456, "more": [1]},
+        )
+    )
+    page = inspect(capsys, tmp_path)
+    assert "first prepare done 61.5 rows 10, loss 0.1235 runs/x/first" in page
+    assert "1 stages, 1 min 02 s of work" in page
+
+
+def test_a_record_file_shows_its_keys_and_names_a_bad_line(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"query": "打开手电筒", "calls": []}\n\n{"query": "b"}\n', encoding="utf-8")
+    page = inspect(capsys, file)
+    assert "2 records" in page and "query 2" in page and "calls 1" in page and "打开手电筒" in page
+    file.write_text('{"a": 1}\nnot json\n')
+    code, shown = refused(capsys, file)
+    assert code == 3 and "a.jsonl:2: this line is no JSON" in shown
+
+
+def test_what_is_unknown_is_said_with_what_would_be_known(tmp_path: Path, capsys: Capture) -> None:
+    code, shown = refused(capsys, tmp_path)
+    assert code == 3 and "model: a folder with config.json" in shown
+    code, shown = refused(capsys, tmp_path / "nowhere")
+    assert code == 3 and "there is nothing here" in shown
+
+
+def test_inspect_needs_no_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "mistral",
+                "vocab_size": 10,
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+            }
+        )
+    )
+    code = (
+        f"import sys; from leveret.cli.main import main; assert main(['inspect', {str(tmp_path)!r}]) == 0; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
