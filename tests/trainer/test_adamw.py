@@ -69,7 +69,7 @@ def test_fp32_training_equals_torch_adamw_with_and_without_clipping(limit):
 def test_one_update_equals_the_plain_twin():
     config = TrainingConfig(max_grad_norm=None)
     generator = torch.Generator().manual_seed(0)
-    model, optimizer = ours(config, steps=3)
+    _, optimizer = ours(config, steps=3)
     before = {name: tensor.clone() for name, tensor in optimizer.state().items()}
     optimizer.gradients.copy_(torch.randn(optimizer.gradients.shape, generator=generator))
     optimizer._filled = [True] * len(optimizer.slots)

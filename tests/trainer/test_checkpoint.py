@@ -84,7 +84,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_with_a_warning(
 def test_when_all_are_damaged_the_run_is_not_silently_begun_again(tmp_path):
     checkpoints = make_checkpoints(tmp_path)
     (checkpoints.save(5, make_optimizer()) / "state.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="none of the 1 checkpoints.*\n.*rm -r"):
+    with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints.*\n.*rm -r"):
         checkpoints.resume(make_optimizer())
 
 
@@ -109,7 +109,7 @@ def test_a_full_disk_is_a_clear_error_and_the_earlier_checkpoint_survives(tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("leveret.trainer.checkpoint.save_file", full)
-    with pytest.raises(CheckpointError, match="cannot save checkpoint.*MB needed.*MB free.*No space left"):
+    with pytest.raises(CheckpointError, match=r"cannot save checkpoint.*MB needed.*MB free.*No space left"):
         checkpoints.save(10, make_optimizer())
     assert names(tmp_path) == ["step-00000005"]
     assert checkpoints.resume(make_optimizer()) == 5

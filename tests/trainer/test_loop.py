@@ -126,7 +126,7 @@ def test_a_damaged_newest_checkpoint_still_ends_in_the_same_weights(start):
 def test_a_changed_setting_is_refused_on_resume_but_a_free_one_is_not(start):
     with pytest.raises(Died):
         start(die_at=5)
-    with pytest.raises(CheckpointError, match="config.learning_rate: 0.01 -> 0.02"):
+    with pytest.raises(CheckpointError, match=r"config.learning_rate: 0.01 -> 0.02"):
         start(learning_rate=2e-2)
     summary, _, _ = start(log_every_steps=4, keep_checkpoints=1, checkpoint_every_steps=5)
     assert summary.resumed_from_step == 3

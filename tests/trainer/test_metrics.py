@@ -65,7 +65,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(TrainingError, match="metrics.jsonl.*No space left"):
+    with pytest.raises(TrainingError, match=r"metrics.jsonl.*No space left"):
         metrics.write(2, loss=1.0)
     monkeypatch.undo()
     metrics.close(status="failed")

@@ -59,5 +59,5 @@ def test_the_schedule_counts_optimizer_steps_not_micro_batches(micro_batch_rows,
 
 def test_a_warm_up_longer_than_the_data_allows_is_refused_with_the_numbers():
     config = TrainingConfig(num_epochs=1, warmup_steps=50)
-    with pytest.raises(ConfigError, match="warmup_steps is 50.*only 10 optimizer steps"):
+    with pytest.raises(ConfigError, match=r"warmup_steps is 50.*only 10 optimizer steps"):
         Schedule(config=config, total_steps=10)

@@ -11,6 +11,7 @@ The file knows no torch: `leveret --help`, `validate` and the planner read it fo
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -21,6 +22,20 @@ FREE_TO_CHANGE = frozenset(
     {"checkpoint_every_steps", "keep_checkpoints", "evaluate_every_steps", "evaluate_rows", "log_every_steps"}
 )
 """Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt."""
+
+
+class DataSource(Config):
+    """Some data and how often it is drawn; a bare path stands for a source of weight 1."""
+
+    path: Path
+    """A file, or a folder of files."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often its rows are drawn, relative to their number: 2 shows each twice as often as weight 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str | Path) else value
 
 
 class TrainingConfig(Config):

@@ -27,20 +27,26 @@ class CausalLoss:
 
     def __call__(self, batch: Batch) -> Tensor:
         """The summed loss of one micro-batch, with the graph for backward."""
-        batch = batch.to(self.model.lm_head.weight.device)
         moe = self.model.config.moe
-        router: list[Tensor] | None = None if moe is None else []
-        hidden = self.model.hidden(
-            batch.input_ids, positions=batch.positions, document_ids=batch.document_ids, router=router
-        )  # (B, T, H)
-        loss, _ = chunked_cross_entropy(
-            hidden.flatten(0, 1),
-            self.model.lm_head.weight,
-            batch.targets.flatten(),
-            token_weights=None if batch.weights is None else batch.weights.flatten(),
-        )
-        if moe is not None and router:
-            counted = batch.document_ids.flatten() >= 0
-            balance = load_balancing_loss(router, moe, counted)
-            loss = torch.add(loss, balance, alpha=moe.router_aux_loss_coef * batch.total_weight)
-        return loss
+        if moe is None:
+            return summed_loss(self.model, batch)
+        router: list[Tensor] = []
+        loss = summed_loss(self.model, batch, router=router)
+        counted = (batch.document_ids >= 0).flatten().to(loss.device)
+        balance = load_balancing_loss(router, moe, counted)
+        return torch.add(loss, balance, alpha=moe.router_aux_loss_coef * batch.total_weight)
+
+
+def summed_loss(model: Decoder, batch: Batch, *, router: list[Tensor] | None = None) -> Tensor:
+    """The loss without any balance term; `router` collects the experts' logits."""
+    batch = batch.to(model.lm_head.weight.device)
+    hidden = model.hidden(
+        batch.input_ids, positions=batch.positions, document_ids=batch.document_ids, router=router
+    )  # (B, T, H)
+    loss, _ = chunked_cross_entropy(
+        hidden.flatten(0, 1),
+        model.lm_head.weight,
+        batch.targets.flatten(),
+        token_weights=None if batch.weights is None else batch.weights.flatten(),
+    )
+    return loss

@@ -54,8 +54,8 @@ class SourceLabels:
     samples: Sequence[Sample]
     tokens: int
     trained_tokens: int
-    stops: int
-    """Trained stop tokens."""
+    stopped: int
+    """Samples in which a stop token is trained."""
 
     @property
     def share(self) -> float:
@@ -72,11 +72,18 @@ class Piece:
     special: bool
 
 
-def examine(sources: Mapping[str, Sequence[Sample]], *, tokenizer: Tokenizer, stop_ids: set[int]) -> list[SourceLabels]:
-    """Count what each source trains. NothingToTrain when a sample trains nothing or a source never a stop token."""
+def examine(
+    sources: Mapping[str, Sequence[Sample]], *, tokenizer: Tokenizer, stops: Sequence[str]
+) -> list[SourceLabels]:
+    """Count what each source trains; `stops` are the texts (special tokens or not) that end a reply.
+
+    NothingToTrain when a source has no sample, a sample trains nothing, or a source never trains a stop.
+    """
     labels = []
     for name, samples in sources.items():
-        trained = stops = 0
+        if not samples:
+            raise NothingToTrain(f"{name}: there is no sample to train on")
+        trained = stopped = 0
         for sample in samples:
             targets = trained_ids(sample)
             if not targets:
@@ -85,34 +92,39 @@ def examine(sources: Mapping[str, Sequence[Sample]], *, tokenizer: Tokenizer, st
                     hint="check that it has an assistant turn and that the template marks it for training",
                 )
             trained += len(targets)
-            stops += sum(target in stop_ids for target in targets)
-        if not samples:
-            raise NothingToTrain(f"{name}: there is no sample to train on")
-        if not stops:
-            names = ", ".join(repr(tokenizer.decode([stop])) for stop in sorted(stop_ids)) or "(the model has none)"
+            stopped += _has_stop(targets, tokenizer, stops)
+        if not stopped:
             raise NothingToTrain(
-                f"{name}: the stop token {names} is never trained in {len(samples):,} samples, "
-                "so the model would not learn to stop",
-                hint="the chat template must close each assistant turn with it, inside the trained part",
+                f"{name}: the stop token ({' or '.join(map(repr, stops)) or 'there is none'}) is not trained in any of "
+                f"{len(samples):,} samples, so the model would not learn to stop",
+                hint="the chat template must close each assistant turn with it, inside the trained part; "
+                "samples cut at sequence_length lose it",
             )
         tokens = sum(len(sample.ids) for sample in samples)
-        labels.append(SourceLabels(name=name, samples=samples, tokens=tokens, trained_tokens=trained, stops=stops))
+        labels.append(SourceLabels(name=name, samples=samples, tokens=tokens, trained_tokens=trained, stopped=stopped))
     return labels
+
+
+def _has_stop(targets: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]) -> bool:
+    special = {tokenizer.special_ids[stop] for stop in stops if stop in tokenizer.special_ids}
+    if special.intersection(targets):
+        return True
+    plain = [stop for stop in stops if stop not in tokenizer.special_ids]
+    return bool(plain) and any(stop in tokenizer.decode(targets) for stop in plain)
 
 
 def trained_ids(sample: Sample) -> list[int]:
     """The ids of a sample that are targets; its first token never is, as nothing stands before it."""
-    pairs = list(zip(sample.ids, sample.mask, strict=True))[1:]
-    return [token for token, trained in pairs if trained]
+    return [token for token, trained in zip(sample.ids[1:], sample.mask[1:], strict=True) if trained]
 
 
 def show(labels: Sequence[SourceLabels], *, tokenizer: Tokenizer, console: Console, page: Path) -> None:
     """One sample of each source on the console, several in the HTML file `page`."""
     from rich.text import Text
 
-    columns = ("source", "samples", "tokens", "trained", "share", "stops")
+    columns = ("source", "samples", "tokens", "trained", "share", "stop trained")
     rows = [
-        (label.name, len(label.samples), label.tokens, label.trained_tokens, f"{label.share:.1%}", label.stops)
+        (label.name, len(label.samples), label.tokens, label.trained_tokens, f"{label.share:.1%}", label.stopped)
         for label in labels
     ]
     console.table("label X-ray: what is trained", columns, rows)

@@ -1,0 +1,1 @@
+"""The verb that teaches a model conversations and tool calls."""

@@ -1,0 +1,47 @@
+"""What `leveret finetune` can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from leveret.config import Config, Positional, Rehearsal
+from leveret.trainer.config import DataSource, TrainingConfig
+
+
+class FinetuneTraining(TrainingConfig):
+    """How the model is trained: as in pretraining, with smaller steps and without weight decay."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """The peak learning rate. 1e-5 to 1e-4 for models of a billion parameters; small ones take more."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay on matrices and embeddings; norms and biases are never decayed."""
+
+
+class FinetuneConfig(Config):
+    """Teach a model conversations and tool calls."""
+
+    model: Annotated[str, Positional(0)]
+    """The model to start from: a folder or a hub name."""
+    output: Path
+    """Gets model/ (a Hugging Face directory), metrics.html, metrics.jsonl, xray.html, and checkpoints/ meanwhile."""
+    data: Annotated[list[DataSource], Field(min_length=1)]
+    """Conversations, or requests with the calls that answer them (`{"query", "calls"}`), each with a weight."""
+    validation: list[Path] = Field(default_factory=list)
+    """Held-out data in the same formats; its loss is measured during training and at the end."""
+    template: str | None = None
+    """Chat template: a built-in name or a Jinja file. None: the model's own."""
+    tools: Path | None = None
+    """Tool set (JSON): each tool becomes one token of the model, and calls are written with it."""
+    functional_token_weight: Annotated[float, Field(gt=0)] = 1.0
+    """How much the tools' tokens count in the loss, relative to other tokens."""
+    on_long: Annotated[Literal["error", "drop", "truncate"], Rehearsal("truncate")] = "drop"
+    """What happens to a sample longer than `training.sequence_length`; how many there were is reported."""
+    on_untrained: Annotated[Literal["error", "drop"], Rehearsal("drop")] = "error"
+    """What happens to a sample in which nothing is trained (no assistant turn); the dropped are counted."""
+    training: FinetuneTraining = FinetuneTraining()
+    """Steps, batch, learning rate, precision, checkpoints."""
+    seed: int = 0
+    """Decides the order of the data."""

@@ -1,0 +1,163 @@
+"""Fine-tune a model: samples from conversations and tool requests, X-ray, steps, a model folder.
+
+Only what the assistant says is trained, its stop token included. With a tool set, each tool becomes one token,
+whose row starts from the words of its name and description. Before the first step the label X-ray shows what is
+trained, and refuses what cannot be right. Killed at any moment, the same command goes on and ends with the same
+bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leveret.chat.template import BUILTIN_NAMES, ChatTemplate, builtin_template, template_for
+from leveret.commands import StageResult
+from leveret.config import fingerprint
+from leveret.console import Console
+from leveret.data.mixture import Mixture
+from leveret.data.packing import SampleRows, pack_samples
+from leveret.errors import ConfigError, TemplateError
+from leveret.finetune.config import FinetuneConfig
+from leveret.finetune.new_tokens import add_rows, add_tokens
+from leveret.finetune.samples import read_samples
+from leveret.hub import resolve_model
+from leveret.model.decoder import Decoder
+from leveret.paths import hash_tree
+from leveret.tokenizer.files import Tokenizer
+from leveret.tools.functional import FunctionalDialect
+from leveret.tools.schema import ToolSet
+from leveret.trainer import xray
+from leveret.trainer.batches import BatchSource
+from leveret.trainer.loop import Run, checkpoints_of, train
+from leveret.trainer.objective import CausalLoss
+from leveret.trainer.outcome import MODEL, finished_figures, publish
+from leveret.trainer.validation import Validation
+from leveret.weights.load import load_model
+
+
+def run(config: FinetuneConfig, console: Console) -> StageResult:
+    """Fine-tune as `config` says; `output/model` is the result. Resumes, or finds that all is done."""
+    start = resolve_model(config.model)
+    tokenizer = Tokenizer.load(start)
+    template = _template(config.template, tokenizer)
+    dialect = None if config.tools is None else FunctionalDialect(ToolSet.load(config.tools))
+    added = add_tokens(tokenizer, template, dialect)
+    rows = [_rows(source.path, config, tokenizer, template, dialect, console) for source in config.data]
+    held_out = [_rows(path, config, tokenizer, template, dialect, console) for path in config.validation]
+    weights = [source.weight for source in config.data]
+    identity = {
+        "model": hash_tree(start),
+        "tokenizer": tokenizer.fingerprint,
+        "template": template.source,
+        "tools": None if dialect is None else dialect.tools.to_openai(),
+        "data": [{"content": _content(part), "weight": w} for part, w in zip(rows, weights, strict=True)],
+        "functional_token_weight": config.functional_token_weight,
+        "training": config.training.identity(),
+        "seed": config.seed,
+    }
+    if (figures := finished_figures(config.output, identity, console)) is not None:
+        console.info(f"{config.output / MODEL} is there already, trained with these settings")
+        return StageResult(output=config.output, summary=figures)
+    sources = {str(source.path): part.samples for source, part in zip(config.data, rows, strict=True)}
+    labels = xray.examine(sources, tokenizer=tokenizer, stops=template.stops)
+    xray.show(labels, tokenizer=tokenizer, console=console, page=config.output / "xray.html")
+    model = _model(start, config, tokenizer, template, dialect, added)
+    mixture = Mixture(list(zip(rows, weights, strict=True)), seed=config.seed)
+    training = Run(
+        config=config.training,
+        source=BatchSource(
+            mixture, config.training, rows_in_one_epoch=len(mixture),
+            token_weights=_token_weights(config, tokenizer, dialect),
+        ),
+        objective=CausalLoss(model),
+        folder=config.output,
+        identity=identity,
+        seed=config.seed,
+        title="finetune",
+        validate=Validation(model, held_out, config.training, tokenizer) if held_out else None,
+    )  # fmt: skip
+    summary: dict[str, Any] = train(model, training, console).as_dict()
+    tokenizer.chat_template = template.source
+    checkpoints = checkpoints_of(config.output, identity, config.training, console)
+    tools = None if dialect is None else dialect.tools.save
+    folder = publish(model, tokenizer, config.output, checkpoints=checkpoints, figures=summary, add_files=tools)
+    console.info(f"saved {folder}")
+    return StageResult(output=config.output, summary=summary)
+
+
+def _template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template asked for: a built-in one, a file, or the model's own."""
+    if name is None:
+        return template_for(tokenizer)
+    if name not in BUILTIN_NAMES and Path(name).is_file():
+        return ChatTemplate(Path(name).read_text(encoding="utf-8"), name=name)
+    template = builtin_template(name)
+    return ChatTemplate(template.source, name=name, variables=tokenizer.special_tokens)
+
+
+def _rows(
+    path: Path, config: FinetuneConfig, tokenizer: Tokenizer, template: ChatTemplate,
+    dialect: FunctionalDialect | None, console: Console,
+) -> SampleRows:  # fmt: skip
+    if not template.trains:
+        raise TemplateError(
+            f"chat template {template.name!r} does not say what to train on",
+            hint="put {% generation %} ... {% endgeneration %} around what the assistant writes, "
+            f"or name a built-in template: {', '.join(BUILTIN_NAMES)}",
+        )
+    samples = read_samples(path, tokenizer=tokenizer, template=template, dialect=dialect)
+    rows = pack_samples(
+        samples, config.training.sequence_length, on_long=config.on_long, on_untrained=config.on_untrained
+    )
+    report = rows.report
+    console.info(f"{path}: {report.num_samples:,} samples, {report.num_tokens:,} tokens in {report.num_rows:,} rows")
+    for number, what in (
+        (report.num_dropped_long, f"dropped: longer than {config.training.sequence_length} tokens"),
+        (report.num_truncated, f"cut at {config.training.sequence_length} tokens"),
+        (report.num_dropped_untrained, "dropped: nothing in them is trained"),
+    ):
+        if number:
+            console.warn(f"{path}: {number:,} samples {what}")
+    return rows
+
+
+def _content(rows: SampleRows) -> str:
+    """A hash of what the samples train."""
+    return fingerprint([[list(sample.ids), [*map(int, sample.mask)]] for sample in rows.samples])
+
+
+def _model(
+    start: Path, config: FinetuneConfig, tokenizer: Tokenizer, template: ChatTemplate,
+    dialect: FunctionalDialect | None, added: list[str],
+) -> Decoder:  # fmt: skip
+    """The model to start from in fp32, with a row for each new token."""
+    model = load_model(start, dtype="float32")
+    if config.training.sequence_length > model.config.max_position_embeddings:
+        raise ConfigError(
+            f"training.sequence_length is {config.training.sequence_length}, but the model {start} is meant for at "
+            f"most {model.config.max_position_embeddings} tokens"
+        )
+    add_rows(model, tokenizer, added, dialect)
+    model.config = replace(model.config, eos_token_id=_stop_ids(tokenizer, template))
+    return model
+
+
+def _stop_ids(tokenizer: Tokenizer, template: ChatTemplate) -> int | tuple[int, ...] | None:
+    """What ends a reply in other programs too: the template's stop tokens and the end of a document."""
+    eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    ids = tuple(dict.fromkeys((*eos, *template.stop_ids(tokenizer))))
+    return ids if len(ids) > 1 else next(iter(ids), None)
+
+
+def _token_weights(
+    config: FinetuneConfig, tokenizer: Tokenizer, dialect: FunctionalDialect | None
+) -> torch.Tensor | None:
+    if dialect is None or config.functional_token_weight == 1.0:
+        return None
+    weights = torch.ones(tokenizer.vocab_size)
+    weights[[tokenizer.id_of(token) for token in dialect.tokens]] = config.functional_token_weight
+    return weights

@@ -1,0 +1,169 @@
+"""Train a model on text: shards, rows, X-ray, steps, validation, a model folder.
+
+Text is tokenized once into `output/shards` (reused while nothing changes), laid end to end and cut into rows whose
+documents cannot see each other. Held-out text that also stands in the training data is refused, as its loss would say
+nothing. Killed at any moment, the same command goes on and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from leveret.commands import StageResult
+from leveret.console import Console
+from leveret.data.mixture import Mixture
+from leveret.data.packing import Sample, stream_rows
+from leveret.data.readers import read_documents
+from leveret.data.shards import TokenShards, build_shards
+from leveret.errors import DataError
+from leveret.hub import resolve_model
+from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
+from leveret.model.count import count
+from leveret.model.decoder import Decoder
+from leveret.model.init import init_weights
+from leveret.paths import hash_tree
+from leveret.pretrain.config import ModelShape, PretrainConfig
+from leveret.tokenizer.files import Tokenizer
+from leveret.trainer import xray
+from leveret.trainer.batches import BatchSource
+from leveret.trainer.loop import Run, checkpoints_of, train
+from leveret.trainer.objective import CausalLoss
+from leveret.trainer.outcome import MODEL, finished_figures, publish
+from leveret.trainer.validation import Validation
+from leveret.weights.load import load_model
+
+_XRAY_DOCUMENTS = 8
+
+
+def run(config: PretrainConfig, console: Console) -> StageResult:
+    """Train as `config` says; `output/model` is the result. Resumes, or finds that all is done."""
+    start = None if config.init_from is None else resolve_model(config.init_from)
+    tokenizer = Tokenizer.load(config.tokenizer or start or "")
+    weights = [source.weight for source in config.documents]
+    texts = [
+        _shards(source.path, f"train-{i}", tokenizer, config, console) for i, source in enumerate(config.documents)
+    ]
+    held_out = [
+        _shards(path, f"validation-{i}", tokenizer, config, console) for i, path in enumerate(config.validation)
+    ]
+    identity = {
+        "model": config.model.model_dump(mode="json") if start is None else hash_tree(start),
+        "tokenizer": tokenizer.fingerprint,
+        "documents": [{"content": shards.fingerprint, "weight": w} for shards, w in zip(texts, weights, strict=True)],
+        "training": config.training.identity(),
+        "seed": config.seed,
+    }
+    if (figures := finished_figures(config.output, identity, console)) is not None:
+        console.info(f"{config.output / MODEL} is there already, trained with these settings")
+        return StageResult(output=config.output, summary=figures)
+    refuse_leaks(texts, held_out)
+    model = _model(config, start, tokenizer)
+    rows = [stream_rows(shards, config.training.sequence_length) for shards in texts]
+    mixture = Mixture(list(zip(rows, weights, strict=True)), seed=config.seed)
+    source = BatchSource(mixture, config.training, rows_in_one_epoch=len(mixture))
+    _introduce(model, texts, source, config, tokenizer, console)
+    validation_rows = [stream_rows(shards, config.training.sequence_length) for shards in held_out]
+    training = Run(
+        config=config.training,
+        source=source,
+        objective=CausalLoss(model),
+        folder=config.output,
+        identity=identity,
+        seed=config.seed,
+        title="pretrain",
+        validate=Validation(model, validation_rows, config.training, tokenizer) if held_out else None,
+    )
+    summary = train(model, training, console).as_dict()
+    checkpoints = checkpoints_of(config.output, identity, config.training, console)
+    folder = publish(model, tokenizer, config.output, checkpoints=checkpoints, figures=summary)
+    console.info(f"saved {folder}")
+    return StageResult(output=config.output, summary=summary)
+
+
+def model_config(shape: ModelShape, tokenizer: Tokenizer) -> ModelConfig:
+    """The whole description of a fresh model: its shape, and what the tokenizer says."""
+    sizes = shape.model_dump(
+        exclude={"rope_theta", "num_experts", "experts_per_token", "num_key_value_heads", "head_dim"}
+    )
+    optional = {name: getattr(shape, name) for name in ("num_key_value_heads", "head_dim")}
+    experts = shape.num_experts
+    return ModelConfig(
+        **sizes,
+        **{name: value for name, value in optional.items() if value is not None},
+        vocab_size=tokenizer.vocab_size,
+        rope=RopeConfig(theta=shape.rope_theta),
+        moe=None if experts is None else MoeConfig(num_experts=experts, experts_per_token=shape.experts_per_token),
+        norm_scales_in_float32=shape.family == "aquila",
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
+
+
+def refuse_leaks(texts: list[TokenShards], held_out: list[TokenShards]) -> None:
+    """DataError when a held-out document is also one of the training documents, to the letter."""
+    hidden = {shards.document(i).tobytes(): (shards, i) for shards in held_out for i in range(shards.num_documents)}
+    found = []
+    for shards in texts if hidden else ():
+        for i in range(shards.num_documents):
+            if (place := hidden.get(shards.document(i).tobytes())) is not None:
+                found.append((place[1], i))
+    if found:
+        first_held_out, first_trained = found[0]
+        raise DataError(
+            f"{len(found)} held-out documents are also in the training data, first validation document "
+            f"{first_held_out} (counted from 0) = training document {first_trained}",
+            hint="take them out of one of the two; a loss on text the model was trained on says nothing",
+        )
+
+
+def _shards(path: Path, name: str, tokenizer: Tokenizer, config: PretrainConfig, console: Console) -> TokenShards:
+    with console.progress(f"tokenize {path.name}", total=None, unit="documents") as progress:
+        shards = build_shards(
+            read_documents([path]),
+            tokenizer,
+            config.output / "shards" / name,
+            on_progress=lambda documents, tokens: progress.update(documents, tokens=tokens),
+        )
+    return shards
+
+
+def _model(config: PretrainConfig, start: Path | None, tokenizer: Tokenizer) -> Decoder:
+    """Fresh or loaded, in fp32: the trainer rounds it to the precision it works in."""
+    if start is not None:
+        model = load_model(start, dtype="float32")
+        if model.config.vocab_size < tokenizer.vocab_size:
+            raise DataError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {start} has "
+                f"{model.config.vocab_size} rows",
+                hint="use the tokenizer that belongs to the model (leave `tokenizer` out)",
+            )
+        return model
+    model = Decoder(model_config(config.model, tokenizer))
+    init_weights(model, config.seed)
+    return model
+
+
+def _introduce(
+    model: Decoder, texts: list[TokenShards], source: BatchSource, config: PretrainConfig, tokenizer: Tokenizer,
+    console: Console,
+) -> None:  # fmt: skip
+    """Say what will be trained on what, and show it token by token."""
+    size = count(model.config)
+    tokens: dict[str, Any] = {"documents": 0, "tokens": 0}
+    samples = {}
+    for shards, data in zip(texts, config.documents, strict=True):
+        tokens["documents"] += shards.num_documents
+        tokens["tokens"] += shards.num_tokens
+        documents = [shards.document(i).tolist() for i in range(min(_XRAY_DOCUMENTS, shards.num_documents))]
+        samples[f"{data.path.name} (first documents)"] = [
+            Sample(ids=ids, mask=[True] * len(ids), key=f"document {i}") for i, ids in enumerate(documents)
+        ]
+    console.info(
+        f"{size.total / 1e6:,.1f} M parameters; {tokens['documents']:,} documents, {tokens['tokens']:,} tokens; "
+        f"{source.total_steps:,} steps of {config.training.rows_per_step * config.training.sequence_length:,} tokens"
+    )
+    stops = [tokenizer.special_tokens["eos_token"]]
+    labels = xray.examine(samples, tokenizer=tokenizer, stops=stops)
+    xray.show(labels, tokenizer=tokenizer, console=console, page=config.output / "xray.html")

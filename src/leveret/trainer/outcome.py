@@ -1,0 +1,75 @@
+"""How a training stage ends: the model folder appears whole, then the note that says the stage is done.
+
+    output/
+      model/        a Hugging Face directory: weights, tokenizer, chat template, tools
+      outcome.json  the identity of the run (see checkpoint.py) and its figures; written after model/
+      metrics.html, metrics.jsonl, xray.html
+      checkpoints/  only until then
+
+The same command run again finds `outcome.json` with its own identity and does nothing. With another identity (a
+setting or the data changed) it trains anew and replaces the model at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from leveret.console import Console
+from leveret.errors import TrainingError
+from leveret.model.decoder import Decoder
+from leveret.paths import atomic_directory, atomic_write, free_bytes
+from leveret.tokenizer.files import Tokenizer
+from leveret.trainer.checkpoint import Checkpoints
+from leveret.weights.save import save_model
+
+MODEL = "model"
+_OUTCOME = "outcome.json"
+
+
+def finished_figures(output: Path, identity: Mapping[str, Any], console: Console) -> dict[str, Any] | None:
+    """The figures of a finished run with this identity in `output`; None when there is none."""
+    if not (output / _OUTCOME).is_file() or not (output / MODEL / "config.json").is_file():
+        return None
+    try:
+        outcome = json.loads((output / _OUTCOME).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if outcome.get("identity") != json.loads(json.dumps(identity)):
+        console.info(f"{output} holds a model trained with other settings or data; training anew")
+        return None
+    figures: dict[str, Any] = outcome["figures"]
+    return figures
+
+
+def publish(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    output: Path,
+    *,
+    checkpoints: Checkpoints,
+    figures: Mapping[str, Any],
+    add_files: Callable[[Path], object] | None = None,
+) -> Path:
+    """Write model/ and outcome.json, then delete the checkpoints; the folder of the model.
+
+    add_files: called with the folder before it appears, to put more files in. TrainingError when the disk is full.
+    """
+    folder = output / MODEL
+    try:
+        with atomic_directory(folder) as draft:
+            save_model(model, draft)
+            tokenizer.save(draft)
+            if add_files is not None:
+                add_files(draft)
+        outcome = {"identity": checkpoints.identity, "figures": dict(figures)}
+        atomic_write(output / _OUTCOME, json.dumps(outcome, ensure_ascii=False, indent=2) + "\n")
+    except OSError as error:
+        raise TrainingError(
+            f"cannot save the model in {folder} ({free_bytes(output) / 1e6:,.0f} MB free): {error}",
+            hint="free some space and run the same command again; it goes on from the last checkpoint",
+        ) from error
+    checkpoints.clear()
+    return folder
