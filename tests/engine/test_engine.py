@@ -14,7 +14,7 @@ from leveret.engine.request import Request, SamplingParams
 from leveret.errors import RequestError
 from leveret.model.decoder import Decoder
 
-TWIN_FIELDS = [
+TWIN_FIELDS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -24,7 +24,7 @@ TWIN_FIELDS = [
     "max_position_embeddings",
     "sliding_window",
     "rms_norm_eps",
-]
+)
 PROMPTS = [(3, 14, 15, 92), (6,), tuple(range(20, 60)), (5, 35, 89, 79, 32, 38, 46), (26, 43) * 4]
 
 

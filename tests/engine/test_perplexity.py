@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from leveret.engine.perplexity import Window, perplexity, windows_of
+from leveret.engine.perplexity import Window, perplexity, windows_from_files, windows_of
+from leveret.errors import DataError
+from leveret.tokenizer.train import train_byte_bpe
 
 
 class Uniform(nn.Module):
@@ -47,16 +49,8 @@ def test_windows_cover_the_text_begin_with_bos_and_drop_a_lone_last_id() -> None
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
 def test_files_without_text_are_named(tmp_path: Path, content: bytes) -> None:
-    from leveret.engine.perplexity import windows_from_files
-    from leveret.errors import DataError
-    from leveret.model.config import ModelConfig
-    from leveret.tokenizer.train import train_byte_bpe
-
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    config = ModelConfig(
-        vocab_size=300, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-    )
     tokenizer = train_byte_bpe(["abc"], vocab_size=257, special_tokens=[])
     with pytest.raises(DataError, match=r"text\.txt"):
-        windows_from_files([path], tokenizer, config, most_tokens=100)
+        windows_from_files([path], tokenizer, context_tokens=64, most_tokens=100)

@@ -89,7 +89,7 @@ class Engine:
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together "
                 f"{len(prompt) + params.max_tokens}, but the model's context holds {self.context_tokens}",
-                param="max_tokens" if len(prompt) < self.context_tokens else "messages",
+                param="max_tokens" if len(prompt) < self.context_tokens else "prompt",
                 code="context_length_exceeded",
                 hint="shorten the prompt or lower max_tokens",
             )

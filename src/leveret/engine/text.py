@@ -34,8 +34,8 @@ from leveret.engine.engine import Engine
 from leveret.engine.reply import Answer, Delta, Reply, TextAnswer, ToolAnswer, reply_from
 from leveret.engine.request import Completion, Constraint, Request, SamplingParams
 from leveret.engine.tool_calls import (
+    CallPolicy,
     OfferedTools,
-    SingleCall,
     ToolChoice,
     last_query,
     offered_names,
@@ -266,11 +266,14 @@ class TextModel:
 
     def _call_constraint(self, names: tuple[str, ...], query: str, *, required: bool, parallel: bool) -> Constraint:
         grammar = self._grammar
-        dialect = grammar.dialect
-        constraint = CallConstraint(
-            dialect, self.tokenizer, query=query, allowed=names, required=required, grammar=grammar
+        constraint = CallConstraint(grammar.dialect, self.tokenizer, query=query, allowed=names, grammar=grammar)
+        if parallel and not required:
+            return constraint
+        return CallPolicy(
+            constraint,
+            refusal_id=grammar.no_tool_id if required else None,
+            last_id=None if parallel else grammar.end_id,
         )
-        return constraint if parallel else SingleCall(constraint, grammar.end_id)
 
     @cached_property
     def _grammar(self) -> CallGrammar:

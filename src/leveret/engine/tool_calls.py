@@ -85,13 +85,14 @@ def with_calls_rendered(messages: Iterable[Message], dialect: FunctionalDialect 
     return rendered
 
 
-class SingleCall:
-    """A call constraint that is finished by the end of the first call."""
+class CallPolicy:
+    """A call constraint made narrower: some tool must be called, or at most one call may be made."""
 
-    def __init__(self, inner: Constraint, end_id: int) -> None:
-        """`end_id`: the token that ends a call."""
+    def __init__(self, inner: Constraint, *, refusal_id: int | None = None, last_id: int | None = None) -> None:
+        """`refusal_id` is never allowed (the no-tool token); `last_id` finishes the answer (the end of a call)."""
         self._inner = inner
-        self._end_id = end_id
+        self._refusal_id = refusal_id
+        self._last_id = last_id
         self._ended = False
 
     @property
@@ -101,12 +102,13 @@ class SingleCall:
 
     def allowed_ids(self) -> np.ndarray:
         """Ids allowed now, sorted."""
-        return self._inner.allowed_ids()
+        allowed = self._inner.allowed_ids()
+        return allowed if self._refusal_id is None else allowed[allowed != self._refusal_id]
 
     def advance(self, token_id: int) -> None:
         """Take an allowed id."""
         self._inner.advance(token_id)
-        self._ended = token_id == self._end_id
+        self._ended = token_id == self._last_id
 
 
 def _with_calls_as_text(message: Message, dialect: FunctionalDialect, query: str) -> Message:
