@@ -20,7 +20,7 @@ def tokenizer():
 
 def make_sample(tokenizer, prompt, answer, *, stop=True, trained=True, key="chat.jsonl:1"):
     ids = tokenizer.encode(prompt)
-    reply = tokenizer.encode(answer) + [tokenizer.id_of(STOP)]
+    reply = [*tokenizer.encode(answer), tokenizer.id_of(STOP)]
     mask = [False] * len(ids) + [trained] * (len(reply) - 1) + [trained and stop]
     return Sample(ids=ids + reply, mask=mask, key=key)
 
@@ -46,7 +46,7 @@ def test_a_sample_that_trains_nothing_is_refused_by_name(tokenizer):
 
 
 def test_a_source_that_never_trains_its_stop_token_is_refused(tokenizer):
-    with pytest.raises(NothingToTrain, match="stop token .*'<end>'.* is not trained in any of 2 samples"):
+    with pytest.raises(NothingToTrain, match=r"stop token .*'<end>'.* is not trained in any of 2 samples"):
         examine(tokenizer, *[make_sample(tokenizer, "a", "b", stop=False)] * 2)
 
 
