@@ -78,12 +78,13 @@ class TokenShards:
         directory = Path(directory)
         names = _read_index(directory)
         records = [_read_record(directory, name) for name in names]
+        report = BuildReport(num_shards=len(names), num_reused=len(names), num_repaired=0)
+        shards = cls(directory, names, records, report=report)
         if verify:
             for name, record in zip(names, records, strict=True):
                 if not _is_intact(directory, name, record):
                     raise _damaged(directory / f"{name}.tokens.npy", "its SHA-256 is not the recorded one")
-        report = BuildReport(num_shards=len(names), num_reused=len(names), num_repaired=0)
-        return cls(directory, names, records, report=report)
+        return shards
 
     @property
     def num_tokens(self) -> int:
