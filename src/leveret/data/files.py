@@ -1,0 +1,164 @@
+"""Data files: which there are below a path, and their records one by one, each with its place.
+
+Plain text, JSON Lines and JSON lists, also compressed (.gz, .zst). A file that is named must be readable; in a folder,
+files of other kinds and files that are not UTF-8 are left out and counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from leveret.errors import DataError
+from leveret.extras import require
+
+TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".py", ".pyi", ".c", ".h", ".html", ".tex"})
+RECORD_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
+COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
+
+
+@dataclass(kw_only=True)
+class ReadReport:
+    """What was read, what was inferred, and what was left out. Handed to a reader, which counts in it."""
+
+    num_files: int = 0
+    num_records: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    """Records by the format they were recognised as."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """What was left out, by reason."""
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        formats = ", ".join(f"{count:,} {name}" for name, count in self.formats.most_common())
+        first = f"{self.num_records:,} records from {self.num_files:,} files" + (f" ({formats})" if formats else "")
+        return [first, *(f"left out {count:,}: {reason}" for reason, count in self.dropped.most_common())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One JSON object of a file."""
+
+    fields: dict[str, Any]
+    path: Path
+    line: int
+    """Its line (JSON Lines) or its number in the list (JSON), from 1."""
+
+    @property
+    def key(self) -> str:
+        """`path:line`."""
+        return f"{self.path}:{self.line}"
+
+    def error(self, message: str, hint: str | None = None) -> DataError:
+        """A DataError at this record's place."""
+        return DataError(message, path=self.path, line=self.line, hint=hint)
+
+
+def kind_of(path: Path) -> str | None:
+    """The suffix that says what a file holds, below a compression suffix; None for a kind that is not read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    suffix = suffixes[-1] if suffixes else ""
+    return suffix if suffix in TEXT_SUFFIXES | RECORD_SUFFIXES else None
+
+
+def data_files(paths: str | Path | Sequence[str | Path], report: ReadReport) -> Iterator[tuple[Path, bool]]:
+    """Every file to read, in a fixed order, and whether it was named itself (not found in a folder)."""
+    for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
+        if path.is_file():
+            if kind_of(path) is None:
+                known = ", ".join(sorted(TEXT_SUFFIXES | RECORD_SUFFIXES))
+                raise DataError(
+                    "this kind of file is not read", path=path, hint=f"known are {known}, also .gz and .zst"
+                )
+            yield path, True
+        elif path.is_dir():
+            for inner in sorted(inner for inner in path.rglob("*") if inner.is_file()):
+                if kind_of(inner) is None:
+                    report.dropped["files of a kind that is not read"] += 1
+                else:
+                    yield inner, False
+        else:
+            raise DataError("there is no such file or folder", path=path)
+
+
+def read_text(path: Path) -> str:
+    """The whole text of a file; DataError if it is not UTF-8."""
+    with _open(path) as file:
+        try:
+            return file.read()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, error) from error
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The JSON objects of a .jsonl or .json file; DataError at the place of anything else."""
+    if kind_of(path) == ".json":
+        yield from _records_of_list(path)
+        return
+    with _open(path) as file:
+        for number, line in enumerate(_lines(file, path), start=1):
+            if line.strip():
+                yield _record(_parse(line, path, number), path, number)
+
+
+def _records_of_list(path: Path) -> Iterator[Record]:
+    content = read_text(path)
+    try:
+        items = json.loads(content)
+    except ValueError as error:
+        if "Extra data" in str(error):  # JSON Lines under the name .json, as many data sets come
+            for number, line in enumerate(content.splitlines(), start=1):
+                if line.strip():
+                    yield _record(_parse(line, path, number), path, number)
+            return
+        raise DataError(f"this is not valid JSON: {error}", path=path) from error
+    items = items if isinstance(items, list) else [items]
+    for number, item in enumerate(items, start=1):
+        yield _record(item, path, number)
+
+
+def _parse(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        hint = None
+        if line.lstrip().startswith("["):
+            hint = "a JSON list belongs in a file named .json; .jsonl has one object on each line"
+        raise DataError(f"this line is not valid JSON: {error}", path=path, line=number, hint=hint) from error
+
+
+def _record(item: Any, path: Path, number: int) -> Record:
+    if not isinstance(item, dict):
+        raise DataError(f"a record must be a JSON object, not {type(item).__name__}", path=path, line=number)
+    return Record(fields=item, path=path, line=number)
+
+
+def _lines(file: TextIO, path: Path) -> Iterable[str]:
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="\n")
+    if path.suffix == ".zst":
+        zstandard = require("zstandard", extra="data", purpose=f"reading {path.name}")
+        stream: TextIO = zstandard.open(path, "rt", encoding="utf-8-sig", newline="\n")
+        return stream
+    return open(path, encoding="utf-8-sig", newline="\n")
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"this file is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="convert it first"
+    )

@@ -1,0 +1,240 @@
+"""Readers: every format in, one form out, and a wrong record named by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leveret.chat.messages import Message, ToolCall
+from leveret.chat.template import ChatTemplate, builtin_template
+from leveret.data.examples import Conversation
+from leveret.data.files import ReadReport
+from leveret.data.readers import read_conversations, read_documents, read_preferences
+from leveret.data.samples import render_sample
+from leveret.errors import DataError, TemplateError
+from leveret.tokenizer.files import Tokenizer
+
+S, U, A = Message("system", "s"), Message("user", "u"), Message("assistant", "a")
+U2, A2 = Message("user", "再"), Message("assistant", "见")
+CALL = Message("assistant", "", tool_calls=(ToolCall("f", {"x": 1}),))
+
+
+def write(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    return path
+
+
+CONVERSATIONS: list[tuple[str, dict[str, Any], list[Message]]] = [
+    ("messages", {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}, [U, A]),
+    (
+        "sharegpt",
+        {
+            "system": "s",
+            "conversations": [
+                {"from": "human", "value": "u"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                {"from": "observation", "value": "1"},
+                {"from": "gpt", "value": "a"},
+            ],
+        },
+        [S, U, CALL, Message("tool", "1"), A],
+    ),
+    (
+        "sharegpt",
+        {"id": "7", "conversations": [{"from": "user", "value": "u"}, {"from": "model", "value": "a"}]},
+        [U, A],
+    ),
+    (
+        "firefly",
+        {"system": "s", "conversation": [{"human": "u", "assistant": "a"}, {"human": "再", "assistant": "见"}]},
+        [S, U, A, U2, A2],
+    ),
+    ("alpaca", {"instruction": "u", "input": "", "output": "a"}, [U, A]),
+    (
+        "alpaca",
+        {"instruction": "do", "input": "it", "output": "a", "system": "s", "history": [["u", "a"]]},
+        [S, U, A, Message("user", "do\nit"), A],
+    ),
+    ("prompt-completion", {"prompt": "u", "completion": "a"}, [U, A]),
+    ("prompt-completion", {"query": "u", "response": "a"}, [U, A]),
+    (
+        "prompt-completion",
+        {"prompt": [{"role": "user", "content": "u"}], "completion": [{"role": "assistant", "content": "a"}]},
+        [U, A],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "record", "messages"), CONVERSATIONS)
+def test_each_conversation_format_is_recognised(
+    name: str, record: dict[str, Any], messages: list[Message], tmp_path: Path
+) -> None:
+    report = ReadReport()
+    path = write(tmp_path / "data.jsonl", record)
+    assert list(read_conversations(path, report)) == [Conversation(messages=tuple(messages), key=f"{path}:1")]
+    assert report.formats == {name: 1}
+
+
+def test_formats_may_be_mixed_in_lists_compressed_and_in_folders(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.json").write_text(json.dumps([record for _, record, _ in CONVERSATIONS]))
+    with gzip.open(tmp_path / "b" / "c.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(record) + "\n" for _, record, _ in CONVERSATIONS)
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "picture.png").write_bytes(b"x")
+    report = ReadReport()
+    read = list(read_conversations(tmp_path, report))
+    assert [list(conversation.messages) for conversation in read] == [messages for _, _, messages in CONVERSATIONS] * 2
+    assert report.num_files == 2 and report.num_records == len(read) == 2 * len(CONVERSATIONS)
+    assert set(report.dropped) == {"text files beside the records", "files of a kind that is not read"}
+    assert any("alpaca" in line for line in report.lines())
+
+
+def test_tools_come_as_a_list_or_as_json_text(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    path = write(
+        tmp_path / "x.jsonl", {"messages": messages, "tools": tools}, {"messages": messages, "tools": json.dumps(tools)}
+    )
+    assert [conversation.tools for conversation in read_conversations(path)] == [tuple(tools)] * 2
+
+
+def test_conversations_without_a_reply_are_left_out_and_counted(tmp_path: Path) -> None:
+    report = ReadReport()
+    path = write(tmp_path / "x.jsonl", {"prompt": "u", "completion": ""}, {"prompt": "u", "completion": "a"})
+    assert [conversation.key for conversation in read_conversations(path, report)] == [f"{path}:2"]
+    assert report.dropped == {"conversations without a reply": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"instructions": "x", "output": "y"}, "'instructions' looks like 'instruction'"),
+        ({"messages": [{"role": "user"}]}, r'"messages"\[0\].content must be a text, not missing'),
+        ({"conversations": [{"from": "humen", "value": "x"}]}, "did you mean 'human'"),
+        ({"conversations": [{"value": "x"}]}, r'"conversations"\[0\] must be'),
+        ({"conversations": [{"from": "function_call", "value": "{"}]}, "not valid JSON"),
+        ({"conversation": [{"human": "x"}]}, '"human" and "assistant"'),
+        ({"instruction": 3, "output": "y"}, '"instruction" must be a text, not int'),
+        ({"instruction": "x", "output": "y", "history": [["a"]]}, "pair"),
+        ({"prompt": "x", "completion": "\ud800"}, "surrogate"),
+        ({"prompt": "x", "completion": "y", "tools": "["}, '"tools" is not valid JSON'),
+        (["x"], "must be a JSON object"),
+    ],
+)
+def test_a_wrong_record_is_named_by_file_line_and_key(record: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"prompt": "u", "completion": "a"}) + "\n\n" + json.dumps(record) + "\n")
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_conversations(path))
+    assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "x"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"broken\.jsonl:2: this line is not valid JSON"):
+        list(read_documents(broken))
+    broken.write_text('[{"text": "x"}\n]')
+    with pytest.raises(DataError, match=r"named \.json"):
+        list(read_documents(broken))
+    broken.write_bytes(b'{"text": "\xff"}')
+    with pytest.raises(DataError, match="not UTF-8"):
+        list(read_documents(broken))
+    with pytest.raises(DataError, match="no such file"):
+        list(read_documents(tmp_path / "nothing"))
+    (tmp_path / "x.docx").write_bytes(b"x")
+    with pytest.raises(DataError, match="not read"):
+        list(read_documents(tmp_path / "x.docx"))
+
+
+def test_documents_are_text_files_and_records_with_text(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# 标题\r\nline", "utf-8", newline="")
+    (tmp_path / "b.txt").write_text(" \n")
+    (tmp_path / "c.py").write_bytes(b"# \xe9\n")
+    write(tmp_path / "d.jsonl", {"text": "one"}, {"content": "two"}, {"text": ""})
+    report = ReadReport()
+    texts = [document.text for document in read_documents(tmp_path, report)]
+    assert texts == ["# 标题\r\nline", "one", "two"]
+    assert report.dropped == {"empty texts": 2, "files that are not UTF-8": 1}
+    write(tmp_path / "e.jsonl", {"messages": []})
+    with pytest.raises(DataError, match="no text to train on"):
+        list(read_documents(tmp_path / "e.jsonl"))
+
+
+def m(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+PREFERENCES: list[tuple[str, dict[str, Any]]] = [
+    ("prompt", {"prompt": "u", "chosen": "a", "rejected": "b"}),
+    ("prompt", {"question": "u", "chosen": "a", "rejected": "b"}),
+    ("prompt", {"prompt": [m("user", "u")], "chosen": [m("assistant", "a")], "rejected": m("assistant", "b")}),
+    (
+        "prompt",
+        {
+            "prompt": "u",
+            "chosen": [m("user", "u"), m("assistant", "a")],
+            "rejected": [m("user", "u"), m("assistant", "b")],
+        },
+    ),
+    (
+        "implicit prompt",
+        {"chosen": [m("user", "u"), m("assistant", "a")], "rejected": [m("user", "u"), m("assistant", "b")]},
+    ),
+    ("implicit prompt", {"chosen": "\n\nHuman: u\n\nAssistant: a", "rejected": "\n\nHuman: u\n\nAssistant: b"}),
+    (
+        "sharegpt",
+        {
+            "conversations": [{"from": "human", "value": "u"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
+    ),
+    ("alpaca", {"instruction": "u", "input": "", "chosen": "a", "rejected": "b"}),
+    ("messages", {"messages": [m("user", "u"), m("assistant", "a")], "rejected_response": "b"}),
+]
+
+
+@pytest.mark.parametrize(("name", "record"), PREFERENCES)
+def test_each_preference_format_is_recognised(name: str, record: dict[str, Any], tmp_path: Path) -> None:
+    report = ReadReport()
+    (preference,) = read_preferences(write(tmp_path / "p.jsonl", record), report)
+    assert (preference.prompt, preference.chosen, preference.rejected) == ((U,), (A,), (Message("assistant", "b"),))
+    assert report.formats == {name: 1}
+
+
+def test_useless_preferences_are_counted_and_wrong_ones_refused(tmp_path: Path) -> None:
+    report = ReadReport()
+    same = {"prompt": "u", "chosen": "a", "rejected": "a"}
+    empty = {"prompt": "u", "chosen": "a", "rejected": ""}
+    assert list(read_preferences(write(tmp_path / "p.jsonl", same, empty), report)) == []
+    assert report.dropped.total() == 2
+    for record, message in (
+        ({"prompt": "u", "chosen": "a"}, "not those of a preference"),
+        ({"chosen": "a", "rejected": "b"}, "no prompt"),
+        ({"chosen": [m("user", "u")], "rejected": [m("user", "v")]}, "same message"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list(read_preferences(write(tmp_path / "p.jsonl", record)))
+
+
+def test_a_conversation_becomes_a_sample_as_serving_would_write_it(tokenizer: Tokenizer) -> None:
+    template = builtin_template("hare")
+    conversation = Conversation(messages=(U, A, U2, A2), key="x:1")
+    sample = render_sample(tokenizer, template, conversation)
+    encoded = template.encode(tokenizer, list(conversation.messages))
+    assert (sample.ids, sample.mask, sample.key) == (encoded.ids, encoded.mask, "x:1")
+    assert (
+        tokenizer.decode([i for i, t in zip(sample.ids, sample.mask, strict=True) if t]) == "a<round_end>见<round_end>"
+    )
+    prompt = template.encode(tokenizer, [U, A, U2], add_generation_prompt=True).ids
+    assert sample.ids[: len(prompt)] == prompt
+    with pytest.raises(TemplateError, match="generation"):
+        render_sample(tokenizer, ChatTemplate("{{ messages[0].content }}"), conversation)
+    with pytest.raises(TemplateError, match=r"^x:1: "):
+        render_sample(tokenizer, builtin_template("hare"), Conversation(messages=(U, CALL), key="x:1"))
