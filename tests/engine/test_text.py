@@ -13,7 +13,9 @@ import torch
 import leveret
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import builtin_template, template_for
+from leveret.engine.defaults import read_defaults
 from leveret.engine.reply import reply_from
+from leveret.engine.request import Completion
 from leveret.engine.text import TextModel
 from leveret.errors import RequestError, WeightsError
 from leveret.tokenizer.files import Tokenizer
@@ -163,6 +165,23 @@ def test_tool_calls_stream_as_whole_structured_pieces(model: TextModel) -> None:
         assert [delta.tool_call for delta in deltas if delta.tool_call] == list(reply.tool_calls)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+def test_calls_in_pieces_of_any_size_are_the_calls(size: int, model: TextModel) -> None:
+    """Also with strings that look like the end of a call: they are spelled so that they are not."""
+    calls = [ToolCall("call_contact", {"name": name}) for name in ('a")<api_end>', "<no_tool>", "小明 🐢", 'q"\\')]
+    calls.insert(2, ToolCall("set_timer", {"minutes": 5}))
+    ids = model.tokenizer.encode(model.dialect.render(calls), allow_special=True)
+    answer = model.prepare_chat([USER], tools="all").answer
+    deltas = []
+    for start in range(0, len(ids), size):
+        for index in ids[start : start + size]:
+            assert not answer.watch(index)
+        deltas += answer.drain()
+    completion = Completion(ids=tuple(ids), finish_reason="stop", stop_id=2, num_prompt_tokens=3)
+    reply = reply_from([*deltas, *answer.finish(completion)], parsed=answer.parsed)
+    assert list(reply.tool_calls) == calls and reply.parsed and reply.content == ""
+
+
 def test_offered_tools_are_the_only_ones_called(model: TextModel) -> None:
     for seed in range(5):
         reply = model.chat([USER], tools=["take_photo"], tool_choice="required", temperature=2.0, seed=seed)
@@ -177,8 +196,6 @@ def test_the_no_tool_token_is_an_empty_answer(model: TextModel, tokenizer: Token
     for index in (tokenizer.special_ids["<no_tool>"],):
         job.answer.watch(index)
     assert job.answer.drain() == []
-    from leveret.engine.request import Completion
-
     completion = Completion(ids=(1,), finish_reason="stop", stop_id=2, num_prompt_tokens=3)
     reply = reply_from(job.answer.finish(completion), parsed=job.answer.parsed)
     assert (reply.content, reply.tool_calls, reply.finish_reason, reply.parsed) == ("", (), "stop", True)
@@ -217,8 +234,6 @@ def test_defaults_come_from_generation_config_and_callers_go_over_them(model_dir
 
 
 def test_a_temperature_without_do_sample_stays_greedy_as_in_transformers(model_dir: Path, tmp_path: Path) -> None:
-    from leveret.engine.defaults import read_defaults
-
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.8}')
     assert read_defaults(tmp_path).greedy
 

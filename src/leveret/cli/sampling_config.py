@@ -1,0 +1,42 @@
+"""SamplingConfig: the sampling keys of `leveret chat` and `leveret generate`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from leveret.config import Config
+from leveret.engine.defaults import SamplingOptions
+
+
+class SamplingConfig(Config):
+    """Keys that are left out take the value in the model's generation_config.json, or else are off."""
+
+    max_tokens: int | None = None
+    """Most tokens to generate."""
+    temperature: float | None = None
+    """0 always takes the likeliest token; 1 samples from the model's own distribution."""
+    top_k: int | None = None
+    """Sample from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Sample from the fewest likeliest tokens whose probabilities reach p."""
+    min_p: float | None = None
+    """Drop tokens less likely than this share of the likeliest one."""
+    repetition_penalty: float | None = None
+    """Above 1: tokens seen before become less likely."""
+    seed: int | None = None
+    """Same seed, same answer."""
+    stop: list[str] | None = None
+    """Strings that end the answer."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the weights in memory; by default as stored."""
+    device: str = "cpu"
+    """Where the model runs."""
+
+    def options(self) -> SamplingOptions:
+        """The sampling options that were given."""
+        options: SamplingOptions = {}
+        for name in SamplingOptions.__optional_keys__:
+            value = getattr(self, name, None)
+            if value is not None:
+                options[name] = value  # type: ignore[literal-required]
+        return options
