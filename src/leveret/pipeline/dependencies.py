@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import leveret
 from leveret.commands import COMMANDS, Command
 from leveret.config import Config, fingerprint
 from leveret.paths import atomic_write, files_below, sha256_file
@@ -93,7 +92,7 @@ class ContentHashes:
 @functools.cache
 def code_digest(command: Command) -> str:
     """A hash of the package's files that `command` can reach."""
-    root = Path(leveret.__file__).parent
+    root = Path(__file__).parents[1]
     others = {other.folder for other in COMMANDS.values()} - {command.folder}
     digest = hashlib.sha256()
     for file in _visible_files(root):
