@@ -19,9 +19,10 @@ import torch
 from leveret.chat.template import BUILTIN_NAMES, ChatTemplate, builtin_template, template_for
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.data.files import ReadReport
 from leveret.data.mixture import Mixture
 from leveret.data.packing import SampleRows, pack_samples
-from leveret.errors import ConfigError, TemplateError
+from leveret.errors import ConfigError
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.new_tokens import add_rows, add_tokens
 from leveret.finetune.samples import read_samples
@@ -104,18 +105,15 @@ def _rows(
     path: Path, config: FinetuneConfig, tokenizer: Tokenizer, template: ChatTemplate,
     dialect: FunctionalDialect | None, console: Console,
 ) -> SampleRows:  # fmt: skip
-    if not template.trains:
-        raise TemplateError(
-            f"chat template {template.name!r} does not say what to train on",
-            hint="put {% generation %} ... {% endgeneration %} around what the assistant writes, "
-            f"or name a built-in template: {', '.join(BUILTIN_NAMES)}",
-        )
-    samples = read_samples(path, tokenizer=tokenizer, template=template, dialect=dialect)
+    reading = ReadReport()
+    samples = read_samples(path, reading, tokenizer=tokenizer, template=template, dialect=dialect)
+    for line in reading.lines():
+        console.info(f"{path}: {line}")
     rows = pack_samples(
         samples, config.training.sequence_length, on_long=config.on_long, on_untrained=config.on_untrained
     )
     report = rows.report
-    console.info(f"{path}: {report.num_samples:,} samples, {report.num_tokens:,} tokens in {report.num_rows:,} rows")
+    console.info(f"{path}: {report.num_tokens:,} tokens packed into {report.num_rows:,} rows")
     for number, what in (
         (report.num_dropped_long, f"dropped: longer than {config.training.sequence_length} tokens"),
         (report.num_truncated, f"cut at {config.training.sequence_length} tokens"),

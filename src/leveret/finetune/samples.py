@@ -1,8 +1,9 @@
 """Files of conversations or of tool requests become samples: ids, what of them is trained, and where they came from.
 
 A tool call is written with the functional tokens of the tool set, so an assistant message of the model is either
-text or calls. The strings of a call are spelled as in the user message before it (see tools/functional.py). What
-the dialect writes is trusted: its special tokens are tokens. Nothing else in the data ever is.
+text or calls, and the tools need not be described in the prompt. The strings of a call are spelled as in the user
+message before it (see tools/functional.py). What the dialect writes is trusted: its special tokens are tokens.
+Nothing else in the data ever is.
 """
 
 from __future__ import annotations
@@ -15,44 +16,44 @@ from pathlib import Path
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate
 from leveret.data.examples import Conversation
+from leveret.data.files import RECORD_SUFFIXES, ReadReport, data_files, kind_of
 from leveret.data.packing import Sample
 from leveret.data.readers import read_conversations
-from leveret.errors import DataError, LeveretError
-from leveret.paths import files_below
+from leveret.data.samples import render_sample
+from leveret.errors import DataError, ToolError
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
 from leveret.tools.requests import read_requests
 
 
 def read_samples(
-    path: Path, *, tokenizer: Tokenizer, template: ChatTemplate, dialect: FunctionalDialect | None
+    path: Path, report: ReadReport, *, tokenizer: Tokenizer, template: ChatTemplate, dialect: FunctionalDialect | None
 ) -> list[Sample]:
-    """All samples of a file or folder. DataError with file and line for what cannot be read or written."""
+    """All samples of a file or folder. Errors name the file and the line of what cannot be read or written."""
     samples = []
-    for conversation in conversations_of(path, dialect):
-        try:
-            encoded = template.encode(tokenizer, in_dialect(conversation.messages, dialect), tools=conversation.tools)
-        except LeveretError as error:
-            raise DataError(f"{conversation.key}: {error.message}", hint=error.hint) from error
-        samples.append(Sample(ids=encoded.ids, mask=encoded.mask, key=conversation.key))
+    for file, _ in data_files(path, report):
+        if kind_of(file) not in RECORD_SUFFIXES:
+            report.dropped["text files beside the records"] += 1
+        elif _holds_requests(file):
+            samples += [render_sample(tokenizer, template, one) for one in _requests(file, report, dialect)]
+        else:
+            for conversation in read_conversations(file, report):
+                samples.append(render_sample(tokenizer, template, _in_dialect(conversation, dialect)))
     return samples
 
 
-def conversations_of(path: Path, dialect: FunctionalDialect | None) -> Iterator[Conversation]:
-    """The conversations of a file or folder; tool requests are read as conversations of two messages."""
-    if not path.exists():
-        raise DataError("no such file or folder", path=path)
-    for file in files_below(path) if path.is_dir() else [path]:
-        if _holds_requests(file):
-            yield from _requests(file, dialect)
-        else:
-            yield from read_conversations([file])
-
-
-def in_dialect(messages: Sequence[Message], dialect: FunctionalDialect | None) -> list[Message]:
-    """The messages with their tool calls written as functional tokens (left alone without a dialect)."""
+def _in_dialect(conversation: Conversation, dialect: FunctionalDialect | None) -> Conversation:
     if dialect is None:
-        return list(messages)
+        return conversation
+    try:
+        messages = with_functional_calls(conversation.messages, dialect)
+    except ToolError as error:
+        raise DataError(f"{conversation.key}: {error.message}", hint=error.hint) from error
+    return replace(conversation, messages=tuple(messages), tools=None)
+
+
+def with_functional_calls(messages: Sequence[Message], dialect: FunctionalDialect) -> list[Message]:
+    """The messages with their tool calls written as functional tokens. ToolError for a call that does not fit."""
     written = []
     query = None
     for message in messages:
@@ -60,17 +61,21 @@ def in_dialect(messages: Sequence[Message], dialect: FunctionalDialect | None) -
             query = message.content
         if message.tool_calls:
             if message.content.strip():
-                raise DataError("an assistant message has both text and tool calls; with functional tokens it has one")
+                raise ToolError("an assistant message has both text and tool calls; with functional tokens it has one")
             content = dialect.render(message.tool_calls, query)
             message = replace(message, content=content, tool_calls=(), trusted=True)
         written.append(message)
     return written
 
 
-def _requests(file: Path, dialect: FunctionalDialect | None) -> Iterator[Conversation]:
+def _requests(file: Path, report: ReadReport, dialect: FunctionalDialect | None) -> Iterator[Conversation]:
+    """Tool requests as conversations of two messages; where no tool fits, the answer is the no-tool token."""
     if dialect is None:
         raise DataError("holds tool requests, but no tool set is given", path=file, hint="set `tools` to its JSON file")
+    report.num_files += 1
     for number, request in enumerate(read_requests(file, dialect.tools), start=1):
+        report.num_records += 1
+        report.formats["tool requests"] += 1
         answer = Message("assistant", dialect.render(request.calls, request.query), trusted=True)
         yield Conversation(messages=(Message("user", request.query), answer), key=f"{file}, request {number}")
 

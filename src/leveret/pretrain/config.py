@@ -36,7 +36,7 @@ class ModelShape(Config):
     """Tokens a position can look back on (mistral, mixtral). None: all."""
     tie_word_embeddings: bool = True
     """Use the embedding matrix as the output head: fewer parameters, better for small models."""
-    num_experts: Annotated[int | None, Field(ge=2), Rehearsal(2)] = None
+    num_experts: Annotated[int | None, Field(ge=2)] = None
     """Experts in each layer of a mixtral; None for the other families."""
     experts_per_token: Annotated[int, Field(ge=1)] = 2
     """Experts a token visits in a mixtral."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.data.files import ReadReport
 from leveret.data.mixture import Mixture
 from leveret.data.packing import Sample, stream_rows
 from leveret.data.readers import read_documents
@@ -119,13 +120,16 @@ def refuse_leaks(texts: list[TokenShards], held_out: list[TokenShards]) -> None:
 
 
 def _shards(path: Path, name: str, tokenizer: Tokenizer, config: PretrainConfig, console: Console) -> TokenShards:
+    report = ReadReport()
     with console.progress(f"tokenize {path.name}", total=None, unit="documents") as progress:
         shards = build_shards(
-            read_documents([path]),
+            read_documents(path, report),
             tokenizer,
             config.output / "shards" / name,
             on_progress=lambda documents, tokens: progress.update(documents, tokens=tokens),
         )
+    for line in report.lines():
+        console.info(f"{path}: {line}")
     return shards
 
 
