@@ -1,0 +1,122 @@
+"""The verb, end to end on a tiny random model: what it writes, repeats and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leveret.config import parse_config
+from leveret.console import Console
+from leveret.engine.text import TextModel
+from leveret.errors import ConfigError, DataError, ToolError
+from leveret.evaluate.config import EvaluateConfig
+from leveret.evaluate.run import run
+from leveret.tools.requests import read_requests
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    file = tmp_path / "held_out.jsonl"
+    file.write_text('{"text": "明天早上 🐢"}\n{"text": "Call Alice"}\n', encoding="utf-8")
+    return file
+
+
+def config_for(model: Path, **fields: object) -> EvaluateConfig:
+    return parse_config(EvaluateConfig, {"model": str(model), **fields}, source="the test")
+
+
+def test_results_failures_and_protocol_are_on_record(
+    model_dir: Path, requests_file: Path, text_file: Path, tmp_path: Path
+) -> None:
+    config = config_for(model_dir, output=tmp_path / "out", tools=[requests_file], text=[text_file])
+    result = run(config, Console(quiet=True))
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    entry = report["tools"]["mine"]
+    assert entry["overall"]["requests"] == 4
+    assert {kind: tally["requests"] for kind, tally in entry["kinds"].items()} == {"irrelevant": 1, "single": 3}
+    assert entry["languages"]["Chinese"]["requests"] == 1 and entry["groups"]["small talk"]["requests"] == 1
+    assert "unparsable" not in entry["overall"]["errors"]
+    assert len(entry["expected_calls_that_do_not_fit"]) == 1
+    assert report["text"]["held_out"]["bytes"] == len("明天早上 🐢Call Alice".encode())
+    assert report["protocol"]["constrained"] is True
+    failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    assert len(failures) == 4 - entry["overall"]["exact"]
+    assert {"query", "expected", "predicted", "error"} <= failures[0].keys()
+    assert result.summary["mine: unparsable"] == 0
+    assert result.summary["held_out: bits per byte"] == report["text"]["held_out"]["bits_per_byte"]
+
+
+def test_the_recorded_answers_are_those_of_call_tools(model_dir: Path, requests_file: Path, tmp_path: Path) -> None:
+    run(config_for(model_dir, output=tmp_path / "out", tools=[requests_file]), Console(quiet=True))
+    failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    model = TextModel.load(model_dir)
+    queries = [request.query for request in read_requests(requests_file)]
+    answers = dict(zip(queries, model.call_tools(queries), strict=True))
+    assert failures
+    for failure in failures:
+        calls = answers[failure["query"]]
+        assert calls is not None
+        assert failure["predicted"] == [{"name": call.name, "arguments": call.arguments} for call in calls]
+
+
+def test_unchanged_inputs_are_not_measured_again(
+    model_dir: Path, requests_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for(model_dir, output=tmp_path / "out", tools=[requests_file])
+    first = run(config, Console(quiet=True))
+    written = (tmp_path / "out" / "evaluation.json").stat().st_mtime_ns
+    again = run(config, Console())
+    assert again.summary == first.summary
+    assert (tmp_path / "out" / "evaluation.json").stat().st_mtime_ns == written
+    shown = capsys.readouterr()
+    assert "nothing has changed" in shown.err and "Tool calls: mine" in shown.out
+    requests_file.write_text(requests_file.read_text() + '{"query": "one more", "calls": []}\n')
+    run(config, Console(quiet=True))
+    assert (tmp_path / "out" / "evaluation.json").stat().st_mtime_ns > written
+
+
+def test_unconstrained_answers_that_do_not_parse_are_counted(
+    model_dir: Path, requests_file: Path, tmp_path: Path
+) -> None:
+    config = config_for(model_dir, output=tmp_path / "out", tools=[requests_file], constrained=False, max_requests=2)
+    result = run(config, Console(quiet=True))
+    assert result.summary["mine: unparsable"] == 2
+    failures = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    assert len(failures) == 2 and all(json.loads(line)["predicted"] is None for line in failures)
+
+
+def test_a_request_that_is_too_long_is_a_failure_not_an_end(model_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"query": "very " * 2000, "calls": []}) + "\n")
+    result = run(config_for(model_dir, tools=[file]), Console(quiet=True))
+    assert result.summary["long: unparsable"] == 1 and result.output is None
+
+
+def test_each_request_file_is_a_group(model_dir: Path, requests_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "mine.jsonl"
+    other.parent.mkdir()
+    other.write_text(requests_file.read_text())
+    result = run(config_for(model_dir, tools=[requests_file, other], max_requests=1), Console(quiet=True))
+    assert f"{requests_file}: exact" in result.summary and f"{other}: exact" in result.summary
+
+
+def test_text_is_cut_at_whole_documents(model_dir: Path, text_file: Path) -> None:
+    result = run(config_for(model_dir, text=[text_file], max_text_bytes=20), Console(quiet=True))
+    whole = run(config_for(model_dir, text=[text_file]), Console(quiet=True))
+    assert result.summary != whole.summary
+
+
+def test_a_model_without_tools_is_refused(base_dir: Path, requests_file: Path) -> None:
+    with pytest.raises(ToolError, match=r"no tools\.json"):
+        run(config_for(base_dir, tools=[requests_file]), Console(quiet=True))
+
+
+def test_missing_and_doubled_files_are_refused(model_dir: Path, tmp_path: Path, requests_file: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        run(config_for(model_dir, tools=[tmp_path / "none.jsonl"]), Console(quiet=True))
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        config_for(model_dir)
+    with pytest.raises(ConfigError, match="named twice"):
+        config_for(model_dir, tools=[requests_file, requests_file])
