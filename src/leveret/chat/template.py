@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jinja2
 
@@ -35,7 +35,7 @@ from leveret.config import suggest
 from leveret.errors import TemplateError
 from leveret.tokenizer.files import Tokenizer
 
-BUILTIN_NAMES = (
+BuiltinName = Literal[
     "chatml",
     "hare",
     "huozi",
@@ -45,7 +45,8 @@ BUILTIN_NAMES = (
     "aquila-v1",
     "aquila-v2",
     "lingowhale",
-)
+]
+BUILTIN_NAMES: tuple[str, ...] = get_args(BuiltinName)
 
 _HEADER = re.compile(r"\{#-?\s*leveret:(?P<json>.*?)-?#\}", re.DOTALL)
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")

@@ -1,0 +1,1 @@
+"""`leveret tokenizer`: train a tokenizer on your texts."""

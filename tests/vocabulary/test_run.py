@@ -1,0 +1,97 @@
+"""`leveret tokenizer`: files that others read, a report, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leveret.chat.messages import Message
+from leveret.chat.template import BUILTIN_NAMES, template_for
+from leveret.config import parse_config
+from leveret.console import Console
+from leveret.errors import ConfigError, DataError
+from leveret.tokenizer.files import Tokenizer
+from leveret.vocabulary.config import TokenizerConfig
+from leveret.vocabulary.fertility import language_of
+from leveret.vocabulary.run import run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = [{"text": f"the hare number {number} runs over the small hill"} for number in range(150)]
+    lines += [{"text": f"第{number}只野兔跑得很快，乌龟走得很慢"} for number in range(150)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    conversation = {"prompt": "call my mother zzzz", "completion": "calling zzzz"}
+    (tmp_path / "sft.jsonl").write_text((json.dumps(conversation) + "\n") * 5)
+    return tmp_path
+
+
+def config(data: Path, **changes: object) -> TokenizerConfig:
+    values = {"documents": [data / "data"], "output": data / "out", "vocab_size": 400, **changes}
+    return parse_config(TokenizerConfig, values, source="test")
+
+
+def test_the_saved_tokenizer_has_its_special_tokens_template_and_report(data: Path) -> None:
+    result = run(config(data, template="hare", special_tokens=["<api_0>"]), Console(quiet=True))
+    tokenizer = Tokenizer.load(data / "out")
+    specials = ["<|endoftext|>", "<|padding|>", "<round_start>", "<round_end>", "<api_0>"]
+    assert list(tokenizer.special_ids) == specials
+    assert tokenizer.special_ids["<api_0>"] == tokenizer.vocab_size - 1
+    assert tokenizer.vocab_size <= 400
+    assert tokenizer.eos_id != tokenizer.pad_id
+    assert template_for(tokenizer).encode(tokenizer, [Message("user", "hare")]).ids
+    fertility = result.summary["fertility"]
+    assert set(fertility) == {"english", "chinese"}
+    assert fertility["english"]["bytes_per_token"] > 3
+    assert json.loads((data / "out" / "report.json").read_text())["summary"] == result.summary
+
+
+def test_running_again_does_nothing_until_something_changes(data: Path) -> None:
+    first = run(config(data), Console(quiet=True))
+    path = data / "out" / "tokenizer.json"
+    content, time = path.read_bytes(), path.stat().st_mtime_ns
+    assert run(config(data), Console(quiet=True)) == first
+    assert path.stat().st_mtime_ns == time
+    run(config(data, output=data / "other"), Console(quiet=True))
+    assert (data / "other" / "tokenizer.json").read_bytes() == content
+    (data / "data" / "more.txt").write_text("quite another text about tortoises " * 20)
+    run(config(data), Console(quiet=True))
+    assert path.read_bytes() != content
+
+
+def test_conversations_are_learned_from_as_well(data: Path) -> None:
+    run(config(data, conversations=[data / "sft.jsonl"], vocab_size=800), Console(quiet=True))
+    with_conversations = Tokenizer.load(data / "out")
+    run(config(data, output=data / "without", vocab_size=800), Console(quiet=True))
+    without = Tokenizer.load(data / "without")
+    assert len(with_conversations.encode("calling zzzz")) < len(without.encode("calling zzzz"))
+
+
+def test_no_more_than_max_bytes_are_read(data: Path) -> None:
+    run(config(data, max_bytes=2000), Console(quiet=True))
+    assert len(Tokenizer.load(data / "out").encode("野兔")) == 6
+
+
+def test_missing_and_empty_inputs_are_errors(data: Path) -> None:
+    with pytest.raises(ConfigError, match="documents or conversations"):
+        config(data, documents=[])
+    with pytest.raises(DataError, match="no such file"):
+        run(config(data, documents=[data / "nowhere"]), Console(quiet=True))
+    (data / "empty").mkdir()
+    with pytest.raises(DataError, match="no text to learn from"):
+        run(config(data, documents=[data / "empty"]), Console(quiet=True))
+
+
+def test_every_builtin_template_can_be_named(data: Path) -> None:
+    assert [config(data, template=name).template for name in BUILTIN_NAMES] == list(BUILTIN_NAMES)
+
+
+def test_languages_are_told_apart() -> None:
+    assert language_of("hello world") == "english"
+    assert language_of("你好啊，world") == "chinese"
+    assert language_of("привет") is None
+    assert language_of(" ") is None
