@@ -118,6 +118,12 @@ def test_batches_that_absorb_others_midway_give_the_same_ids(decoder: Decoder) -
     assert results == alone
 
 
+def test_a_cache_that_becomes_full_grows_and_changes_nothing(decoder: Decoder) -> None:
+    requests = [request((3, 14, 15), max_tokens=120), request((92, 6), max_tokens=70), request((5,), max_tokens=3)]
+    expected = [uncached_greedy(decoder, each.prompt_ids, each.params.max_tokens) for each in requests]
+    assert [completion.ids for completion in Engine(decoder).generate(requests)] == expected
+
+
 def test_a_batch_whose_rows_have_all_ended_can_absorb_another(decoder: Decoder) -> None:
     engine = Engine(decoder)
     batch = engine.start([request((1, 2), max_tokens=1)])

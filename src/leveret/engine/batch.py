@@ -27,6 +27,9 @@ from leveret.engine.sampler import RowSampler
 from leveret.model.cache import KVCache
 from leveret.model.decoder import Decoder
 
+ANSWER_ROOM_TOKENS = 64
+"""Room for the answer in a fresh cache; it doubles when it is full, as most answers are far shorter than max_tokens."""
+
 FIXED_COST_TOKENS = 64
 """What a step costs whatever its size, in tokens of work: launching the layers, choosing ids."""
 
@@ -98,7 +101,9 @@ class Batch:
         self._chunk = prefill_chunk_tokens
         self._device = model.embed_tokens.weight.device
         planned = torch.tensor([len(request.prompt_ids) + request.params.max_tokens for request in requests])
-        self._cache = self._new_cache(len(self.rows), int(planned.max()))
+        longest_prompt = max(len(request.prompt_ids) for request in requests)
+        capacity = min(longest_prompt + ANSWER_ROOM_TOKENS, int(planned.max()))
+        self._cache = KVCache(model.config, len(self.rows), capacity, model.embed_tokens.weight.dtype, self._device)
         self._cache.planned_lengths = planned
 
     @property
@@ -115,18 +120,12 @@ class Batch:
         """Take over the rows of another batch of the same model; `other` is empty afterwards."""
         self._drop_finished()
         other._drop_finished()
-        mine, theirs, num_mine = self._cache, other._cache, len(self.rows)
-        self.rows, other.rows = self.rows + other.rows, []
+        num_mine = len(self.rows)
+        self.rows, theirs, other.rows = self.rows + other.rows, other._cache, []
         if len(self.rows) == num_mine:
             return
-        self._cache = self._new_cache(len(self.rows), max(mine.capacity, theirs.capacity))
-        self._cache.lengths = torch.cat([mine.lengths[:num_mine], theirs.lengths])
-        self._cache.planned_lengths = torch.cat([mine.planned_lengths[:num_mine], theirs.planned_lengths])
-        for kind in ("keys", "values"):
-            layers = zip(getattr(self._cache, kind), getattr(mine, kind), getattr(theirs, kind), strict=True)
-            for joined, first, second in layers:
-                joined[:num_mine, :, : mine.capacity] = first[:num_mine]
-                joined[num_mine:, :, : theirs.capacity] = second
+        self._cache = self._resized(num_mine, len(self.rows), max(self._cache.capacity, theirs.capacity))
+        _copy_rows(theirs, self._cache, slice(num_mine, None))
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
@@ -148,6 +147,10 @@ class Batch:
     def _next_ids(self) -> list[list[int]]:
         """What each row is fed in this step, at least one id. Never wider than the fullest row of the cache allows."""
         room = self._cache.capacity - max(row.num_cached for row in self.rows)
+        if room == 0:
+            capacity = min(2 * self._cache.capacity, int(self._cache.planned_lengths.max()))
+            self._cache = self._resized(len(self.rows), len(self.rows), capacity)
+            room = self._cache.capacity - max(row.num_cached for row in self.rows)
         width = _best_width([len(row.pending) for row in self.rows], min(self._chunk, room))
         return [row.pending[:width] for row in self.rows]
 
@@ -180,8 +183,21 @@ class Batch:
             self._cache.select_rows(alive)
         self.rows = [self.rows[index] for index in alive]
 
-    def _new_cache(self, num_rows: int, capacity: int) -> KVCache:
-        return KVCache(self._model.config, num_rows, capacity, self._model.embed_tokens.weight.dtype, self._device)
+    def _resized(self, num_kept: int, num_rows: int, capacity: int) -> KVCache:
+        """A cache of another size that holds the first `num_kept` rows of the present one."""
+        old = self._cache
+        resized = KVCache(self._model.config, num_rows, capacity, old.keys[0].dtype, self._device)
+        _copy_rows(old, resized, slice(0, num_kept))
+        return resized
+
+
+def _copy_rows(source: KVCache, target: KVCache, rows: slice) -> None:
+    """Copy the first rows of `source` to these rows of `target`, which has room for them."""
+    count = len(range(*rows.indices(len(target.lengths))))
+    target.lengths[rows] = source.lengths[:count]
+    target.planned_lengths[rows] = source.planned_lengths[:count]
+    for old, new in zip(source.keys + source.values, target.keys + target.values, strict=True):
+        new[rows, :, : source.capacity] = old[:count]
 
 
 def _best_width(counts: list[int], limit: int) -> int:
