@@ -97,6 +97,9 @@ def _all_texts(config: TokenizerConfig, report: ReadReport) -> Iterator[str]:
 
 
 def _show(console: Console, tokenizer: Tokenizer, fertility: dict[str, Fertility]) -> None:
+    if not fertility:
+        console.info(f"{tokenizer.vocab_size:,} tokens; no English or Chinese text was held out to measure on")
+        return
     rows = [
         (language, f"{one.num_bytes:,}", f"{one.bytes_per_token:.2f}", f"{one.tokens_per_character:.2f}")
         for language, one in fertility.items()
