@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from leveret.errors import DataError
-from leveret.model.config import ModelConfig
 from leveret.tokenizer.files import Tokenizer
 
 WINDOW_TOKENS = 512
@@ -45,13 +44,13 @@ def windows_of(name: str, ids: Sequence[int], *, length: int, bos_id: int | None
 
 
 def windows_from_files(
-    paths: Sequence[Path], tokenizer: Tokenizer, config: ModelConfig, *, most_tokens: int
+    paths: Sequence[Path], tokenizer: Tokenizer, *, context_tokens: int, most_tokens: int
 ) -> list[Window]:
     """Windows of text files, an equal share of `most_tokens` from the beginning of each.
 
     Raises DataError for a file that is not UTF-8 text or holds fewer than two tokens.
     """
-    length = min(WINDOW_TOKENS, config.max_position_embeddings)
+    length = min(WINDOW_TOKENS, context_tokens)
     share = max(2, most_tokens // max(1, len(paths)))
     windows: list[Window] = []
     for path in paths:

@@ -22,7 +22,7 @@ class QuantizeConfig(Config):
     """Bits of a weight."""
     method: Literal["round-to-nearest"] = "round-to-nearest"
     """How levels are chosen; round-to-nearest needs no calibration data."""
-    group_size: Annotated[int, Field(ge=8)] | None = 128
+    group_size: Annotated[int | None, Field(ge=8), Rehearsal(32)] = 128
     """Input columns that share a scale; it must divide every layer's inputs. null: one scale an output."""
     symmetric: bool = True
     """Zero in the middle of the levels. Off: a zero point a group, a little more accurate, read by fewer kernels."""

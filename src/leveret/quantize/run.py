@@ -90,7 +90,10 @@ def _storage(config: QuantizeConfig, source: Path) -> GptqStorage:
 def _windows(config: QuantizeConfig, source: Path) -> list[Window]:
     if not config.text:
         return []
-    return windows_from_files(config.text, Tokenizer.load(source), read_config(source), most_tokens=config.text_tokens)
+    context = read_config(source).max_position_embeddings
+    return windows_from_files(
+        config.text, Tokenizer.load(source), context_tokens=context, most_tokens=config.text_tokens
+    )
 
 
 def _quantize(

@@ -1,0 +1,152 @@
+"""Forms that our own decoder and engine run: model directories, quantized ones, and training checkpoints.
+
+A checkpoint holds float32 masters in one flat tensor (`trainer/checkpoint.py`); its architecture and tokenizer are
+those of the model directory in a folder above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from leveret.certify.form import Reader, numerics_of
+from leveret.certify.thresholds import Numerics
+from leveret.certify.zoo import Fixture
+from leveret.chat.messages import messages_from
+from leveret.chat.template import ChatTemplate, template_for
+from leveret.engine.engine import Engine
+from leveret.engine.request import Request, SamplingParams
+from leveret.errors import CheckpointError, RequestError, TemplateError
+from leveret.model.decoder import Decoder
+from leveret.paths import sha256_file
+from leveret.tokenizer.files import Tokenizer
+from leveret.trainer.checkpoint import Manifest
+from leveret.weights.load import load_model, read_config
+from leveret.weights.safetensors import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeveretForm:
+    """A form run by our own decoder and engine."""
+
+    name: str
+    reader: Reader
+    path: Path
+    numerics: Numerics
+    model: Decoder
+    own_tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence the model is meant for."""
+        return self.model.config.max_position_embeddings
+
+    def encode(self, fixture: Fixture) -> tuple[int, ...] | None:
+        """Ids of a text or conversation; special-token text in it stays text."""
+        if fixture.text is not None:
+            return tuple(self.own_tokenizer.encode(fixture.text))
+        if self.template is None:
+            return None
+        try:
+            encoded = self.template.encode(
+                self.own_tokenizer,
+                messages_from(fixture.messages),
+                tools=list(fixture.tools) or None,
+                add_generation_prompt=fixture.add_generation_prompt,
+            )
+        except (TemplateError, RequestError):
+            return None
+        return tuple(encoded.ids)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """One forward over all ids, without the cache."""
+        answer: torch.Tensor = self.model(torch.tensor([list(ids)]))[0].float()
+        return answer
+
+    def continue_greedily(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[tuple[int, ...]]:
+        """By the engine, batched, with the KV cache."""
+        params = SamplingParams(max_tokens=max_tokens)
+        requests = [Request(prompt_ids=tuple(prompt), params=params) for prompt in prompts]
+        return [completion.ids for completion in Engine(self.model).generate(requests)]
+
+
+def from_directory(reference: str, path: Path) -> LeveretForm:
+    """A model directory, quantized or not."""
+    model, tokenizer = load_model(path), Tokenizer.load(path)
+    quantization = read_json(path / "config.json").get("quantization_config") or {}
+    return LeveretForm(
+        name=reference,
+        reader="leveret",
+        path=path,
+        numerics=numerics_of(model.embed_tokens.weight.dtype, quantization.get("bits")),
+        model=model,
+        own_tokenizer=tokenizer,
+        template=_template(tokenizer),
+    )
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """`folder` itself if it is a checkpoint, or the newest one in it (a run's `checkpoints/`); else None."""
+    if (folder / "manifest.json").is_file():
+        return folder
+    return max((path for path in folder.glob("step-*") if (path / "manifest.json").is_file()), default=None)
+
+
+def from_checkpoint(reference: str, path: Path) -> LeveretForm:
+    """A training checkpoint; CheckpointError when it is damaged, partial, or its model directory is not found."""
+    beside = _model_beside(path)
+    model = Decoder(read_config(beside)).eval().requires_grad_(False)
+    masters = _masters(path)
+    missing = [name for name, _ in model.named_parameters() if name not in masters]
+    if missing:
+        raise CheckpointError(
+            f"{path} trains only a part of the model: {len(missing)} parameters are not in it, first {missing[0]}",
+            hint=f"certify the saved model instead: {beside}",
+        )
+    for name, parameter in model.named_parameters():
+        parameter.copy_(masters[name])
+    tokenizer = Tokenizer.load(beside)
+    return LeveretForm(
+        name=reference,
+        reader="checkpoint",
+        path=path,
+        numerics=numerics_of(torch.float32, None),
+        model=model,
+        own_tokenizer=tokenizer,
+        template=_template(tokenizer),
+    )
+
+
+def _masters(path: Path) -> dict[str, torch.Tensor]:
+    """Every trained parameter of a checkpoint, by name, in float32."""
+    manifest = Manifest.read(path)
+    for name, expected in manifest.files.items():
+        if not (path / name).is_file() or sha256_file(path / name) != expected:
+            raise CheckpointError(f"{path}: {name} is missing or damaged (its SHA-256 is not the manifest's)")
+    flat = next(state["masters"] for name in manifest.files if "masters" in (state := load_file(path / name)))
+    return {
+        name: flat[start : start + torch.Size(shape).numel()].view(shape)
+        for name, (start, *shape) in manifest.layout.items()
+    }
+
+
+def _model_beside(checkpoint: Path) -> Path:
+    """The model directory that a checkpoint belongs to: in a folder above it, or in `model/` there."""
+    for folder in checkpoint.resolve().parents[:3]:
+        for candidate in (folder, folder / "model"):
+            if (candidate / "config.json").is_file():
+                return candidate
+    raise CheckpointError(
+        f"{checkpoint}: no config.json lies in the folders above it, so its architecture is not known",
+        hint="leave a checkpoint in the folder of its run",
+    )
+
+
+def _template(tokenizer: Tokenizer) -> ChatTemplate | None:
+    return None if tokenizer.chat_template is None else template_for(tokenizer)

@@ -1,0 +1,111 @@
+"""The form that other people will run: a model directory read by transformers, tokenizer, template, weights and all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+
+from leveret.certify.form import Reader, numerics_of
+from leveret.certify.thresholds import Numerics
+from leveret.certify.zoo import Fixture
+from leveret.chat.messages import messages_from
+from leveret.errors import LeveretError
+from leveret.extras import require
+from leveret.tokenizer.files import Tokenizer
+from leveret.weights.safetensors import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersForm:
+    """A directory run by transformers."""
+
+    name: str
+    path: Path
+    numerics: Numerics
+    model: Any
+    tokenizer: Any
+    own_tokenizer: Tokenizer
+    reader: Reader = "transformers"
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence the model is meant for."""
+        return int(self.model.config.max_position_embeddings)
+
+    def encode(self, fixture: Fixture) -> tuple[int, ...] | None:
+        """Ids of a text (special-token text in it stays text) or of a conversation by `apply_chat_template`."""
+        if fixture.text is not None:
+            encoded = self.tokenizer(fixture.text, add_special_tokens=False, split_special_tokens=True)
+            return tuple(encoded["input_ids"])
+        if self.tokenizer.chat_template is None:
+            return None
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                [message.to_dict() for message in messages_from(fixture.messages)],
+                tools=list(fixture.tools) or None,
+                add_generation_prompt=fixture.add_generation_prompt,
+                return_dict=False,
+            )
+        except jinja2.TemplateError:
+            return None
+        return tuple(ids)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """One forward over all ids, without the cache."""
+        answer: torch.Tensor = self.model(torch.tensor([list(ids)]), use_cache=False).logits[0].float()
+        return answer
+
+    def continue_greedily(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[tuple[int, ...]]:
+        """By `generate`, one prompt at a time."""
+        continued = []
+        for prompt in prompts:
+            ids = torch.tensor([list(prompt)])
+            answer = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=max_tokens,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+            continued.append(tuple(answer[0, ids.shape[1] :].tolist()))
+        return continued
+
+
+def from_transformers(reference: str, path: Path) -> TransformersForm:
+    """Load a directory with transformers; MissingExtra when it is not installed, LeveretError when it cannot."""
+    transformers = require("transformers", extra="dev", purpose=f"the form {reference}")
+    try:
+        with _quietly(transformers):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype="auto").eval()
+    except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise LeveretError(f"transformers cannot load {path}: {error}") from error
+    bits = (read_json(path / "config.json").get("quantization_config") or {}).get("bits")
+    return TransformersForm(
+        name=reference,
+        path=path,
+        numerics=numerics_of(model.dtype, bits),
+        model=model,
+        tokenizer=tokenizer,
+        own_tokenizer=Tokenizer.load(path),
+    )
+
+
+@contextmanager
+def _quietly(transformers: Any) -> Iterator[None]:
+    """Without its progress bars, which would break into ours; they are as before afterwards."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,123 @@
+"""What a model card can say truthfully: facts read from the model directory and from the stages that made it.
+
+Of the model: its config, size on disk, number format and tools. Of a stage's folder: the pipeline's record beside it
+(settings, results, time), the training curve of metrics.jsonl, the scores of evaluation.json, whichever are there.
+Nothing is guessed: what no file says is not in the card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leveret.errors import DataError
+from leveret.model.config import ModelConfig
+from leveret.model.count import Count, count
+from leveret.tools.schema import ToolSet
+from leveret.trainer.metrics import read_metrics
+from leveret.weights.load import read_config
+from leveret.weights.safetensors import find_weight_files, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the model directory says."""
+
+    name: str
+    """The directory's name."""
+    config: ModelConfig
+    parameters: Count
+    bytes_on_disk: int
+    """Size of the weight files."""
+    dtype: str
+    """Number format of weights that are not quantized."""
+    quantization: dict[str, Any] | None
+    """`quantization_config`, if there is one."""
+    tools: tuple[str, ...]
+    """Names of the functions it calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """What is on record of a stage."""
+
+    name: str
+    command: str | None
+    """The command that made it, if the pipeline recorded it."""
+    seconds: float | None
+    settings: dict[str, str]
+    """Its config, flat."""
+    results: dict[str, str]
+    """Its summary, flat."""
+    curve: tuple[dict[str, Any], ...]
+    """Lines of metrics.jsonl."""
+    scores: dict[str, str]
+    """evaluation.json, flat."""
+
+
+def model_facts(directory: Path) -> ModelFacts:
+    """Read a model directory; WeightsError or ConfigError when it is not one."""
+    values, config = read_json(directory / "config.json"), read_config(directory)
+    files = find_weight_files(directory)
+    return ModelFacts(
+        name=directory.resolve().name,
+        config=config,
+        parameters=count(config),
+        bytes_on_disk=sum((directory / file).stat().st_size for file in set(files.file_of.values())),
+        dtype=str(values.get("dtype") or values.get("torch_dtype") or "unknown"),
+        quantization=values.get("quantization_config"),
+        tools=ToolSet.load(directory).names if (directory / "tools.json").is_file() else (),
+    )
+
+
+def stage_facts(folder: Path) -> StageFacts:
+    """Read a stage's folder; DataError when there is nothing in it to tell."""
+    record_file = folder.parent / "stages" / f"{folder.name}.json"
+    record = read_json(record_file) if record_file.is_file() else {}
+    evaluation = folder / "evaluation.json"
+    facts = StageFacts(
+        name=folder.name,
+        command=record.get("command"),
+        seconds=record.get("seconds"),
+        settings=flat(record.get("parts", {}).get("config", {})),
+        results=flat(record.get("summary", {})),
+        curve=tuple(read_metrics(folder / "metrics.jsonl")),
+        scores=flat(read_json(evaluation)) if evaluation.is_file() else {},
+    )
+    if not (record or facts.curve or facts.scores):
+        raise DataError(
+            "there is nothing to tell in the card: no record of the pipeline, no metrics.jsonl, no evaluation.json",
+            path=folder,
+        )
+    return facts
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as `outer.inner` -> text; what is off (None, empty) and long lists of results are left out."""
+    return dict(_flat(values, prefix))
+
+
+def number(value: float) -> str:
+    """A figure for people: 1,234 or 0.8123 or 2.1e-05."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) or (abs(value) >= 1000 and value == int(value)):
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, int | float):
+            yield name, number(value)
+        elif isinstance(value, str) and value:
+            yield name, value
+        elif isinstance(value, list) and value and len(json.dumps(value, ensure_ascii=False)) <= 200:
+            texts = [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in value]
+            yield name, ", ".join(texts)

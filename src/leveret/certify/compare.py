@@ -1,0 +1,147 @@
+"""Compare two loaded forms: token ids, logits, KL, perplexity, greedy text; each a check with a bound and a verdict.
+
+The order matters. Different token ids explain everything that follows, so they are looked at first; logits are then
+compared on the first form's ids, so that a changed tokenizer and changed weights are told apart. When a check fails,
+`parting` says where: the text and the token, and the layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from leveret.certify.divergence import SequenceDivergence, compare_logits, mean_kl, perplexities, worst_position
+from leveret.certify.findings import Check, Comparison, Parting, verdict
+from leveret.certify.form import Form
+from leveret.certify.greedy import compare_greedy
+from leveret.certify.parting import find_culprit
+from leveret.certify.thresholds import BOUNDS, Bounds, kind_of
+from leveret.certify.token_ids import Encoded, compare_ids
+from leveret.certify.zoo import Fixture
+from leveret.engine.perplexity import Window
+from leveret.errors import ConfigError
+
+
+def compare_forms(
+    first: Form, second: Form, *, fixtures: Sequence[Fixture], windows: Sequence[Window], greedy_tokens: int
+) -> Comparison:
+    """Compare `second` with `first` on the zoo's fixtures and on windows of text (these may be none).
+
+    `greedy_tokens` is how many ids each conversation is continued by.
+    """
+    kind = kind_of(first.numerics, second.numerics)
+    bounds = BOUNDS[kind]
+    ids_check, encoded, ids_parting = compare_ids(first, second, fixtures)
+    room = min(first.context_tokens, second.context_tokens) - greedy_tokens
+    encoded = [(fixture, ids) for fixture, ids in encoded if len(ids) <= room]
+    if not encoded:
+        raise ConfigError(f"a context of {room + greedy_tokens} tokens is too short for the fixtures of the comparison")
+    sizes = [form.logits([0]).shape[-1] for form in (first, second)]
+    if sizes[0] != sizes[1]:
+        measured = f"logits over {sizes[0]:,} and {sizes[1]:,} ids: not two forms of one model"
+        checks = [ids_check, Check(name="vocabulary", measured=measured, bound="equal", verdict="different")]
+        return Comparison(
+            first=first.name, second=second.name, kind=kind, checks=tuple(checks), figures={}, parting=ids_parting
+        )
+    sequences = _run_both(first, second, encoded, windows)
+    tolerance = _logit_tolerance(sequences, bounds)
+    checks = [ids_check, _logits_check(sequences, tolerance), _kl_check(sequences, bounds)]
+    checks.append(_perplexity_check(sequences, bounds))
+    parting = ids_parting
+    if parting is None and any(check.verdict == "different" for check in checks):
+        parting = _numeric_parting(first, second, sequences, tolerance)
+    greedy_check, greedy_parting = compare_greedy(first, second, encoded, greedy_tokens, tolerance)
+    return Comparison(
+        first=first.name,
+        second=second.name,
+        kind=kind,
+        checks=(*checks, greedy_check),
+        figures=_figures(sequences),
+        parting=parting or greedy_parting,
+    )
+
+
+def _run_both(first: Form, second: Form, encoded: Encoded, windows: Sequence[Window]) -> list[SequenceDivergence]:
+    inputs = [(f"{fixture.kind} '{fixture.name}'", ids, False) for fixture, ids in encoded]
+    inputs += [(window.name, window.ids, True) for window in windows]
+    return [
+        compare_logits(name, ids, first.logits(ids), second.logits(ids), is_text=is_text)
+        for name, ids, is_text in inputs
+    ]
+
+
+def _logit_tolerance(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> float | None:
+    """The bound on a logit's difference, in logits; None when this kind of pair is not judged by it."""
+    if bounds.logit_difference is None:
+        return None
+    return bounds.logit_difference * max(1.0, *(sequence.largest_logit for sequence in sequences))
+
+
+def _logits_check(sequences: Sequence[SequenceDivergence], tolerance: float | None) -> Check:
+    difference = _largest_difference(sequences)
+    positions = sum(len(sequence.ids) for sequence in sequences)
+    return Check(
+        name="logits",
+        measured=f"largest difference {difference:.2g} over {positions:,} positions",
+        bound="-" if tolerance is None else f"{tolerance:.2g}",
+        verdict="reported" if tolerance is None else verdict(difference <= tolerance),
+    )
+
+
+def _kl_check(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> Check:
+    kl = mean_kl(sequences)
+    return Check(
+        name="KL divergence",
+        measured=f"{kl.mean:.2g} nats a token (95 %: {kl.low:.2g} to {kl.high:.2g}), "
+        f"same choice {_same_choice(sequences):.1%}",
+        bound=f"{bounds.kl_nats:g} nats",
+        verdict=verdict(kl.high <= bounds.kl_nats),
+    )
+
+
+def _perplexity_check(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> Check:
+    pair = perplexities(sequences)
+    if pair is None:
+        return Check(name="perplexity", measured="no text was given", bound="-", verdict="not compared")
+    ratio = pair[1] / pair[0]
+    return Check(
+        name="perplexity",
+        measured=f"{pair[0]:.4f} and {pair[1]:.4f}, ratio {ratio:.4f}",
+        bound=f"ratio {bounds.perplexity_ratio:g}",
+        verdict=verdict(ratio <= bounds.perplexity_ratio),
+    )
+
+
+def _figures(sequences: Sequence[SequenceDivergence]) -> dict[str, float]:
+    kl, pair = mean_kl(sequences), perplexities(sequences)
+    figures = {
+        "positions": float(sum(len(sequence.ids) for sequence in sequences)),
+        "largest_logit_difference": _largest_difference(sequences),
+        "kl_nats": kl.mean,
+        "kl_nats_low": kl.low,
+        "kl_nats_high": kl.high,
+        "same_choice": _same_choice(sequences),
+    }
+    return figures if pair is None else figures | {"perplexity_first": pair[0], "perplexity_second": pair[1]}
+
+
+def _numeric_parting(
+    first: Form, second: Form, sequences: Sequence[SequenceDivergence], tolerance: float | None
+) -> Parting:
+    sequence, at = worst_position(sequences, tolerance)
+    detail = f"logits differ by {sequence.difference_T[at]:.2g}, KL {sequence.kl_T[at]:.2g} nats"
+    culprit = find_culprit(first.model, second.model, list(sequence.ids[: at + 1]), lossy=tolerance is None)
+    first_place = tolerance is not None
+    return Parting(where=sequence.name, token_index=at, detail=detail, culprit=culprit, is_first=first_place)
+
+
+def _same_choice(sequences: Sequence[SequenceDivergence]) -> float:
+    """Share of positions at which both would choose the same next id."""
+    return sum(int(sequence.same_choice_T.sum()) for sequence in sequences) / sum(
+        len(sequence.ids) for sequence in sequences
+    )
+
+
+def _largest_difference(sequences: Sequence[SequenceDivergence]) -> float:
+    values = [float(sequence.difference_T.max()) for sequence in sequences]
+    return math.nan if any(math.isnan(value) for value in values) else max(values)

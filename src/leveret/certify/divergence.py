@@ -1,0 +1,117 @@
+"""How far two sets of logits are apart: largest difference, KL divergence with an interval, agreement, perplexity.
+
+For logits a (the first form) and b (the second) over the same ids, at every position t
+
+    KL_t = sum over v of  softmax(a_t)[v] * (log softmax(a_t)[v] - log softmax(b_t)[v])        in nats
+
+The mean over positions gets a 95 % interval by the bootstrap: whole sequences are drawn anew with replacement,
+since positions of one sequence are not independent (Efron 1979). The draws are seeded; the same logits give the
+same interval.
+
+Shape legend: T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+RESAMPLES = 1000
+"""Bootstrap draws for the interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceDivergence:
+    """Two forms compared on one sequence of T ids."""
+
+    name: str
+    """Which text or conversation it is from."""
+    is_text: bool
+    """Whether it counts for perplexity."""
+    ids: tuple[int, ...]
+    """The T ids."""
+    kl_T: np.ndarray
+    """KL at each position, nats, float64."""
+    difference_T: np.ndarray
+    """Largest |logit difference| at each position."""
+    largest_logit: float
+    """Largest |logit| of the first form."""
+    same_choice_T: np.ndarray
+    """Whether both would choose the same next token."""
+    losses: tuple[float, float]
+    """Summed negative log likelihood of the T - 1 next ids under the first and the second, nats."""
+
+    @property
+    def num_predicted(self) -> int:
+        """How many ids the losses are summed over."""
+        return len(self.ids) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def compare_logits(
+    name: str, ids: Sequence[int], first_TV: torch.Tensor, second_TV: torch.Tensor, *, is_text: bool
+) -> SequenceDivergence:
+    """Compare the logits of two forms over the same ids; computed in float64."""
+    first, second = first_TV.double(), second_TV.double()
+    log_first, log_second = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)
+    kl = (log_first.exp() * (log_first - log_second)).sum(-1).clamp(min=0)
+    targets = torch.tensor(list(ids[1:]), dtype=torch.long)
+    losses = [float(F.nll_loss(side[: len(targets)], targets, reduction="sum")) for side in (log_first, log_second)]
+    return SequenceDivergence(
+        name=name,
+        is_text=is_text,
+        ids=tuple(ids),
+        kl_T=kl.numpy(),
+        difference_T=(first - second).abs().amax(-1).numpy(),
+        largest_logit=float(first.abs().max()),
+        same_choice_T=(first.argmax(-1) == second.argmax(-1)).numpy(),
+        losses=(losses[0], losses[1]),
+    )
+
+
+def mean_kl(sequences: Sequence[SequenceDivergence], *, seed: int = 0) -> Interval:
+    """Mean KL a position over all sequences, with its bootstrap interval."""
+    sums = np.array([sequence.kl_T.sum() for sequence in sequences])
+    lengths = np.array([len(sequence.kl_T) for sequence in sequences])
+    drawn = np.random.default_rng(seed).integers(0, len(sequences), size=(RESAMPLES, len(sequences)))
+    means = sums[drawn].sum(-1) / lengths[drawn].sum(-1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(mean=float(sums.sum() / lengths.sum()), low=float(low), high=float(high))
+
+
+def perplexities(sequences: Sequence[SequenceDivergence]) -> tuple[float, float] | None:
+    """Perplexity of the first and of the second form on the given texts; None when there is no text."""
+    texts = [sequence for sequence in sequences if sequence.is_text and sequence.num_predicted > 0]
+    predicted = sum(sequence.num_predicted for sequence in texts)
+    if not predicted:
+        return None
+    first, second = (sum(sequence.losses[side] for sequence in texts) / predicted for side in (0, 1))
+    return _exp(first), _exp(second)
+
+
+def worst_position(sequences: Sequence[SequenceDivergence], tolerance: float | None) -> tuple[SequenceDivergence, int]:
+    """Where two forms part: the first position with a logit beyond `tolerance`, or else that of the largest KL."""
+    if tolerance is not None:
+        for sequence in sequences:
+            beyond = ~(sequence.difference_T <= tolerance)  # also true of NaN
+            if beyond.any():
+                return sequence, int(np.flatnonzero(beyond)[0])
+    worst = max(sequences, key=lambda sequence: float(np.nan_to_num(sequence.kl_T, nan=np.inf).max()))
+    return worst, int(np.nan_to_num(worst.kl_T, nan=np.inf).argmax())
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf

@@ -1,0 +1,66 @@
+"""What every form of a model can do, whoever reads it: ids from text, logits from ids, greedy text from ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from leveret.certify.thresholds import Numerics
+from leveret.certify.zoo import Fixture
+from leveret.errors import ConfigError
+from leveret.tokenizer.files import Tokenizer
+
+Reader = Literal["leveret", "checkpoint", "transformers"]
+
+
+class Form(Protocol):
+    """One form of a model, loaded in the number format it is stored in, for that is what is certified."""
+
+    @property
+    def name(self) -> str:
+        """The reference it was asked for by."""
+
+    @property
+    def reader(self) -> Reader:
+        """What reads it."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """How it computes."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The PyTorch model, called with ids (B, T)."""
+
+    @property
+    def own_tokenizer(self) -> Tokenizer:
+        """Its tokenizer as Leveret reads it, to cut texts and to know its special tokens."""
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence it is meant for."""
+
+    def encode(self, fixture: Fixture) -> tuple[int, ...] | None:
+        """Ids of a fixture; None when it has no template or its template refuses the conversation."""
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits (T, V) after each of T ids, in float32."""
+
+    def continue_greedily(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[tuple[int, ...]]:
+        """`max_tokens` ids after each prompt, whatever they are (no stop ids)."""
+
+
+def numerics_of(dtype: torch.dtype, bits: int | None) -> Numerics:
+    """How a model of this dtype computes; ConfigError for one that cannot be certified."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"weights in {name} cannot be certified; float32, bfloat16 and float16 can")
+    return Numerics(dtype=name, bits=bits)

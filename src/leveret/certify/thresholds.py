@@ -1,0 +1,62 @@
+"""What counts as the same: one table of bounds, by what kind of pair is compared.
+
+    kind      pair                                        what must hold
+    exact     both float32, neither quantized             same ids, logits to rounding, same greedy text
+    16-bit    bfloat16 or float16 on a side               KL and perplexity within what rounding to 8 bits explains
+    int8      an 8-bit quantized side                     a little more
+    int4      a 4-bit quantized side                      what rounding to nearest at group size 128 may cost
+
+Token ids are always required to be equal: no number format changes a tokenizer. KL is judged by the *upper* end of
+its 95 % interval, so that a short text does not pass by luck. Greedy text is judged only where it should be equal;
+in the lossy kinds one near tie changes everything after it, so it is reported and not judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PairKind = Literal["exact", "16-bit", "int8", "int4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """How a form computes."""
+
+    dtype: str
+    """`float32`, `bfloat16` or `float16`: that of activations and unquantized weights."""
+    bits: int | None = None
+    """Bits of quantized weights; None when none are."""
+
+    def __str__(self) -> str:
+        return self.dtype if self.bits is None else f"int{self.bits} + {self.dtype}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """The most two forms may differ."""
+
+    logit_difference: float | None
+    """Largest difference of a logit, as a share of the largest logit (at least 1). Where it is judged, greedy text
+    must be the same too, ties apart; None: both are reported and not judged."""
+    kl_nats: float
+    """Mean Kullback-Leibler divergence a token, in nats: upper end of the 95 % interval."""
+    perplexity_ratio: float
+    """Perplexity of the second over that of the first: how much worse it predicts a text, at most."""
+
+
+BOUNDS: dict[PairKind, Bounds] = {
+    "exact": Bounds(logit_difference=1e-5, kl_nats=1e-6, perplexity_ratio=1.0001),
+    "16-bit": Bounds(logit_difference=None, kl_nats=0.005, perplexity_ratio=1.01),
+    "int8": Bounds(logit_difference=None, kl_nats=0.01, perplexity_ratio=1.02),
+    "int4": Bounds(logit_difference=None, kl_nats=0.2, perplexity_ratio=1.15),
+}
+"""The one table. A release that needs other bounds changes them here, with a reason in docs/log.md."""
+
+
+def kind_of(first: Numerics, second: Numerics) -> PairKind:
+    """The kind of a pair: the coarser of the two sides decides."""
+    bits = [side.bits for side in (first, second) if side.bits is not None]
+    if bits:
+        return "int4" if min(bits) <= 4 else "int8"
+    return "exact" if first.dtype == second.dtype == "float32" else "16-bit"
