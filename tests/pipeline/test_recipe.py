@@ -103,6 +103,17 @@ def test_a_reference_to_a_stage_that_writes_nothing_is_a_mistake(workshop: Path)
         load_recipe(write(workshop, '  - ask: {question: why}\n  - write: {text: a, source: "@ask"}'))
 
 
+def test_a_reference_may_follow_a_prefix_and_other_at_signs_are_text(workshop: Path) -> None:
+    texts = ["transformers:@write/model", "to: bob@example.com", "mail:@nobody"]
+    stages = "  - write: {text: a}\n" + "".join(
+        f"  - name: s{number}\n    write: {{text: '{text}'}}\n" for number, text in enumerate(texts)
+    )
+    recipe = load_recipe(write(workshop, stages))
+    read = [stage.config.model_dump()["text"] for stage in recipe.stages[1:]]
+    assert read == ["transformers:runs/r/write/model", *texts[1:]]
+    assert [stage.references for stage in recipe.stages[1:]] == [("write",), (), ()]
+
+
 def test_two_at_signs_begin_a_text_with_one(workshop: Path) -> None:
     recipe = load_recipe(write(workshop, '  - write: {text: "@@home"}'))
     assert recipe.stages[0].config.model_dump()["text"] == "@home"

@@ -9,7 +9,8 @@
       - name: second                   default: the command's name
         pretrain: {...}
 
-"@stage" or "@stage/below" is a path in the output of an earlier stage; "@@" begins a text that has an "@".
+"@stage" or "@stage/below" is a path in the output of an earlier stage, also after a prefix ("transformers:@stage");
+"@@" begins a text that has an "@".
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from leveret.config import (
 )
 from leveret.errors import ConfigError
 
-_REFERENCE = re.compile(r"@([\w-][\w.-]*)(/.*)?")
+_REFERENCE = re.compile(r"(?P<prefix>[a-z]+:)?@(?P<stage>[\w-][\w.-]*)(?P<below>/.*)?")
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -151,17 +152,20 @@ class _Draft:
             return {name: self._resolve(item, f"{key}.{name}", used, problems) for name, item in value.items()}
         if isinstance(value, list):
             return [self._resolve(item, f"{key}.{place}", used, problems) for place, item in enumerate(value)]
-        if not isinstance(value, str) or not value.startswith("@"):
+        if not isinstance(value, str) or "@" not in value:
             return value
         if value.startswith("@@"):
             return value[1:]
         found = _REFERENCE.fullmatch(value)
-        output = self.outputs.get(found[1]) if found else None
+        stage = found["stage"] if found else ""
+        output = self.outputs.get(stage)
         if found is None or output is None:
-            problems.append(f"{key}: {self._no_such_stage(value, found[1] if found else '')}")
+            if value.startswith("@"):
+                problems.append(f"{key}: {self._no_such_stage(value, stage)}")
             return value
-        used[found[1]] = None
-        return str(output / found[2].lstrip("/")) if found[2] else str(output)
+        used[stage] = None
+        below = (found["below"] or "").lstrip("/")
+        return f"{found['prefix'] or ''}{output / below if below else output}"
 
     def _no_such_stage(self, value: str, name: str) -> str:
         if name in self.outputs:

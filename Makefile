@@ -1,0 +1,54 @@
+# make demo       the whole life of a small model, on this machine; again: goes on where it was, or does nothing
+# make test       style, types and every test
+# make test-fast  every test that takes no more than a few seconds
+# make lint       style and types
+# make tree       write the tree of the source into ARCHITECTURE.md
+#
+# The first call makes .venv. PYTHON=... chooses another interpreter, VENV=... another folder for it.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+WORKERS ?= 2
+
+.PHONY: demo test test-fast lint tree
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-serve
+	$(BIN)/leveret run recipes/demo.yaml
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tree: $(VENV)/.installed-dev
+	cd tests && $(abspath $(BIN))/python -m architecture.tree
+
+# An extra is installed again when pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+# torch comes first and by its exact version: it is the largest part, and what the tests ran on.
+$(VENV)/.torch: | $(VENV)/.made
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install torch==$(TORCH)
+	touch $@
+
+$(VENV)/.made:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Leveret needs Python 3.11 or newer; found: $(PYTHON). Install it, or say: make PYTHON=/path/to/python3.11"; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make environments: its venv and ensurepip are missing."; \
+		echo "On Debian or Ubuntu: sudo apt install python3.11-venv. Or say: make PYTHON=/path/to/another/python3.11"; \
+		exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	touch $@
