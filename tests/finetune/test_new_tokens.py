@@ -44,10 +44,10 @@ def make_model(rows, *, tied):
 def test_template_tokens_come_first_and_nothing_is_added_twice(tokenizer, dialect):
     template = builtin_template("hare")
     size = tokenizer.vocab_size
-    added = add_tokens(tokenizer, template, dialect)
+    added = add_tokens(tokenizer, template, dialect.tools)
     assert added == ["<round_start>", "<round_end>", "<api_0>", "<api_1>", "<api_end>", "<no_tool>"]
     assert [tokenizer.id_of(token) for token in added] == list(range(size, size + 6))
-    assert add_tokens(tokenizer, template, dialect) == []
+    assert add_tokens(tokenizer, template, dialect.tools) == []
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -56,7 +56,7 @@ def test_a_tool_s_row_is_the_mean_of_its_words_and_old_rows_stay_to_the_bit(toke
     old = tokenizer.vocab_size
     model = make_model(old + spare, tied=tied)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    added = add_tokens(tokenizer, builtin_template("chatml"), dialect)
+    added = add_tokens(tokenizer, builtin_template("chatml"), dialect.tools)
     add_rows(model, tokenizer, added, dialect)
     assert model.config.vocab_size == max(tokenizer.vocab_size, old + spare)
     words = tokenizer.encode("set timer Start a timer.")

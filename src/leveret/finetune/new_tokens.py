@@ -13,12 +13,14 @@ from leveret.chat.template import ChatTemplate
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
+from leveret.tools.schema import ToolSet
 from leveret.weights.tokens import resize_tokens
 
 
-def add_tokens(tokenizer: Tokenizer, template: ChatTemplate, dialect: FunctionalDialect | None) -> list[str]:
+def add_tokens(tokenizer: Tokenizer, template: ChatTemplate, tools: ToolSet | None) -> list[str]:
     """Add the special tokens that `tokenizer` lacks, the template's first; returns those added."""
-    needed = [*template.special_tokens, *(dialect.tokens if dialect else ())]
+    functional = () if tools is None else FunctionalDialect(tools).tokens
+    needed = [*template.special_tokens, *functional]
     missing = [token for token in dict.fromkeys(needed) if token not in tokenizer.special_ids]
     if missing:
         tokenizer.add_special_tokens(missing)

@@ -46,8 +46,9 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
     start = resolve_model(config.model)
     tokenizer = Tokenizer.load(start)
     template = _template(config.template, tokenizer)
-    dialect = None if config.tools is None else FunctionalDialect(ToolSet.load(config.tools))
-    added = add_tokens(tokenizer, template, dialect)
+    tools = None if config.tools is None else ToolSet.load(config.tools)
+    added = add_tokens(tokenizer, template, tools)
+    dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
     rows = [_rows(source.path, config, tokenizer, template, dialect, console) for source in config.data]
     held_out = [_rows(path, config, tokenizer, template, dialect, console) for path in config.validation]
     weights = [source.weight for source in config.data]
@@ -55,7 +56,7 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
         "model": hash_tree(start),
         "tokenizer": tokenizer.fingerprint,
         "template": template.source,
-        "tools": None if dialect is None else dialect.tools.to_openai(),
+        "tools": None if tools is None else tools.to_openai(),
         "data": [{"content": _content(part), "weight": w} for part, w in zip(rows, weights, strict=True)],
         "functional_token_weight": config.functional_token_weight,
         "training": config.training.identity(),
@@ -85,8 +86,8 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
     summary: dict[str, Any] = train(model, training, console).as_dict()
     tokenizer.chat_template = template.source
     checkpoints = checkpoints_of(config.output, identity, config.training, console)
-    tools = None if dialect is None else dialect.tools.save
-    folder = publish(model, tokenizer, config.output, checkpoints=checkpoints, figures=summary, add_files=tools)
+    more = None if tools is None else tools.save
+    folder = publish(model, tokenizer, config.output, checkpoints=checkpoints, figures=summary, add_files=more)
     console.info(f"saved {folder}")
     return StageResult(output=config.output, summary=summary)
 

@@ -9,7 +9,7 @@ Nothing else in the data ever is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from leveret.data.files import RECORD_SUFFIXES, ReadReport, data_files, kind_of
 from leveret.data.packing import Sample
 from leveret.data.readers import read_conversations
 from leveret.data.samples import render_sample
-from leveret.errors import DataError, ToolError
+from leveret.engine.tool_calls import with_calls_rendered
+from leveret.errors import DataError, RequestError
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
 from leveret.tools.requests import read_requests
@@ -43,29 +44,20 @@ def read_samples(
 
 
 def _in_dialect(conversation: Conversation, dialect: FunctionalDialect | None) -> Conversation:
+    """With its calls written in functional tokens, by the function that serving uses for the turns before."""
     if dialect is None:
         return conversation
+    if any(message.tool_calls and message.content.strip() for message in conversation.messages):
+        raise DataError(
+            f"{conversation.key}: an assistant message has both text and tool calls; with functional tokens it is "
+            "either one or the other",
+            hint="remove the text or the calls, or fine-tune without `tools` on a template that writes both",
+        )
     try:
-        messages = with_functional_calls(conversation.messages, dialect)
-    except ToolError as error:
+        messages = with_calls_rendered(conversation.messages, dialect)
+    except RequestError as error:
         raise DataError(f"{conversation.key}: {error.message}", hint=error.hint) from error
     return replace(conversation, messages=tuple(messages), tools=None)
-
-
-def with_functional_calls(messages: Sequence[Message], dialect: FunctionalDialect) -> list[Message]:
-    """The messages with their tool calls written as functional tokens. ToolError for a call that does not fit."""
-    written = []
-    query = None
-    for message in messages:
-        if message.role == "user":
-            query = message.content
-        if message.tool_calls:
-            if message.content.strip():
-                raise ToolError("an assistant message has both text and tool calls; with functional tokens it has one")
-            content = dialect.render(message.tool_calls, query)
-            message = replace(message, content=content, tool_calls=(), trusted=True)
-        written.append(message)
-    return written
 
 
 def _requests(file: Path, report: ReadReport, dialect: FunctionalDialect | None) -> Iterator[Conversation]:

@@ -1,0 +1,256 @@
+"""Fine-tuning end to end on a tiny model: what is trained, what is refused, and that the model learns to stop."""
+
+import json
+
+import pytest
+
+import leveret
+from leveret.chat.template import builtin_template
+from leveret.console import Console
+from leveret.errors import ConfigError, DataError, NothingToTrain, TemplateError
+from leveret.finetune import run as finetune
+from leveret.paths import hash_tree
+from leveret.tokenizer.files import Tokenizer
+from leveret.tools.schema import ToolSet
+from leveret.trainer import loop, xray
+from leveret.trainer.metrics import read_metrics
+
+QUIET = Console(quiet=True)
+
+
+def chat(*turns):
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]}
+
+
+def write_lines(path, *records):
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def watch_x_ray(monkeypatch):
+    """The labels that the X-ray saw."""
+    seen = []
+    examine = xray.examine
+    monkeypatch.setattr(xray, "examine", lambda *args, **kwargs: seen.extend(examine(*args, **kwargs)) or seen)
+    return seen
+
+
+def trained_texts(tokenizer, labels):
+    return [tokenizer.decode(xray.trained_ids(sample)) for sample in labels.samples]
+
+
+def test_exactly_the_replies_and_their_stop_tokens_are_trained(make_config, watch_x_ray):
+    config = make_config()
+    finetune.run(config, QUIET)
+    (labels,) = watch_x_ray
+    tokenizer = Tokenizer.load(config.output / "model")
+    assert trained_texts(tokenizer, labels) == [f"I am fine, {i}<|im_end|>你好！<|im_end|>" for i in range(24)]
+    expected = sum(len(tokenizer.encode(text)) + 1 for i in range(24) for text in (f"I am fine, {i}", "你好！"))
+    assert labels.trained_tokens == expected
+
+
+def test_the_model_folder_has_template_tokenizer_and_tools(make_config):
+    base = make_config.folder
+    config = make_config(data=[str(base / "requests.jsonl"), str(base / "chats.jsonl")], tools=str(base / "tools.json"))
+    finetune.run(config, QUIET)
+    folder = config.output / "model"
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.chat_template == builtin_template("chatml").source
+    assert ToolSet.load(folder).names == ("set_timer", "open_app")
+    stops = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert set(stops) == {tokenizer.id_of("<|im_end|>"), tokenizer.id_of("<eos>")}
+    assert (config.output / "xray.html").is_file() and not (config.output / "checkpoints").exists()
+
+
+def test_tool_requests_and_tool_calls_in_conversations_train_the_same_tokens(make_config, watch_x_ray):
+    base = make_config.folder
+    call = {"type": "function", "function": {"name": "set_timer", "arguments": '{"minutes": 7}'}}
+    messages = [
+        {"role": "user", "content": "set a timer for 7 minutes"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    as_chat = write_lines(base / "calls.jsonl", {"messages": messages})
+    as_request = write_lines(
+        base / "request.jsonl",
+        {"query": "set a timer for 7 minutes", "calls": [{"name": "set_timer", "arguments": {"minutes": 7}}]},
+    )
+    config = make_config(data=[as_chat, as_request], tools=str(base / "tools.json"), training={"max_steps": 1})
+    finetune.run(config, QUIET)
+    (one,), (two,) = (labels.samples for labels in watch_x_ray)
+    assert (list(one.ids), list(one.mask)) == (list(two.ids), list(two.mask))
+    tokenizer = Tokenizer.load(config.output / "model")
+    assert tokenizer.decode(xray.trained_ids(one)) == "<api_0>(7)<api_end><|im_end|>"
+    assert tokenizer.id_of("<api_0>") in one.ids
+
+
+def test_a_request_without_a_fitting_tool_trains_the_no_tool_token(make_config, watch_x_ray):
+    base = make_config.folder
+    data = write_lines(base / "none.jsonl", {"query": "tell me a joke", "calls": []})
+    config = make_config(data=[data], tools=str(base / "tools.json"), training={"max_steps": 1})
+    finetune.run(config, QUIET)
+    tokenizer = Tokenizer.load(config.output / "model")
+    assert trained_texts(tokenizer, watch_x_ray[0]) == ["<no_tool><|im_end|>"]
+
+
+def test_special_token_text_of_a_user_stays_text(make_config, watch_x_ray):
+    base = make_config.folder
+    data = write_lines(base / "bad.jsonl", chat("say <|im_end|> and <api_0>", "no"))
+    config = make_config(data=[data], tools=str(base / "tools.json"), training={"max_steps": 1})
+    finetune.run(config, QUIET)
+    tokenizer = Tokenizer.load(config.output / "model")
+    (sample,) = watch_x_ray[0].samples
+    assert list(sample.ids).count(tokenizer.id_of("<|im_end|>")) == 2  # the two turns' ends
+    assert tokenizer.id_of("<api_0>") not in sample.ids
+
+
+@pytest.mark.parametrize("template", ["chatml", "hare"])
+def test_one_sample_learnt_by_heart_is_answered_and_then_stops(make_config, template):
+    data = write_lines(make_config.folder / "one.jsonl", chat("hello", "I am fine"))
+    config = make_config(
+        data=[data],
+        template=template,
+        training={"max_steps": 60, "rows_per_step": 1, "micro_batch_rows": 1, "precision": "fp32",
+                  "learning_rate": 1e-2, "checkpoint_every_steps": None},
+    )  # fmt: skip
+    finetune.run(config, QUIET)
+    reply = leveret.load(config.output / "model").chat([{"role": "user", "content": "hello"}], max_tokens=20)
+    assert (reply.content, reply.finish_reason) == ("I am fine", "stop")
+
+
+def test_pad_that_is_eos_does_not_hide_the_stop_token(make_config, watch_x_ray):
+    config = make_config(training={"max_steps": 1})
+    finetune.run(config, QUIET)
+    tokenizer = Tokenizer.load(config.output / "model")
+    assert tokenizer.pad_id == tokenizer.eos_id
+    assert watch_x_ray[0].stopped == len(watch_x_ray[0].samples)
+
+
+def test_tool_calls_learnt_by_heart_come_back_as_calls(make_config):
+    base = make_config.folder
+    calls = [{"name": "set_timer", "arguments": {"minutes": 7}}, {"name": "open_app", "arguments": {"name": "music"}}]
+    data = write_lines(base / "two.jsonl", {"query": "timer 7, then open music", "calls": calls})
+    config = make_config(
+        data=[data],
+        tools=str(base / "tools.json"),
+        training={"max_steps": 60, "rows_per_step": 1, "micro_batch_rows": 1, "precision": "fp32",
+                  "learning_rate": 1e-2, "checkpoint_every_steps": None},
+    )  # fmt: skip
+    finetune.run(config, QUIET)
+    (found,) = leveret.load(config.output / "model").call_tools(["timer 7, then open music"])
+    assert [{"name": call.name, "arguments": call.arguments} for call in found] == calls
+
+
+def test_a_killed_and_resumed_run_has_the_hash_of_an_uninterrupted_one(make_config, monkeypatch):
+    base = make_config.folder
+    data = [{"path": str(base / "requests.jsonl"), "weight": 2}, str(base / "chats.jsonl")]
+    make = {"data": data, "tools": str(base / "tools.json"), "training": {"max_steps": 7}}
+    whole, killed = make_config("whole", **make), make_config("killed", **make)
+    finetune.run(whole, QUIET)
+    step = loop.optimizer_step
+    for death in (3, 6):
+
+        def die(*args, death=death, **kwargs):
+            if kwargs["step"] == death:
+                raise KeyboardInterrupt
+            return step(*args, **kwargs)
+
+        monkeypatch.setattr(loop, "optimizer_step", die)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(killed, QUIET)
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    assert finetune.run(killed, QUIET).summary["resumed_from_step"] == 6
+    assert hash_tree(whole.output / "model") == hash_tree(killed.output / "model")
+    before = hash_tree(killed.output)
+    finetune.run(killed, QUIET)
+    assert hash_tree(killed.output) == before
+
+
+def test_a_sample_without_a_trained_token_is_refused_or_dropped_and_counted(make_config):
+    base = make_config.folder
+    silent = chat("hello", "never trained")
+    silent["messages"][1]["loss"] = False
+    data = write_lines(base / "silent.jsonl", chat("hello", "I am fine"), silent)
+    with pytest.raises(NothingToTrain, match=r"silent\.jsonl:2"):
+        finetune.run(make_config(data=[data]), QUIET)
+    console = Console(quiet=True, log=base / "log")
+    finetune.run(make_config(data=[data], on_untrained="drop", training={"max_steps": 1}), console)
+    assert "1 samples dropped: nothing in them is trained" in (base / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("choice", "outcome"), [("drop", "1 samples dropped: longer than 96"), ("truncate", "1 samples cut at 96")]
+)
+def test_a_sample_that_is_too_long_is_handled_as_asked_and_counted(make_config, choice, outcome):
+    base = make_config.folder
+    data = write_lines(base / "long.jsonl", chat("hello", "I am fine"), chat("hello", "I am fine. " * 60))
+    console = Console(quiet=True, log=base / "log")
+    finetune.run(make_config(data=[data], on_long=choice, training={"max_steps": 1}), console)
+    assert outcome in (base / "log").read_text()
+    with pytest.raises(DataError, match=r"long\.jsonl:2"):
+        finetune.run(make_config("other", data=[data], on_long="error"), QUIET)
+
+
+def test_when_truncation_leaves_no_stop_token_the_run_is_refused(make_config):
+    data = write_lines(make_config.folder / "long.jsonl", *[chat("hello", "I am fine. " * 60)] * 3)
+    with pytest.raises(NothingToTrain, match="stop token"):
+        finetune.run(make_config(data=[data], on_long="truncate"), QUIET)
+
+
+def test_tool_requests_without_a_tool_set_are_refused_with_the_way_out(make_config):
+    with pytest.raises(DataError, match="set `tools`"):
+        finetune.run(make_config(data=[str(make_config.folder / "requests.jsonl")]), QUIET)
+
+
+def test_a_call_of_an_unknown_tool_names_file_and_line(make_config):
+    base = make_config.folder
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [
+        {"type": "function", "function": {"name": "set_timr", "arguments": "{}"}}]}]  # fmt: skip
+    data = write_lines(base / "calls.jsonl", chat("a", "b"), {"messages": messages})
+    with pytest.raises(DataError, match=r"calls\.jsonl:2.*set_timr"):
+        finetune.run(make_config(data=[data], tools=str(base / "tools.json")), QUIET)
+
+
+def test_a_message_with_text_and_calls_is_refused_rather_than_cut(make_config):
+    base = make_config.folder
+    call = {"type": "function", "function": {"name": "open_app", "arguments": '{"name": "music"}'}}
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "Sure!", "tool_calls": [call]},
+    ]
+    data = write_lines(base / "both.jsonl", {"messages": messages})
+    with pytest.raises(DataError, match=r"both\.jsonl:1.*both text and tool calls"):
+        finetune.run(make_config(data=[data], tools=str(base / "tools.json")), QUIET)
+
+
+def test_a_template_that_marks_nothing_for_training_is_refused(make_config):
+    plain = make_config.folder / "plain.jinja"
+    plain.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    with pytest.raises(TemplateError, match="generation"):
+        finetune.run(make_config(template=str(plain)), QUIET)
+
+
+def test_rows_longer_than_the_model_s_context_are_refused(make_config):
+    with pytest.raises(ConfigError, match="at most 128 tokens"):
+        finetune.run(make_config(training={"sequence_length": 256}), QUIET)
+
+
+def test_functional_tokens_can_count_more(make_config):
+    base = make_config.folder
+    make = {"data": [str(base / "requests.jsonl")], "tools": str(base / "tools.json"), "training": {"max_steps": 1}}
+    plain, weighted = make_config("plain", **make), make_config("weighted", **make, functional_token_weight=5.0)
+    finetune.run(plain, QUIET)
+    finetune.run(weighted, QUIET)
+    losses = [read_metrics(config.output / "metrics.jsonl")[0]["loss"] for config in (plain, weighted)]
+    assert losses[0] != pytest.approx(losses[1], abs=1e-4)
+
+
+def test_validation_data_is_measured_and_not_trained(make_config):
+    base = make_config.folder
+    held_out = write_lines(base / "held_out.jsonl", chat("hello", "good morning"))
+    result = finetune.run(make_config(validation=[held_out]), QUIET)
+    assert result.summary["validation_loss"] > 0
+    plain = finetune.run(make_config("plain"), QUIET)
+    assert "validation_loss" not in plain.summary
+    assert hash_tree(base / "run" / "model") == hash_tree(base / "plain" / "model")
