@@ -42,7 +42,9 @@ def sentencepiece_like() -> Tokenizer:
     return Tokenizer(json.dumps(content), bos_token="<s>", eos_token="</s>")
 
 
-@pytest.mark.parametrize("config", [None, {"model_type": "mistral"}, {"model_type": "llama"}, {"model_type": "mixtral"}])
+@pytest.mark.parametrize(
+    "config", [None, {"model_type": "mistral"}, {"model_type": "llama"}, {"model_type": "mixtral"}]
+)
 def test_autotokenizer_reads_the_saved_files_to_the_same_ids(
     tokenizer: Tokenizer, tmp_path: Path, config: dict[str, str] | None
 ) -> None:
