@@ -108,6 +108,11 @@ def test_bad_prompts_are_400(url: str, prompt: object) -> None:
     assert status == 400 and content["error"]["param"].startswith("prompt"), content
 
 
+def test_too_many_prompts_are_refused_before_any_work(url: str) -> None:
+    status, content = send(url, "POST", "/v1/completions", json.dumps({"prompt": ["a"] * 10_000}).encode())
+    assert status == 400 and "128 prompts, not 10000" in content["error"]["message"]
+
+
 def test_harmless_fields_are_accepted(url: str) -> None:
     harmless = {"user": "me", "metadata": {"a": "b"}, "store": False, "logprobs": False, "presence_penalty": 0.0}
     nulls = dict.fromkeys(["stop", "seed", "response_format", "tools", "logit_bias", "top_p", "n"])

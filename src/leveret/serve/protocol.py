@@ -50,6 +50,9 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 MAX_CHOICES = 16
 """Most choices (`n`) a request may ask for."""
 
+MAX_PROMPTS = 128
+"""Most prompts a completion request may have."""
+
 MAX_STOPS = 16
 """Most stop strings a request may give."""
 
@@ -128,6 +131,12 @@ class CompletionBody(Body):
     """POST /v1/completions."""
 
     prompt: Annotated[list[str] | list[int] | list[list[int]], Field(min_length=1), BeforeValidator(_listed)]
+
+    @model_validator(mode="after")
+    def _check_number(self) -> Self:
+        if len(self.prompts) > MAX_PROMPTS:
+            raise ValueError(f"prompt: a request may have {MAX_PROMPTS} prompts, not {len(self.prompts)}")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
