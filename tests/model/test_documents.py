@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from leveret.model import attention
 from leveret.model.config import MoeConfig, RopeConfig
 from leveret.model.decoder import Decoder
+from leveret.model.documents import group_documents
 
 Tiny = Callable[..., Decoder]
 Ids = Callable[..., torch.Tensor]
@@ -31,8 +33,13 @@ def packed(text: torch.Tensor, padding: int = 2) -> tuple[torch.Tensor, torch.Te
      "max_position_embeddings": 8}],
     ids=["full", "window", "experts", "dynamic rope"],
 )  # fmt: skip
+@pytest.mark.parametrize("grouped", [True, False], ids=["grouped", "masked"])
 @torch.no_grad()
-def test_packed_logits_equal_each_document_alone(fields: dict[str, Any], tiny: Tiny, ids: Ids) -> None:
+def test_packed_logits_equal_each_document_alone(
+    fields: dict[str, Any], grouped: bool, tiny: Tiny, ids: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not grouped:
+        monkeypatch.setattr(attention, "group_documents", lambda *_, **__: None)
     model = tiny(**fields)
     row, positions, documents = packed(ids(1, 24))
     logits = model(row, positions=positions, document_ids=documents)
@@ -81,3 +88,45 @@ def test_rows_full_of_padding_stay_finite_forward_and_backward(tiny: Tiny, ids: 
     documents[0, 4:6] = 1
     model(ids(2, 8), document_ids=documents).sum().backward()
     assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_grouping_equals_masking_in_value_and_gradient(tiny: Tiny, ids: Ids, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, text = tiny(), ids(3, 40)
+    documents = torch.arange(40).div(7, rounding_mode="floor").repeat(3, 1)
+    documents[1] = torch.arange(40).div(9, rounding_mode="floor")
+    documents[2, 30:] = -1
+    trained = documents >= 0
+
+    def outcome() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        logits = model(text, document_ids=documents)[trained]
+        logits.square().mean().backward()
+        query = model.layers[0].self_attn.q_proj.weight.grad
+        return logits.detach(), query.clone(), model.embed_tokens.weight.grad.clone()
+
+    assert group_documents(documents, longest=None) is not None
+    grouped = outcome()
+    monkeypatch.setattr(attention, "group_documents", lambda *_, **__: None)
+    for got, wanted in zip(grouped, outcome(), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_groups_hold_every_token_once_and_give_way_where_they_do_not_pay() -> None:
+    documents = torch.tensor([[0, 0, 0, 1, 1, -1, -1, -1], [5, 5, 6, 6, 6, 7, 7, 8]])
+    groups = group_documents(documents, longest=None)
+    assert groups is not None and groups.shape == (6, 3)
+    tokens = torch.arange(16).view(2, 8, 1)
+    assert groups.gather(tokens)[:, :, 0].tolist() == [
+        [0, 1, 2],
+        [3, 4, 0],
+        [8, 9, 0],
+        [10, 11, 12],
+        [13, 14, 0],
+        [15, 0, 0],
+    ]
+    back = groups.scatter(groups.gather(tokens), 2)[:, :, 0]
+    assert torch.equal(back[documents >= 0], tokens[:, :, 0][documents >= 0])
+    assert group_documents(documents, longest=2) is None  # a window cuts a document: it needs a mask
+    one_long = torch.tensor([[0] * 6 + [1, 2]])
+    assert group_documents(one_long, longest=None) is None
+    assert group_documents(torch.full((1, 4), -1), longest=None) is None

@@ -6,7 +6,8 @@ every checkpoint address them one by one, and a swapped Linear must be found whe
 Which mask a forward needs:
 
     no documents, no cache, T <= window        none: `is_causal`
-    packed documents, or T > window            one (B or 1, 1, T, T) mask
+    packed documents of like lengths           none: `is_causal` on one document a row (`documents.py`)
+    packed documents otherwise, or T > window  one (B or 1, 1, T, T) mask
     cache, one token, all rows equally long    none: everything that is read may be seen
     cache, otherwise                           one (B or 1, 1, T, S) mask
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from leveret.kernels.attention import additive_mask, attention
 from leveret.model.cache import KVCache, Slots
 from leveret.model.config import ModelConfig
+from leveret.model.documents import DocumentGroups, group_documents
 from leveret.model.rope import RotaryEmbedding, rotate
 
 
@@ -38,9 +40,11 @@ class AttentionPlan:
     """Additive, (B or 1, 1, T, S); None when `is_causal` says it all or every key may be read."""
     is_causal: bool
     """The plain causal square."""
-    cache: KVCache | None
+    documents: DocumentGroups | None = None
+    """Attend in this arrangement instead of the rows; cos and signed_sin are arranged so already."""
+    cache: KVCache | None = None
     """Where keys and values are kept."""
-    slots: Slots | None
+    slots: Slots | None = None
     """Where in it, for this forward."""
 
 
@@ -59,17 +63,24 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        batch, length, _ = x.shape
-        heads = (batch, length, -1, self.head_dim)
-        query = self.q_proj(x).view(heads).transpose(1, 2)  # (B, H, T, D)
-        key = self.k_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
-        value = self.v_proj(x).view(heads).transpose(1, 2)
+        query = self._heads(self.q_proj(x), plan)  # (B, H, T, D)
+        key = self._heads(self.k_proj(x), plan)  # (B, K, T, D)
+        value = self._heads(self.v_proj(x), plan)
         query, key = rotate(query, plan.cos, plan.signed_sin), rotate(key, plan.cos, plan.signed_sin)
         if plan.cache is not None and plan.slots is not None:
             key, value = plan.cache.append(self.layer, key, value, plan.slots)  # (B, K, S, D)
         out = attention(query, key, value, mask=plan.mask, is_causal=plan.is_causal)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        out = out.transpose(1, 2).flatten(2)  # (B, T, H * D)
+        if plan.documents is not None:
+            out = plan.documents.scatter(out, x.shape[0])
+        projected: Tensor = self.o_proj(out)
         return projected
+
+    def _heads(self, x: Tensor, plan: AttentionPlan) -> Tensor:
+        """(B, T, heads * D) -> (B, heads, T, D); B and T are documents and their tokens if the plan groups them."""
+        if plan.documents is not None:
+            x = plan.documents.gather(x)
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
 def plan_without_cache(
@@ -90,6 +101,9 @@ def plan_without_cache(
     cos, signed_sin = rope(turned, lengths, dtype)
     if document_ids is not None and _is_right_padding(document_ids):
         document_ids = None
+    if document_ids is not None and (groups := group_documents(document_ids, longest=config.sliding_window)):
+        cos, signed_sin = (_grouped(angles, groups, shape) for angles in (cos, signed_sin))
+        return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=None, is_causal=groups.shape[1] > 1, documents=groups)
     inside_window = config.sliding_window is None or length <= config.sliding_window
     mask = None
     if document_ids is not None or not inside_window:
@@ -102,7 +116,7 @@ def plan_without_cache(
             dtype=dtype,
         )
     is_causal = mask is None and length > 1
-    return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=mask, is_causal=is_causal, cache=None, slots=None)
+    return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=mask, is_causal=is_causal)
 
 
 def plan_with_cache(
@@ -122,6 +136,12 @@ def plan_with_cache(
         read = torch.arange(slots.first, slots.end, device=slots.positions.device).unsqueeze(0)  # (1, S)
         mask = additive_mask(slots.positions, read, window=window, dtype=dtype)
     return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=mask, is_causal=is_causal, cache=cache, slots=slots)
+
+
+def _grouped(angles: Tensor, groups: DocumentGroups, shape: tuple[int, int]) -> Tensor:
+    """(B or 1, 1, T, D) for packed rows of `shape` -> (N, 1, L, D) for grouped documents."""
+    packed = angles.squeeze(1).expand(shape[0], -1, -1)  # (B, T, D)
+    return groups.gather(packed).unsqueeze(1)
 
 
 def _is_right_padding(document_ids: Tensor) -> bool:
