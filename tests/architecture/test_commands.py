@@ -21,6 +21,9 @@ from .source import ROOT, SOURCE, module_name, parsed, python_files
 NO_VERBS = {"run", "rehearse", "validate", "chat", "generate", "inspect", "doctor"}
 """Commands that have no folder of their name; `tokenizer` is the verb of the folder `vocabulary`."""
 
+TOPICS = {"README", "python", "data_formats"}
+"""Pages of the guide about something else than a command or a folder."""
+
 commands = pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
 
 
@@ -107,8 +110,9 @@ def test_a_command_has_a_page_in_the_guide_that_calls_it(command: Command) -> No
     assert f"leveret {command.name}" in page.read_text(encoding="utf-8")
 
 
-def test_the_guide_has_no_page_of_a_command_that_is_gone() -> None:
-    assert {page.stem for page in (ROOT / "docs/guide").glob("*.md")} - {"README"} <= set(COMMANDS)
+def test_the_guide_has_only_pages_of_commands_folders_and_topics() -> None:
+    folders = {folder.name for folder in SOURCE.iterdir() if folder.is_dir()}
+    assert {page.stem for page in (ROOT / "docs/guide").glob("*.md")} <= set(COMMANDS) | folders | TOPICS
 
 
 @commands

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from .source import module_name, python_files
 
 CHECK = """
@@ -12,7 +14,6 @@ import importlib, locale, logging, os, random, signal, sys, threading, warnings
 # Other packages may do as they like; they are loaded before the look around.
 import click, fastapi, jinja2, numpy, pydantic, rich.console, rich.progress, safetensors.torch, tokenizers, torch
 import huggingface_hub, uvicorn, yaml, jinja2.sandbox, numpy.random, multiprocessing.connection
-import torch._dynamo
 
 def look():
     return {
@@ -44,6 +45,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_importing_every_module_changes_nothing() -> None:
     names = [module_name(file) for file in python_files() if file.name != "__main__.py"]
     done = subprocess.run([sys.executable, "-c", CHECK, *names], capture_output=True, text=True)

@@ -64,7 +64,8 @@ sys.path.insert(0, {modules!r})
 from leveret.commands import COMMANDS, Command
 import multiprocessing
 from leveret.pipeline import isolation
-isolation._clean_processes = lambda: multiprocessing.get_context("spawn")
+if {spawn}:
+    isolation._clean_processes = lambda: multiprocessing.get_context("spawn")
 from leveret.cli.main import main
 if __name__ == "__main__":
     for name in ("write", "join"):
@@ -74,12 +75,25 @@ if __name__ == "__main__":
 """
 
 
-def start(workshop: Path) -> tuple[subprocess.Popen[str], int]:
+KINDS = pytest.mark.parametrize(
+    "spawn",
+    [
+        pytest.param(True, id="spawned"),
+        pytest.param(
+            False,
+            id="forked",
+            marks=[pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forked on Linux only")],
+        ),
+    ],
+)
+
+
+def start(workshop: Path, spawn: bool) -> tuple[subprocess.Popen[str], int]:
     """A run whose first stage hangs; the run's process and the stage's process id."""
     modules = workshop.parent / "modules"
     (module,) = modules.glob("*.py")
     script = workshop / "start.py"
-    script.write_text(START.format(modules=str(modules), module=module.stem))
+    script.write_text(START.format(modules=str(modules), module=module.stem, spawn=spawn))
     process = subprocess.Popen([sys.executable, script], text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     begun = workshop / "runs/tale/write/begun"
     deadline = time.monotonic() + 30
@@ -101,9 +115,12 @@ def wait_until_gone(process: int) -> None:
     raise AssertionError(f"process {process} is still there")
 
 
+@KINDS
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
-def test_a_killed_run_takes_its_stage_along_and_the_next_run_goes_on(workshop: Path, quiet: Console) -> None:
-    process, stage = start(workshop)
+def test_a_killed_run_takes_its_stage_along_and_the_next_run_goes_on(
+    workshop: Path, quiet: Console, spawn: bool
+) -> None:
+    process, stage = start(workshop, spawn)
     process.kill()
     process.communicate()
     wait_until_gone(stage)
@@ -112,9 +129,10 @@ def test_a_killed_run_takes_its_stage_along_and_the_next_run_goes_on(workshop: P
     assert "write was interrupted; it goes on" in (workshop / "runs/tale/log.txt").read_text()
 
 
+@KINDS
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
-def test_an_interrupt_reaches_the_stage_and_ends_the_run_with_130(workshop: Path) -> None:
-    process, stage = start(workshop)
+def test_an_interrupt_reaches_the_stage_and_ends_the_run_with_130(workshop: Path, spawn: bool) -> None:
+    process, stage = start(workshop, spawn)
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate(timeout=20)
     assert process.returncode == 130
