@@ -54,6 +54,15 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def sweep_drafts(directory: str | Path) -> None:
+    """Remove the drafts below a folder that `atomic_write` left behind in processes of this machine killed since."""
+    pattern = re.compile(r"\..+\." + re.escape(_host()) + r"-(\d+)")
+    for leftover in Path(directory).rglob(".*"):
+        found = pattern.fullmatch(leftover.name)
+        if found is not None and leftover.is_file() and not _is_alive(int(found[1])):
+            leftover.unlink(missing_ok=True)
+
+
 def sha256_file(path: str | Path) -> str:
     """The SHA-256 of a file's content, as 64 hexadecimal digits."""
     with open(path, "rb") as file:

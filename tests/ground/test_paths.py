@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from leveret.paths import atomic_directory, atomic_write, cache_dir, free_bytes, hash_tree, sha256_file
+from leveret.paths import atomic_directory, atomic_write, cache_dir, free_bytes, hash_tree, sha256_file, sweep_drafts
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +112,21 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert cache_dir() == Path("/x/leveret")
     monkeypatch.setenv("LEVERET_CACHE", "/y")
     assert cache_dir() == Path("/y")
+
+
+def test_drafts_of_killed_processes_are_swept_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from leveret.paths import atomic_write; os.fsync = lambda _: os._exit(9); "
+        "atomic_write(sys.argv[1], 'x')"
+    )
+    for name in ("a.json", "deep/b.txt"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    host = socket.gethostname()
+    host = re.sub(r"[^A-Za-z0-9]", "_", host)
+    mine = tmp_path / f".c.json.{host}-{os.getpid()}"
+    other = tmp_path / ".hidden-note"
+    for path in (mine, other):
+        path.write_text("keep")
+    assert len([path for path in tmp_path.rglob(".*") if path.is_file()]) == 4
+    sweep_drafts(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([mine, other])

@@ -20,7 +20,7 @@ from typing import Any
 from leveret.console import Console
 from leveret.errors import TrainingError
 from leveret.model.decoder import Decoder
-from leveret.paths import atomic_directory, atomic_write, free_bytes
+from leveret.paths import atomic_directory, atomic_write, free_bytes, sweep_drafts
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.weights.save import save_model
@@ -72,4 +72,5 @@ def publish(
             hint="free some space and run the same command again; it goes on from the last checkpoint",
         ) from error
     checkpoints.clear()
+    sweep_drafts(output)
     return folder
