@@ -85,7 +85,7 @@ class CallConstraint:
         text = self.grammar.trie.token_bytes.get(token_id)
         state: State | None = self._state if text else None
         for byte in text or b"":
-            state = self._steps(state).get(byte) if state is not None else None
+            state = self._follow(self._resolved(state), byte) if state is not None else None
         if state is None:
             raise ToolError(f"token {token_id} ({text!r}) is not allowed here", hint="choose among allowed_ids()")
         self._state = self._measured(state, len(text or b""))
@@ -129,17 +129,29 @@ class CallConstraint:
         too_long = state.place is Place.VALUE and self._value_bytes >= self.grammar.max_string_bytes
         return state._replace(closing=True) if too_long else state
 
+    def _resolved(self, state: State) -> State:
+        """The beginning of a copied string, filled in: where it may be copied from, or free text if nowhere."""
+        if state.place is not Place.COPY:
+            return state
+        self._walked_copy = True
+        if state.positions:
+            return state
+        if beginning := self._copy(state).beginning:
+            return state._replace(positions=beginning)
+        opened = self.grammar.automaton(state).transitions[0][_QUOTE]
+        return State(Place.VALUE, state.tool, state.parameter, opened)
+
+    def _follow(self, state: State, byte: int) -> State | None:
+        if state.place is Place.VALUE:
+            return self.grammar.follow_value(state, byte)
+        return self._steps(state).get(byte)
+
     def _steps(self, state: State) -> dict[int, State]:
         if state.place is not Place.COPY:
             return self.grammar.steps(state)
-        self._walked_copy = True
         copy = self._copy(state)
-        positions = state.positions or copy.beginning
-        if not positions:
-            opened = self.grammar.automaton(state).transitions[0][_QUOTE]
-            return self.grammar.steps(State(Place.VALUE, state.tool, state.parameter, opened))
-        steps = {byte: state._replace(positions=each) for byte, each in copy.steps(positions).items()}
-        if state.positions and copy.may_end(positions):
+        steps = {byte: state._replace(positions=each) for byte, each in copy.steps(state.positions).items()}
+        if copy.may_end(state.positions):
             steps[_QUOTE] = self._closed(state)
         return steps
 
@@ -164,10 +176,11 @@ class CallConstraint:
     def _find_ids(self, state: State) -> np.ndarray:
         """Walk the vocabulary from a state seen for the first time, and keep the ids where they can be found again."""
         self._walked_copy = False
-        if state.place is Place.VALUE and not state.closing and self.grammar.in_text(state):
-            ids = [*self.grammar.inner_ids(state), *self._walk(self.grammar.trie.crossing_root, state)]
+        here = self._resolved(state)
+        if here.place is Place.VALUE and not here.closing and self.grammar.in_text(here):
+            ids = [*self.grammar.inner_ids(here), *self._walk(self.grammar.trie.crossing_root, here)]
         else:
-            ids = self._walk(self.grammar.trie.root, state)
+            ids = self._walk(self.grammar.trie.root, here)
         mask = np.unique(np.array(ids, dtype=np.int64))
         mask.flags.writeable = False
         (self._own_masks if self._walked_copy else self.grammar.masks)[state] = mask
@@ -178,12 +191,15 @@ class CallConstraint:
         waiting = [(root, start)]
         while waiting:
             node, state = waiting.pop()
-            steps = self._steps(state)
-            shorter, longer = (steps, node.children) if len(steps) < len(node.children) else (node.children, steps)
-            for byte in shorter:
-                if byte in longer:
-                    child = node.children[byte]
+            state = self._resolved(state)
+            if state.place is Place.VALUE:
+                reached = [(child, self.grammar.follow_value(state, byte)) for byte, child in node.children.items()]
+            else:
+                steps = self._steps(state)
+                reached = [(node.children[byte], steps[byte]) for byte in steps.keys() & node.children.keys()]
+            for child, target in reached:
+                if target is not None:
                     ids.extend(child.ids)
                     if child.children:
-                        waiting.append((child, steps[byte]))
+                        waiting.append((child, target))
         return ids

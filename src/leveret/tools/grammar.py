@@ -104,7 +104,7 @@ class CallGrammar:
         return self._automata[state.tool][state.parameter]
 
     def steps(self, state: State) -> dict[int, State]:
-        """The bytes that may follow outside copied strings, each with the state it leads to.
+        """The bytes that may follow outside values and copied strings, each with the state it leads to.
 
         A quote that begins a copied string leads to a COPY state without positions, for the constraint to fill in.
         """
@@ -115,10 +115,20 @@ class CallGrammar:
                 return self._slot(state) | self._close(state)
             case Place.NEXT:
                 return self._slot(state)
-            case Place.VALUE:
-                return self._value(state)
             case _:
                 return {}
+
+    def follow_value(self, state: State, byte: int) -> State | None:
+        """The state after one more byte of a VALUE state; None when the byte may not follow.
+
+        One byte and not all of them: in free text there are two hundred.
+        """
+        automaton = self.automaton(state)
+        target = automaton.transitions[state.inner].get(byte)
+        here = automaton.distance[state.inner]
+        if target is not None and (not state.closing or automaton.distance[target] < here):
+            return State(Place.VALUE, state.tool, state.parameter, target, state.closing)
+        return self.after_value(state).get(byte) if here == 0 else None
 
     def after_value(self, state: State) -> dict[int, State]:
         """What may follow a whole value: a comma when arguments remain, `)` when none of them is required."""
@@ -163,7 +173,8 @@ class CallGrammar:
         if parameters[state.parameter].extractive and parameters[state.parameter].type in ("string", "enum"):
             steps = {ord('"'): State(Place.COPY, state.tool, state.parameter)}
         else:
-            steps = self._value(State(Place.VALUE, state.tool, state.parameter))
+            first_bytes = self._automata[state.tool][state.parameter].transitions[0].items()
+            steps = {byte: State(Place.VALUE, state.tool, state.parameter, target) for byte, target in first_bytes}
         following = State(Place.NEXT, state.tool, state.parameter + 1)
         if not parameters[state.parameter].required and following.parameter < len(parameters):
             steps[ord(",")] = following
@@ -172,16 +183,6 @@ class CallGrammar:
     def _close(self, state: State) -> dict[int, State]:
         remaining = self.parameters[state.tool][state.parameter :]
         return {} if any(each.required for each in remaining) else {ord(")"): State(Place.END, state.tool)}
-
-    def _value(self, state: State) -> dict[int, State]:
-        automaton = self.automaton(state)
-        here = automaton.distance[state.inner]
-        steps = {
-            byte: state._replace(inner=target)
-            for byte, target in automaton.transitions[state.inner].items()
-            if not state.closing or automaton.distance[target] < here
-        }
-        return steps | self.after_value(state) if here == 0 else steps
 
 
 def _ids_inside(root: TrieNode, automaton: ByteAutomaton, inner: int) -> list[int]:
