@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -281,3 +282,11 @@ def test_stop_strings_end_text_and_are_cut(model: TextModel) -> None:
     stop = whole[6:9]
     cut = model.generate("Once upon", max_tokens=40, stop=stop)
     assert cut == whole[: whole.index(stop)] == "".join(model.stream("Once upon", max_tokens=40, stop=[stop]))
+
+
+def test_the_python_guide_runs(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs/guide/python.md").read_text("utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    assert "runs/demo/finetune/model" in code
+    exec(code.replace("runs/demo/finetune/model", str(model_dir)), {})
+    assert capsys.readouterr().out
