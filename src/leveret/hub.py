@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from pathlib import Path
@@ -59,7 +60,9 @@ def _from_hugging_face(repository: str, revision: str | None, folder: Path) -> P
 
     try:
         with contextlib.suppress(LocalEntryNotFoundError, OSError):
-            return snapshot(local_files_only=True)
+            cached = snapshot(local_files_only=True)
+            if _has_all_weights(cached):
+                return cached
         return snapshot(local_files_only=False)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise HubError(
@@ -67,6 +70,14 @@ def _from_hugging_face(repository: str, revision: str | None, folder: Path) -> P
             hint=f"{_local_hint(folder)}; from a mirror: HF_ENDPOINT=https://hf-mirror.com; from ModelScope: "
             f"ms:{repository}; without a network: copy the folder here and give its path",
         ) from None
+
+
+def _has_all_weights(folder: Path) -> bool:
+    """Whether a cached folder is a finished download: the cache says only that it was begun."""
+    for index in folder.glob("*.index.json"):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((folder / shard).is_file() for shard in shards)
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
 def _from_modelscope(repository: str, revision: str | None) -> Path:

@@ -68,6 +68,8 @@ def test_lists_are_given_by_repetition_by_yaml_or_as_the_last_arguments(capsys: 
     assert toy(capsys, "m", "--rates", "1e-3", "--rates", "2")["rates"] == [1e-3, 2.0]
     assert toy(capsys, "m", "--rates", "[1, 2]")["rates"] == [1.0, 2.0]
     assert toy(capsys, "m", "rates=[1, 2]")["rates"] == [1.0, 2.0]
+    assert toy(capsys, "m", "rates=1")["rates"] == [1.0]
+    assert toy(capsys, "m", "prompts=12")["prompts"] == ["12"]
     assert toy(capsys, "m", "--sources", "{path: a}", "--sources", "{path: b}")["sources"] == [
         {"path": "a"}, {"path": "b"},
     ]  # fmt: skip
@@ -83,6 +85,7 @@ def test_text_is_not_read_as_yaml(capsys: Capture) -> None:
 
 def test_mistakes_are_named_with_suggestions(capsys: Capture) -> None:
     assert "error: leveret toy: model: must be given" in refused(capsys, "toy")
+    assert "hint: leveret toy --help explains every key" in refused(capsys, "toy")
     assert "did you mean training.max_steps?" in refused(capsys, "toy", "m", "training.max_stes=1")
     assert "should be less than or equal to 1000, not 1001" in refused(capsys, "toy", "m", "training.max_steps=1001")
     assert "there is no command 'tyo'; did you mean toy?" in refused(capsys, "tyo")
@@ -118,7 +121,7 @@ def test_help_lists_every_key_with_type_range_default_and_docstring(capsys: Capt
         "--fast / --no-fast Whether to hurry. [default: false]",
         "--rates NUMBER...",
         "--sources YAML...",
-        "training: The training.:",
+        "training: The training:",
         "--training.max-steps INT Optimizer steps. [> 0; <= 1000; default: 10]",
         "--dry-run",
     ):

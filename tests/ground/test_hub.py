@@ -26,6 +26,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def model(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").touch()
     return folder
 
 
@@ -57,6 +58,29 @@ def test_models_in_the_local_caches_need_no_network(offline: Path) -> None:
     cached = model(offline / "ms/models/owner/other-1___5")
     assert resolve_model("owner/other-1.5") == cached
     assert resolve_model("ms:owner/other-1.5") == cached
+
+
+def test_an_unfinished_download_goes_on(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    folder = model(offline / "snapshot")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}'
+    )
+    (folder / "one.safetensors").touch()
+    local: list[bool] = []
+
+    def download(repository: str, *, local_files_only: bool, **rest: object) -> str:
+        local.append(local_files_only)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model("owner/name") == folder
+    assert local == [True, False]
+    (folder / "two.safetensors").touch()
+    assert resolve_model("owner/name") == folder
+    assert local == [True, False, True]
 
 
 def test_offline_the_error_names_both_hubs_and_the_way_out(offline: Path) -> None:

@@ -56,7 +56,10 @@ class ConfigCommand(click.Command):
             given = options.get(_parameter(number))
             if given is not None and given != ():
                 set_key(data, key.name, _read_option(key, given))
-        return parse_config(self.model, data, source=source)
+        try:
+            return parse_config(self.model, data, source=source)
+        except ConfigError as error:
+            raise ConfigError(error.message, hint=f"leveret {self.name} --help explains every key") from None
 
     @property
     def takes_base(self) -> bool:
@@ -100,7 +103,7 @@ class ConfigCommand(click.Command):
         """Arguments, then options by section, then what every command has."""
         _definitions(formatter, "Arguments", [(key.name.upper(), key.help) for key in self.positionals])
         for section in dict.fromkeys(key.section for key in self.keys):
-            title = f"{section}: {section_help(self.model, section)}".rstrip(": ") if section else "Options"
+            title = f"{section}: {section_help(self.model, section)}".rstrip(":. ") if section else "Options"
             keys = [key for key in self.keys if key.section == section and key.order is None]
             _definitions(formatter, title, [(_written(key), key.help) for key in keys])
         general = [("--dry-run", "Print the resolved config as YAML and do nothing."), ("--help", "Show this page.")]

@@ -69,10 +69,11 @@ class Key:
         return _flow(default)
 
     def read(self, text: str) -> Any:
-        """The value that `text` means: as it stands where words are expected, else as YAML."""
+        """The value that `text` means: as it stands where words are expected, else as YAML; one item is a list too."""
         if _wants_words(self.info.annotation) and not (text == "null" and _is_optional(self.info.annotation)):
             return text
-        return parse_yaml(text, source=f"the value of {self.name}")
+        value = parse_yaml(text, source=f"the value of {self.name}")
+        return [self.read_item(text)] if self.is_list and not isinstance(value, list | None) else value
 
     def read_item(self, text: str) -> Any:
         """One value of a list."""
