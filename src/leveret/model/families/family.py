@@ -121,8 +121,11 @@ class Family:
 
     def check(self, config: ModelConfig) -> None:
         """ConfigError if this family's config.json cannot say what `config` says (a window, experts ...)."""
-        said = {"sliding_window": self.has_window or config.sliding_window is None,
-                "moe": self.has_experts == (config.moe is not None)}  # fmt: skip
+        said = {
+            "sliding_window": self.has_window or config.sliding_window is None,
+            "moe": self.has_experts == (config.moe is not None),
+            "norm_scales_in_float32": self.norm_scales_in_float32 == config.norm_scales_in_float32,
+        }
         for name, fits in said.items():
             if not fits:
                 value = getattr(config, name)
