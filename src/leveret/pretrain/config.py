@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from leveret.config import Config, Rehearsal
+from leveret.config import Config, Positional, Rehearsal
 from leveret.trainer.config import DataSource, TrainingConfig
 
 
@@ -70,7 +70,7 @@ class PretrainConfig(Config):
 
     output: Path
     """Gets model/ (a Hugging Face directory), metrics.html, metrics.jsonl, xray.html, and checkpoints/ meanwhile."""
-    documents: Annotated[list[DataSource], Field(min_length=1)]
+    documents: Annotated[list[DataSource], Field(min_length=1), Positional(0)]
     """The text to learn: files or folders, each with a weight."""
     validation: list[Path] = Field(default_factory=list)
     """Held-out text; its loss and bits per byte are measured during training and at the end."""

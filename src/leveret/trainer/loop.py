@@ -74,7 +74,8 @@ class TrainingSummary:
         """For the stage's summary."""
         rate = round(self.tokens / self.seconds) if self.seconds else None
         figures = {key: value for key, value in vars(self).items() if key != "validation"}
-        return {**figures, "tokens_per_second": rate, **self.validation}
+        figures |= {"seconds": round(self.seconds, 2), "tokens_per_second": rate, **self.validation}
+        return {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
 
 
 def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:

@@ -131,7 +131,7 @@ def show(labels: Sequence[SourceLabels], *, tokenizer: Tokenizer, console: Conso
     for label in labels:
         sample = label.samples[0]
         legend = Text.assemble(
-            (f"{label.name} {sample.key}  ", "dim"), (" trained ", "black on green"), (" read only ", "dim")
+            (f"{label.name} {sample.key}  ", "dim"), "▸", ("trained", "black on green"), "◂", (" read only", "dim")
         )
         console.print(legend)
         console.print(_colored(pieces(sample, tokenizer, limit=_TOKENS_ON_CONSOLE)))
@@ -158,10 +158,17 @@ def pieces(sample: Sample, tokenizer: Tokenizer, *, limit: int | None = None) ->
 
 
 def _colored(parts: Sequence[Piece]) -> Text:
+    """In color, and between ▸ and ◂ what is trained: a log file and some eyes see no color."""
     from rich.text import Text
 
-    styles = {True: "black on green", False: "dim"}
-    return Text.assemble(*((part.text, styles[part.trained] + (" bold" if part.special else "")) for part in parts))
+    text, trained = Text(), False
+    for part in parts:
+        if part.trained != trained:
+            text.append("▸" if part.trained else "◂", style="bold green")
+        trained = part.trained
+        style = "black on green" if trained else "dim"
+        text.append(part.text, style=f"{style} bold" if part.special else style)
+    return text.append("◂", style="bold green") if trained else text
 
 
 def _page(
