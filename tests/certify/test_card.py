@@ -38,9 +38,11 @@ def stage(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     lines = [{"step": step, "loss": 9 - step / 20, "validation_loss": 8.5 - step / 25} for step in range(1, 101)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "evaluation.json").write_text(
-        json.dumps({"single": {"exact": 0.9612, "count": 1500}, "samples": [1] * 99})
-    )
+    tally = {"requests": 1500, "exact_share": 0.9612, "exact_interval_95": [0.9503, 0.9698]}
+    tools = {"held_out": {"overall": tally | {"errors": {}}, "kinds": {"single": tally}}}
+    text = {"stories": {"bits_per_byte": 1.23456, "bytes": 5000}}
+    content = {"inputs": {"f": "0123abcd"}, "protocol": {}, "tools": tools, "text": text}
+    (folder / "evaluation.json").write_text(json.dumps(content))
     record = {
         "command": "pretrain",
         "seconds": 131.4,
@@ -64,10 +66,12 @@ def test_the_card_says_what_the_records_say(make_form: MakeForm, stage: Path) ->
         "Took 2 min.",
         "pretrain loss over 100 steps: 8.95 █",
         "▁ 4",
-        "| single.exact | 0.9612 |",
+        "| held_out: exact tool calls, single | 96.1% of 1,500 (95 %: 95.0% to 97.0%) |",
+        "| held_out: answers that do not parse | 0 |",
+        "| stories: bits per byte | 1.2346 (5,000 bytes) |",
     ):
         assert fact in card, fact
-    assert "warmup" not in card and "samples" not in card and "No evaluation" not in card
+    assert "warmup" not in card and "0123abcd" not in card and "No evaluation" not in card
 
 
 def test_the_metadata_is_yaml_that_the_hub_reads(make_form: MakeForm, tmp_path: Path) -> None:

@@ -54,3 +54,17 @@ def test_files_without_text_are_named(tmp_path: Path, content: bytes) -> None:
     tokenizer = train_byte_bpe(["abc"], vocab_size=257, special_tokens=[])
     with pytest.raises(DataError, match=r"text\.txt"):
         windows_from_files([path], tokenizer, context_tokens=64, most_tokens=100)
+
+
+def test_the_documents_of_a_jsonl_file_share_its_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "abcabc"}\n{"text": "cba"}\n{"text": "abcabcabc"}\n', encoding="utf-8")
+    tokenizer = train_byte_bpe(["x"], vocab_size=256, special_tokens=[])
+    windows = windows_from_files([path], tokenizer, context_tokens=4, most_tokens=11)
+    assert [tokenizer.decode(window.ids) for window in windows] == ["abca", "bc", "cba", "ab"]
+    assert [window.name.partition(" from")[0] for window in windows] == [
+        "text.jsonl",
+        "text.jsonl",
+        "text.jsonl document 2",
+        "text.jsonl document 3",
+    ]

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from leveret.errors import ConfigError
+from leveret.kernels.int_matmul import matmul_packed, matmul_plain, prepack
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.int4 import Int4Linear
 from leveret.precision.int8 import Int8Linear
-from leveret.precision.linear import PACKED_TOLERANCE, QuantizedLinear
+from leveret.precision.linear import FEW_ROWS, PACKED_TOLERANCE, QuantizedLinear
 
 
 def a_linear(inputs: int = 128, outputs: int = 48, bias: bool = False) -> nn.Linear:
@@ -47,25 +48,48 @@ def test_the_packed_product_agrees_with_the_plain_one(
     quantized = kind.from_linear(a_linear(), group_size=group_size, symmetric=symmetric)
     if refusal := quantized.packed_refusal():
         pytest.skip(refusal)
-    quantized.product = "plain"
-    plain = quantized(some_rows(dtype))
-    quantized.product = "packed"
-    packed = quantized(some_rows(dtype))
+    plain = matmul_plain(some_rows(dtype), quantized.integers())
+    packed = matmul_packed(some_rows(dtype), prepack(quantized.integers(), dtype))
     assert packed.dtype == dtype and packed.shape == plain.shape == (2, 5, 48)
     assert float((packed - plain).float().norm() / plain.float().norm()) < PACKED_TOLERANCE[dtype]
-    assert not torch.equal(quantized.qweight, torch.zeros_like(quantized.qweight))
 
 
-def test_a_packed_product_that_disagrees_is_dropped_with_a_warning(
+@pytest.mark.parametrize(
+    ("product", "dtype", "rows", "reads_integers"),
+    [
+        ("copy", torch.bfloat16, FEW_ROWS, True),
+        ("copy", torch.bfloat16, FEW_ROWS + 1, False),
+        ("packed", torch.bfloat16, 50, True),
+        ("packed", torch.float32, 1, False),
+        ("plain", torch.bfloat16, 1, False),
+    ],
+)
+def test_integers_are_read_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, product: str, dtype: torch.dtype, rows: int, reads_integers: bool
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(
+        "leveret.precision.linear.matmul_packed", lambda x, packed: calls.append(1) or matmul_packed(x, packed)
+    )
+    quantized = Int4Linear.from_linear(a_linear(), group_size=32)
+    quantized.product = product
+    x = torch.randn(rows, 128).to(dtype)
+    expected = matmul_plain(x, quantized.integers())
+    torch.testing.assert_close(quantized(x), expected, rtol=0.02, atol=0.02)
+    # The first packed product of a layer is also made once to be compared with the plain one.
+    assert len(calls) == (2 if reads_integers else 0)
+
+
+def test_a_packed_product_that_disagrees_is_not_used_and_warned_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     quantized = Int4Linear.from_linear(a_linear(), group_size=32)
-    expected = quantized(some_rows())
-    quantized.product = "packed"
+    x = some_rows(torch.bfloat16)[0]
     monkeypatch.setattr("leveret.precision.linear.matmul_packed", lambda x, packed: torch.zeros(*x.shape[:-1], 48))
     with caplog.at_level(logging.WARNING, logger="leveret.precision"):
-        torch.testing.assert_close(quantized(some_rows()), expected)
-    assert quantized.product == "copy" and "off by 1" in caplog.text
+        for quantized.product in ("copy", "packed"):
+            torch.testing.assert_close(quantized(x), matmul_plain(x, quantized.integers()))
+    assert caplog.text.count("off by 1") == 1
 
 
 @pytest.mark.parametrize(

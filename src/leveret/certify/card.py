@@ -105,7 +105,8 @@ def _what_it_is(config: CertifyConfig, model: ModelFacts, certificate: Certifica
         what += f", its linear layers stored in {model.quantization['bits']} bits"
     what += f" ({model.bytes_on_disk / 1e6:,.1f} MB)."
     if model.tools:
-        what += f" It calls {len(model.tools)} function{'s' if len(model.tools) > 1 else ''}: {', '.join(f'`{name}`' for name in model.tools)}."
+        functions = "function" if len(model.tools) == 1 else "functions"
+        what += f" It calls {len(model.tools)} {functions}: {', '.join(f'`{name}`' for name in model.tools)}."
     warning = "" if certificate.passed else "\n\n> **The certificate of this model failed; see below.**"
     return "\n\n".join(text for text in (config.description, what) if text) + warning
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leveret.certify.card_scores import scores_of
 from leveret.errors import DataError
 from leveret.model.config import ModelConfig
 from leveret.model.count import Count, count
@@ -55,7 +56,7 @@ class StageFacts:
     curve: tuple[dict[str, Any], ...]
     """Lines of metrics.jsonl."""
     scores: dict[str, str]
-    """evaluation.json, flat."""
+    """Measure -> figure, from evaluation.json."""
 
 
 def model_facts(directory: Path) -> ModelFacts:
@@ -85,7 +86,7 @@ def stage_facts(folder: Path) -> StageFacts:
         settings=flat(record.get("parts", {}).get("config", {})),
         results=flat(record.get("summary", {})),
         curve=tuple(read_metrics(folder / "metrics.jsonl")),
-        scores=flat(read_json(evaluation)) if evaluation.is_file() else {},
+        scores=scores_of(read_json(evaluation)) if evaluation.is_file() else {},
     )
     if not (record or facts.curve or facts.scores):
         raise DataError(

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from leveret.data.readers import read_documents
 from leveret.errors import DataError
 from leveret.tokenizer.files import Tokenizer
 
@@ -46,29 +47,28 @@ def windows_of(name: str, ids: Sequence[int], *, length: int, bos_id: int | None
 def windows_from_files(
     paths: Sequence[Path], tokenizer: Tokenizer, *, context_tokens: int, most_tokens: int
 ) -> list[Window]:
-    """Windows of text files, an equal share of `most_tokens` from the beginning of each.
+    """Windows of text files (or JSON Lines with a `text`), an equal share of `most_tokens` from the start of each.
 
-    Raises DataError for a file that is not UTF-8 text or holds fewer than two tokens.
+    Raises DataError for a file that cannot be read or holds fewer than two tokens.
     """
     length = min(WINDOW_TOKENS, context_tokens)
     share = max(2, most_tokens // max(1, len(paths)))
     windows: list[Window] = []
     for path in paths:
-        # No token is longer than a few dozen characters, so a long file need not be read whole.
-        found = windows_of(path.name, tokenizer.encode(_text(path, 32 * share))[:share], length=length,
-                           bos_id=tokenizer.bos_id)  # fmt: skip
+        found: list[Window] = []
+        left = share
+        for number, document in enumerate(read_documents([path]), start=1):
+            # No token is longer than a few dozen characters, so a long text need not be encoded whole.
+            ids = tokenizer.encode(document.text[: 32 * left])[:left]
+            name = path.name if number == 1 else f"{path.name} document {number}"
+            found += windows_of(name, ids, length=length, bos_id=tokenizer.bos_id)
+            left -= len(ids)
+            if left < 2:
+                break
         if not found:
             raise DataError("the text is too short to measure perplexity on", path=path)
         windows += found
     return windows
-
-
-def _text(path: Path, most_characters: int) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(most_characters)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read as UTF-8 text: {error}", path=path) from error
 
 
 @torch.inference_mode()

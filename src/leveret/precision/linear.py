@@ -1,13 +1,13 @@
 """A Linear whose weight is stored in 4 or 8 bits, and the choice of how it multiplies.
 
 The stored tensors are the buffers `qweight`, `qzeros`, `scales`, `g_idx` of the GPTQ layout, so a model of such
-Linears has exactly the state dict that lies in the file. How the product is formed is a separate matter, chosen
-once for a model:
+Linears has exactly the state dict that lies in the file. How the product is formed is another matter, chosen once:
 
-    copy    write the weight out on first use and keep it in the dtype of the activations.  The fastest for a
-            small model, whose weights fit in the processor's caches anyway; costs the memory storage saved.
-    packed  let PyTorch's operators read the integers.  For models whose written-out weights would be large.
-    plain   write the weight out on every call.  Slow, small, always right: the twin the others are tested against.
+    copy    write the weight out on first use and keep it in the dtype of the activations; costs the memory that storage
+            saved. For few rows of bfloat16 (generating) the integers are read instead, which is several times faster.
+    packed  never keep a copy: PyTorch's operators read the integers, in bfloat16 the only ones that are fast. For
+            models whose written-out weights would be large.
+    plain   write the weight out on every call. Slow, small, always right: the twin the others are tested against.
 
 Whatever was chosen, activations that need a gradient go through a route that has one.
 """
@@ -37,6 +37,12 @@ Product = Literal["copy", "packed", "plain"]
 
 PACKED_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Largest relative error at which the packed product counts as equal to the plain one, by dtype of the activations."""
+
+PACKED_DTYPES = (torch.bfloat16,)
+"""Dtypes of activations for which PyTorch's operators are vectorised; in the others they are 10 to 50 times slower."""
+
+FEW_ROWS = 8
+"""Up to so many rows the packed product was faster than a working copy, on a CPU with AVX-512 and small matrices."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +77,8 @@ class QuantizedLinear(nn.Module):
             dtype = torch.float16 if name == "scales" else torch.int32
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device), requires_grad=False) if bias else None
-        self._ready: tuple[Any, torch.Tensor | PackedWeight] | None = None
+        self._written_out: tuple[Any, torch.Tensor] | None = None
+        self._prepacked: tuple[Any, PackedWeight | None] | None = None
 
     @classmethod
     def from_linear(
@@ -112,14 +119,18 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) -> (..., out_features), in the dtype of x."""
-        needs_gradient = x.requires_grad and torch.is_grad_enabled()
-        if self.product == "plain":
-            y = matmul_plain(x, self.integers())
-        elif self.product == "packed" and not needs_gradient and (packed := self._packed(x.dtype)) is not None:
+        if self._reads_integers(x) and (packed := self._packed(x.dtype)) is not None:
             y = matmul_packed(x, packed)
-        else:
+        elif self.product == "copy":
             y = F.linear(x, self._copy(x.dtype))
+        else:
+            y = matmul_plain(x, self.integers())
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _reads_integers(self, x: torch.Tensor) -> bool:
+        if self.product == "plain" or x.dtype not in PACKED_DTYPES or (x.requires_grad and torch.is_grad_enabled()):
+            return False
+        return self.product == "packed" or x.numel() <= FEW_ROWS * self.in_features
 
     def packed_refusal(self) -> str | None:
         """Why the packed product cannot be used for this layer; None when it can."""
@@ -139,33 +150,24 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, group_size={group}, {self.product}"
 
     def _copy(self, dtype: torch.dtype) -> torch.Tensor:
-        key = ("copy", dtype, *self._versions())
-        if self._ready is None or self._ready[0] != key:
-            self._ready = (key, self.dequantize(dtype))
-        written_out = self._ready[1]
-        assert isinstance(written_out, torch.Tensor)
-        return written_out
+        key = (dtype, *self._versions())
+        if self._written_out is None or self._written_out[0] != key:
+            self._written_out = (key, self.dequantize(dtype))
+        return self._written_out[1]
 
     def _packed(self, dtype: torch.dtype) -> PackedWeight | None:
-        """The weight as PyTorch's operators want it; None, and a copy from then on, when they refuse or differ."""
-        key = ("packed", dtype, *self._versions())
-        if self._ready is None or self._ready[0] != key:
-            if refusal := self.packed_refusal():
-                logger.warning("using a working copy: %s", refusal)
-                self.product = "copy"
-                return None
-            packed, error = self._prepacked(dtype)
+        """The weight as PyTorch's operators want it; None when they refuse it or their product differs."""
+        key = (dtype, *self._versions())
+        if self._prepacked is None or self._prepacked[0] != key:
+            packed, error = (None, 0.0) if self.packed_refusal() else self._prepack(dtype)
             if error > PACKED_TOLERANCE[dtype]:
-                logger.warning("packed int%d product is off by %.2g: using a working copy instead", self.bits, error)
-                self.product = "copy"
-                return None
-            self._ready = (key, packed)
-        weight = self._ready[1]
-        assert isinstance(weight, PackedWeight)
-        return weight
+                logger.warning("packed int%d product is off by %.2g and is not used", self.bits, error)
+                packed = None
+            self._prepacked = (key, packed)
+        return self._prepacked[1]
 
     @torch.no_grad()
-    def _prepacked(self, dtype: torch.dtype) -> tuple[PackedWeight, float]:
+    def _prepack(self, dtype: torch.dtype) -> tuple[PackedWeight, float]:
         """The packed weight and its relative error against the plain product on one fixed row."""
         integers = self.integers()
         packed = prepack(integers, dtype)
@@ -186,5 +188,5 @@ class QuantizedLinear(nn.Module):
         if self.scales.dtype != torch.float16:
             moved = self.scales
             self.scales = moved.to(torch.float16) if scales.is_meta else scales.to(moved.device)
-        self._ready = None
+        self._written_out = self._prepacked = None
         return self

@@ -103,11 +103,11 @@ def _best_product(layers: list[QuantizedLinear]) -> tuple[Product, str]:
     written_out = 2 * sum(layer.in_features * layer.out_features for layer in layers)
     size = f"{written_out / 2**20:,.0f} MiB written out in 16 bits"
     if written_out <= WORKING_COPY_BYTES:
-        return "copy", f"{size}, which is small: no unpacking at each step"
+        return "copy", f"{size}, which is small: nothing is unpacked twice"
     refusals = {refusal for layer in layers if (refusal := layer.packed_refusal()) is not None}
     if refusals:
         return "plain", f"{size}, too large to keep, and {min(refusals)}"
-    return "packed", f"{size}, too large to keep; PyTorch {torch.__version__} reads the integers directly"
+    return "packed", f"{size}, too large to keep; PyTorch {torch.__version__} reads the integers, in bfloat16"
 
 
 def _is_quantized(name: str, stored: str, storage: GptqStorage) -> bool:

@@ -35,6 +35,11 @@ CARRIED = (
 )  # fmt: skip
 """Files of the source that belong to the quantized model as well."""
 
+SUMMARY = (
+    "bits", "group_size", "bytes_before", "bytes_after", "relative_error", "perplexity_before", "perplexity_after",
+)  # fmt: skip
+"""Keys of the report that the stage's summary has."""
+
 SHOWN_LAYERS = 8
 """Layers in the printed table; quantization.json has them all."""
 
@@ -67,8 +72,7 @@ def run(config: QuantizeConfig, console: Console) -> StageResult:
         report["bytes_after"] = _weight_bytes(draft)
         atomic_write(draft / "quantization.json", json.dumps(report, indent=1) + "\n")
     _show(report, layers, console)
-    summary = {key: value for key, value in report.items() if key not in ("layers", "dynamic")}
-    return StageResult(output=config.output, summary=summary)
+    return StageResult(output=config.output, summary={key: report[key] for key in SUMMARY if report[key] is not None})
 
 
 def _storage(config: QuantizeConfig, source: Path) -> GptqStorage:
