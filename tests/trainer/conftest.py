@@ -1,5 +1,7 @@
 """A tiny model and rows of random documents, for everything that needs a step."""
 
+import contextlib
+import resource
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,3 +68,19 @@ def new_model():
 @pytest.fixture
 def new_order():
     return ToyOrder
+
+
+@pytest.fixture
+def small_files_only():
+    """A block in which the system refuses to let any file grow beyond some bytes, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

@@ -115,6 +115,14 @@ def test_a_full_disk_is_a_clear_error_and_the_earlier_checkpoint_survives(tmp_pa
     assert checkpoints.resume(make_optimizer()) == 5
 
 
+def test_a_disk_that_fills_up_while_writing_is_the_same_clear_error(tmp_path, small_files_only):
+    checkpoints = make_checkpoints(tmp_path)
+    checkpoints.save(5, make_optimizer(5))
+    with small_files_only(8_000), pytest.raises(CheckpointError, match="cannot save checkpoint"):
+        checkpoints.save(10, make_optimizer())
+    assert names(tmp_path) == ["step-00000005"]
+
+
 def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_visible_half(tmp_path, monkeypatch):
     checkpoints = make_checkpoints(tmp_path, keep=1)
     checkpoints.save(5, make_optimizer())

@@ -28,7 +28,6 @@ from leveret.finetune.new_tokens import add_rows, add_tokens
 from leveret.finetune.samples import read_samples
 from leveret.hub import resolve_model
 from leveret.model.decoder import Decoder
-from leveret.paths import hash_tree
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
 from leveret.tools.schema import ToolSet
@@ -36,7 +35,7 @@ from leveret.trainer import xray
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
-from leveret.trainer.outcome import MODEL, finished_figures, publish
+from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
 from leveret.trainer.validation import Validation
 from leveret.weights.load import load_model
 
@@ -53,7 +52,7 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
     held_out = [_rows(path, config, tokenizer, template, dialect, console) for path in config.validation]
     weights = [source.weight for source in config.data]
     identity = {
-        "model": hash_tree(start),
+        "model": model_fingerprint(start),
         "tokenizer": tokenizer.fingerprint,
         "template": template.source,
         "tools": None if tools is None else tools.to_openai(),

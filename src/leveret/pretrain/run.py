@@ -23,18 +23,18 @@ from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
 from leveret.model.count import count
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
-from leveret.paths import hash_tree
 from leveret.pretrain.config import ModelShape, PretrainConfig
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer import xray
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
-from leveret.trainer.outcome import MODEL, finished_figures, publish
+from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
 from leveret.trainer.validation import Validation
 from leveret.weights.load import load_model
 
 _XRAY_DOCUMENTS = 8
+_XRAY_TOKENS = 1000  # of a longer document, its end, where the stop token is
 
 
 def run(config: PretrainConfig, console: Console) -> StageResult:
@@ -49,7 +49,7 @@ def run(config: PretrainConfig, console: Console) -> StageResult:
         _shards(path, f"validation-{i}", tokenizer, config, console) for i, path in enumerate(config.validation)
     ]
     identity = {
-        "model": config.model.model_dump(mode="json") if start is None else hash_tree(start),
+        "model": config.model.model_dump(mode="json") if start is None else model_fingerprint(start),
         "tokenizer": tokenizer.fingerprint,
         "documents": [{"content": shards.fingerprint, "weight": w} for shards, w in zip(texts, weights, strict=True)],
         "training": config.training.identity(),
@@ -160,7 +160,8 @@ def _introduce(
     for shards, data in zip(texts, config.documents, strict=True):
         tokens["documents"] += shards.num_documents
         tokens["tokens"] += shards.num_tokens
-        documents = [shards.document(i).tolist() for i in range(min(_XRAY_DOCUMENTS, shards.num_documents))]
+        shown = range(min(_XRAY_DOCUMENTS, shards.num_documents))
+        documents = [shards.document(i)[-_XRAY_TOKENS:].tolist() for i in shown]
         samples[f"{data.path.name} (first documents)"] = [
             Sample(ids=ids, mask=[True] * len(ids), key=f"document {i}") for i, ids in enumerate(documents)
         ]

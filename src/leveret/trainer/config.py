@@ -30,7 +30,7 @@ class DataSource(Config):
     path: Path
     """A file, or a folder of files."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often its rows are drawn, relative to their number: 2 shows each twice as often as weight 1."""
+    """How often each of its rows is seen in an epoch: 2 is twice; 0.5 is half of them, the others in the next epoch."""
 
     @model_validator(mode="before")
     @classmethod

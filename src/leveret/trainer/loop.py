@@ -136,11 +136,11 @@ def _steps(
                 values |= summary.validation
             if values:
                 metrics.write(steps_done, **values)
-            if stop or (not last and _is_due(steps_done, config.checkpoint_every_steps)):
+            if not last and (stop or _is_due(steps_done, config.checkpoint_every_steps)):
                 with clock.paused():
                     folder = checkpoints.save(steps_done, optimizer)
-            if stop and not last:
-                _leave(stop, steps_done, folder, console)
+                if stop:
+                    _leave(stop, steps_done, folder, console)
     return summary
 
 

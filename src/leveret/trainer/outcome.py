@@ -17,10 +17,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from leveret.config import fingerprint
 from leveret.console import Console
 from leveret.errors import TrainingError
 from leveret.model.decoder import Decoder
-from leveret.paths import atomic_directory, atomic_write, free_bytes, sweep_drafts
+from leveret.paths import atomic_directory, atomic_write, free_bytes, sha256_file, sweep_drafts
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.weights.save import save_model
@@ -42,6 +45,12 @@ def finished_figures(output: Path, identity: Mapping[str, Any], console: Console
         return None
     figures: dict[str, Any] = outcome["figures"]
     return figures
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash of what a model folder computes: its config and weights (not its card, which is written later)."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return fingerprint({file.name: sha256_file(file) for file in files if file.is_file()})
 
 
 def publish(
@@ -66,7 +75,7 @@ def publish(
                 add_files(draft)
         outcome = {"identity": checkpoints.identity, "figures": dict(figures)}
         atomic_write(output / _OUTCOME, json.dumps(outcome, ensure_ascii=False, indent=2) + "\n")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"cannot save the model in {folder} ({free_bytes(output) / 1e6:,.0f} MB free): {error}",
             hint="free some space and run the same command again; it goes on from the last checkpoint",

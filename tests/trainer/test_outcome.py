@@ -1,0 +1,58 @@
+"""The end of a stage: the model appears whole or not at all, and is recognised by what it was made of."""
+
+import pytest
+
+from leveret.console import Console
+from leveret.errors import TrainingError
+from leveret.tokenizer.train import train_byte_bpe
+from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.outcome import finished_figures, model_fingerprint, publish
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def save(tmp_path, new_model):
+    tokenizer = train_byte_bpe(["hello"], vocab_size=270, special_tokens=["<eos>"], eos_token="<eos>")
+
+    def run(identity, seed=0):
+        checkpoints = Checkpoints(tmp_path / "checkpoints", identity=identity, keep=1, console=QUIET)
+        checkpoints.folder.mkdir(exist_ok=True)
+        return publish(new_model(seed), tokenizer, tmp_path, checkpoints=checkpoints, figures={"loss": 1.5})
+
+    return run
+
+
+def test_a_finished_run_is_known_by_its_identity(tmp_path, save):
+    assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
+    save({"seed": 1})
+    assert not (tmp_path / "checkpoints").exists()
+    assert finished_figures(tmp_path, {"seed": 1}, QUIET) == {"loss": 1.5}
+    assert finished_figures(tmp_path, {"seed": 2}, QUIET) is None
+
+
+def test_a_note_without_its_model_or_a_broken_note_counts_for_nothing(tmp_path, save):
+    save({"seed": 1})
+    (tmp_path / "outcome.json").write_text("{")
+    assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
+    save({"seed": 1})
+    (tmp_path / "model" / "config.json").unlink()
+    assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
+
+
+def test_a_full_disk_keeps_the_checkpoints_and_the_model_that_was_there(tmp_path, save, small_files_only):
+    folder = save({"seed": 1})
+    before = model_fingerprint(folder)
+    with small_files_only(4_000), pytest.raises(TrainingError, match=r"cannot save the model .* MB free"):
+        save({"seed": 2}, seed=2)
+    assert (tmp_path / "checkpoints").is_dir()
+    assert model_fingerprint(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model", "outcome.json"]
+
+
+def test_a_model_s_fingerprint_is_of_its_weights_and_not_of_its_card(save):
+    folder = save({"seed": 1})
+    before = model_fingerprint(folder)
+    (folder / "README.md").write_text("# A card, written by a later stage")
+    assert model_fingerprint(folder) == before
+    assert model_fingerprint(save({"seed": 1}, seed=3)) != before
