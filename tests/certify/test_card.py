@@ -74,6 +74,15 @@ def test_the_card_says_what_the_records_say(make_form: MakeForm, stage: Path) ->
     assert "warmup" not in card and "0123abcd" not in card and "No evaluation" not in card
 
 
+def test_a_training_stage_without_a_pipeline_tells_its_own_outcome(make_form: MakeForm, tmp_path: Path) -> None:
+    stage = tmp_path / "alone"
+    stage.mkdir()
+    outcome = {"identity": {"training": {"learning_rate": 0.001}}, "figures": {"steps": 1200}}
+    (stage / "outcome.json").write_text(json.dumps(outcome))
+    card = certify(make_form("m"), make_form("b"), sources=[stage])
+    assert "| training.learning_rate | 0.001 |" in card and "| steps | 1,200 |" in card
+
+
 def test_the_metadata_is_yaml_that_the_hub_reads(make_form: MakeForm, tmp_path: Path) -> None:
     quantize(QuantizeConfig(model=str(make_form("m")), output=tmp_path / "q", group_size=32), QUIET)
     tool = Tool(name="set_timer", description="Timer", parameters=(Parameter(name="minutes", type="integer"),))

@@ -10,6 +10,7 @@ import pytest
 
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
+from leveret.model.families import family_for
 from leveret.model.init import init_weights
 from leveret.tokenizer.train import train_byte_bpe
 from leveret.weights.save import save_model
@@ -33,6 +34,8 @@ def make_directory(tmp_path_factory: pytest.TempPathFactory) -> MakeDirectory:
             "max_position_embeddings": 128,
             "initializer_range": 0.2,
         }
+        family = family_for(str(changes.get("family", "mistral")))
+        settings["norm_scales_in_float32"] = family.norm_scales_in_float32
         model = Decoder(ModelConfig(**(settings | changes)))
         init_weights(model, 0)
         path = tmp_path_factory.mktemp("models") / "whole"

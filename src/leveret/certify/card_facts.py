@@ -1,7 +1,8 @@
 """What a model card can say truthfully: facts read from the model directory and from the stages that made it.
 
 Of the model: its config, size on disk, number format and tools. Of a stage's folder: the pipeline's record beside it
-(settings, results, time), the training curve of metrics.jsonl, the scores of evaluation.json, whichever are there.
+(settings, results, time) or its outcome.json, the training curve of metrics.jsonl, the scores of evaluation.json,
+whichever are there.
 Nothing is guessed: what no file says is not in the card.
 """
 
@@ -78,19 +79,21 @@ def stage_facts(folder: Path) -> StageFacts:
     """Read a stage's folder; DataError when there is nothing in it to tell."""
     record_file = folder.parent / "stages" / f"{folder.name}.json"
     record = read_json(record_file) if record_file.is_file() else {}
+    outcome_file = folder / "outcome.json"  # of a training stage; it has less than the pipeline's record
+    outcome = read_json(outcome_file) if outcome_file.is_file() else {}
     evaluation = folder / "evaluation.json"
     facts = StageFacts(
         name=folder.name,
         command=record.get("command"),
         seconds=record.get("seconds"),
-        settings=flat(record.get("parts", {}).get("config", {})),
-        results=flat(record.get("summary", {})),
+        settings=flat(record.get("parts", {}).get("config") or outcome.get("identity", {})),
+        results=flat(record.get("summary") or outcome.get("figures", {})),
         curve=tuple(read_metrics(folder / "metrics.jsonl")),
         scores=scores_of(read_json(evaluation)) if evaluation.is_file() else {},
     )
-    if not (record or facts.curve or facts.scores):
+    if not (record or outcome or facts.curve or facts.scores):
         raise DataError(
-            "there is nothing to tell in the card: no record of the pipeline, no metrics.jsonl, no evaluation.json",
+            "there is nothing to tell in the card: no record of the pipeline, outcome.json, metrics.jsonl or evaluation.json",
             path=folder,
         )
     return facts
