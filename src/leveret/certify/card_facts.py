@@ -93,7 +93,7 @@ def stage_facts(folder: Path) -> StageFacts:
     )
     if not (record or outcome or facts.curve or facts.scores):
         raise DataError(
-            "there is nothing to tell in the card: no record of the pipeline, outcome.json, metrics.jsonl or evaluation.json",
+            "there is nothing to tell in the card: no pipeline record, outcome.json, metrics.jsonl or evaluation.json",
             path=folder,
         )
     return facts
