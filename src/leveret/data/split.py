@@ -16,9 +16,14 @@ from leveret.segment.words import normalize
 
 def is_held_out(text: str, fraction: float, *, seed: int = 0) -> bool:
     """Whether `text` belongs to the `fraction` of texts that is kept for validation."""
+    return place(text, seed=seed) < fraction * 2**64
+
+
+def place(text: str, *, seed: int = 0) -> int:
+    """Where between 0 and 2^64 `text` and its copies stand; the texts that are held out stand in front."""
     content = f"{seed}\n{' '.join(normalize(text).split())}"
     digest = hashlib.sha256(content.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+    return int.from_bytes(digest[:8], "big")
 
 
 def split_documents(

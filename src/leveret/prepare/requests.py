@@ -1,0 +1,127 @@
+"""The requests of `prepare`: drawn from phrase books for training, and held out in new phrasings with new values."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from leveret.console import Console
+from leveret.data.examples import Document
+from leveret.prepare.config import RequestsConfig
+from leveret.prepare.documents import write_documents
+from leveret.segment.words import normalize
+from leveret.tools.generator import Kind, RequestGenerator
+from leveret.tools.made_up import made_up_rules
+from leveret.tools.phrase_book import PhraseBook
+from leveret.tools.requests import ToolRequest, write_requests
+from leveret.tools.schema import ToolSet
+
+SPANS = 20_000
+"""Stretches of real text that requests may carry as messages or searches."""
+
+HELD_OUT_SHARES: tuple[tuple[Kind, float], ...] = (("single", 1.0), ("combined", 1 / 3), ("irrelevant", 1 / 4))
+"""Held-out requests of each kind, for each of `RequestsConfig.held_out`."""
+
+PATIENCE = 50
+"""Draws for each held-out request that is wanted, before fewer are taken."""
+
+
+def prepare_requests(
+    requests: RequestsConfig, documents: Sequence[Document], *, seed: int, output: Path, console: Console
+) -> dict[str, int]:
+    """Write the request files into `output`; returns how many of each. Only `documents` lend text to messages."""
+    generators = _generators(requests, documents, seed, console)
+    train = _training_requests(generators, requests, seed, console)
+    write_requests(output / "requests.train.jsonl", train)
+    write_documents(output / "requests.text.jsonl", _request_texts(train))
+    console.info(f"requests.train.jsonl: {len(train):,} requests in {len(generators)} languages")
+    counts = {"train_requests": len(train)}
+    seen = {_key(request) for request in train}
+    for kind, share in HELD_OUT_SHARES:
+        wanted = max(1, round(requests.held_out * share))
+        able = [generator for generator in generators if kind in generator.kinds]
+        held_out = [request for generator in able for request in _held_out(generator, kind, wanted, seen)]
+        if held_out:
+            write_requests(output / f"held_out.{kind}.jsonl", held_out)
+        if len(held_out) < wanted * len(generators):
+            console.warn(f"only {len(held_out):,} of {wanted * len(generators):,} held-out {kind} requests can be made")
+        console.info(f"held_out.{kind}.jsonl: {len(held_out):,} requests in phrasings and with values new to training")
+        counts[f"held_out_{kind}"] = len(held_out)
+    return counts
+
+
+def _generators(
+    requests: RequestsConfig, documents: Sequence[Document], seed: int, console: Console
+) -> list[RequestGenerator]:
+    tools = ToolSet.load(requests.tools)
+    rules = made_up_rules(seed, list(_spans(documents, seed)))
+    books = [PhraseBook.load(path, tools, plain_rules=rules) for path in requests.phrases]
+    for book in books:
+        if missing := [name for name in tools.names if name not in book.tools]:
+            console.warn(f"{book.source} has no requests for {', '.join(missing)}: a model will not learn to call them")
+    return [RequestGenerator(book, tools, seed=seed) for book in books]
+
+
+def _training_requests(
+    generators: Sequence[RequestGenerator], requests: RequestsConfig, seed: int, console: Console
+) -> list[ToolRequest]:
+    drawn = []
+    with console.progress("requests", requests.train) as progress:
+        for number in range(requests.train):
+            drawn.append(_training_request(generators, requests, seed, number))
+            if number % 1000 == 999:
+                progress.update(number + 1)
+    return drawn
+
+
+def _training_request(
+    generators: Sequence[RequestGenerator], requests: RequestsConfig, seed: int, number: int
+) -> ToolRequest:
+    """Training request `number`: the languages take turns, its kind is drawn."""
+    draw = random.Random(f"{seed}/kind/{number}").random()
+    kind: Kind = "single"
+    if draw < requests.combined_share:
+        kind = "combined"
+    elif draw < requests.combined_share + requests.irrelevant_share:
+        kind = "irrelevant"
+    return generators[number % len(generators)].draw(kind, number // len(generators), held_out=False)
+
+
+def _held_out(generator: RequestGenerator, kind: Kind, wanted: int, seen: set[str]) -> Iterator[ToolRequest]:
+    """Up to `wanted` held-out requests that are not in `seen`, to which they are added."""
+    found = 0
+    for index in range(PATIENCE * wanted):
+        if found == wanted:
+            return
+        request = generator.draw(kind, index, held_out=True)
+        if (key := _key(request)) not in seen:
+            seen.add(key)
+            found += 1
+            yield request
+
+
+def _key(request: ToolRequest) -> str:
+    """What a request says, whatever its case, spacing and punctuation."""
+    return "".join(filter(str.isalnum, normalize(request.query)))
+
+
+def _spans(documents: Sequence[Document], seed: int) -> Iterator[str]:
+    """Stretches of two to seven words of the documents."""
+    rng = random.Random(f"{seed}/spans")
+    words = [document.text.split() for document in documents if len(document.text) < 200_000]
+    words = [one for one in words if len(one) >= 10]
+    for _ in range(SPANS if words else 0):
+        text = rng.choice(words)
+        start = rng.randrange(len(text) - 8)
+        yield " ".join(text[start : start + rng.randrange(2, 8)])
+
+
+def _request_texts(requests: Sequence[ToolRequest]) -> Iterator[Document]:
+    """Requests as plain text for pretraining, each said twice: the second time can only be predicted by copying.
+
+    A model finds out how to copy (induction heads, arXiv 2209.11895) long before it sees the calls, whose arguments are
+    copies.
+    """
+    for number, request in enumerate(requests):
+        yield Document(text=f"{request.query}\n{request.query}", source=f"request {number}")

@@ -1,0 +1,94 @@
+"""The `prepare` command: gather text, split it, generate requests for a tool set.
+
+Everything is a function of the config, the inputs and the seed: run twice, it writes the same bytes. Each file is
+written whole or not at all, and `report.json` last: running again with the same config and the same inputs finds the
+finished files and does nothing. A killed run starts over, for it is short.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leveret.commands import StageResult
+from leveret.config import fingerprint
+from leveret.console import Console
+from leveret.data.examples import Document
+from leveret.paths import atomic_write, sha256_file
+from leveret.prepare.config import PrepareConfig
+from leveret.prepare.documents import divide, gather, write_documents
+from leveret.prepare.requests import prepare_requests
+from leveret.version import VERSION
+
+REPORT = "report.json"
+
+
+def run(config: PrepareConfig, console: Console) -> StageResult:
+    """Write the files of `config.output`."""
+    documents = gather(config, console)
+    key = _fingerprint(config, documents)
+    report = _read_report(config.output)
+    if report.get("fingerprint") == key and _is_whole(config.output, report):
+        console.info(f"{config.output} holds these files already")
+        return StageResult(output=config.output, summary=report["summary"])
+    _remove(config.output, report)
+    train, valid = divide(documents, config.validation_share)
+    summary = _write_texts(config.output, train, valid, console)
+    if config.requests is not None:
+        summary |= prepare_requests(config.requests, train, seed=config.seed, output=config.output, console=console)
+    _write_report(config.output, key, summary)
+    return StageResult(output=config.output, summary=summary)
+
+
+def _write_texts(
+    output: Path, train: Sequence[Document], valid: Sequence[Document], console: Console
+) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, part in (("train", train), ("valid", valid)):
+        if part:
+            write_documents(output / f"text.{name}.jsonl", part)
+            num_bytes = sum(len(document.text.encode()) for document in part)
+            counts |= {f"{name}_documents": len(part), f"{name}_bytes": num_bytes}
+            console.info(f"text.{name}.jsonl: {len(part):,} documents, {num_bytes:,} bytes")
+    return counts
+
+
+def _fingerprint(config: PrepareConfig, documents: Sequence[Document]) -> str:
+    """A hash of the config, the texts, the tools and the phrase books, but not of where they lie or the output goes."""
+    paths = {"tools", "phrases"}
+    inputs = [] if config.requests is None else [config.requests.tools, *config.requests.phrases]
+    return fingerprint(
+        {
+            "leveret": VERSION,
+            "config": config.model_dump(mode="json", exclude={"output": True, "documents": True, "requests": paths}),
+            "documents": [[document.text, document.source] for document in documents],
+            "inputs": [sha256_file(path) if path.is_file() else None for path in inputs],
+        }
+    )
+
+
+def _write_report(output: Path, key: str, summary: dict[str, int]) -> None:
+    files = {path.name: sha256_file(path) for path in sorted(output.glob("*.jsonl"))}
+    content = {"fingerprint": key, "summary": summary, "files": files}
+    atomic_write(output / REPORT, json.dumps(content, indent=2) + "\n")
+
+
+def _read_report(output: Path) -> dict[str, Any]:
+    try:
+        report = json.loads((output / REPORT).read_text("utf-8"))
+        return report if isinstance(report, dict) and isinstance(report.get("files"), dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_whole(output: Path, report: dict[str, Any]) -> bool:
+    files = report["files"].items()
+    return all((output / name).is_file() and sha256_file(output / name) == digest for name, digest in files)
+
+
+def _remove(output: Path, report: dict[str, Any]) -> None:
+    """Take away what an earlier run with another config has written, its report first."""
+    for name in (REPORT, *report.get("files", ())):
+        (output / name).unlink(missing_ok=True)

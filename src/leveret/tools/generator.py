@@ -1,0 +1,119 @@
+"""Seeded generation of tool-calling requests from phrase books: single, combined and irrelevant ones.
+
+A draw is: a pattern of the wanted split, a value for each slot of the same split, then the habits of real typing (see
+`typing_habits.py`). The expected calls are built along with the text, so they are right by construction: values that
+are copied are read off the finished text. Training and evaluation share neither a pattern nor an open value (see
+`PhraseBook.split` and `PhraseBook.draw_value`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from leveret.chat.messages import ToolCall
+from leveret.errors import ToolError
+from leveret.tools.phrase_book import Drawn, PhraseBook, typed_value
+from leveret.tools.phrase_rules import Piece, pick
+from leveret.tools.phrases import Pattern, Slot
+from leveret.tools.requests import ToolRequest
+from leveret.tools.schema import ToolSet
+from leveret.tools.typing_habits import as_typed, final_mark
+
+Kind = Literal["single", "combined", "irrelevant"]
+
+THREE_CALLS = 0.25
+"""Share of the combined requests that ask for three calls; the others ask for two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One request before it is spoken: text pieces, and what was drawn for each of them that stands for a slot."""
+
+    pieces: list[Piece]
+    drawn: list[Drawn | None]
+    tool: str | None
+    fixed: Mapping[str, str]
+
+
+class RequestGenerator:
+    """Draws requests in one language; the same (seed, split, kind, index) always gives the same request."""
+
+    def __init__(self, book: PhraseBook, tools: ToolSet, *, seed: int) -> None:
+        """Raises ToolError when a tool's patterns are too few to have both splits."""
+        self.book = book
+        self.tools = tools
+        self.seed = seed
+        self._names = sorted(book.tools)
+        self._patterns: dict[bool, dict[str | None, list[Pattern]]] = {}
+        for held_out in (False, True):
+            self._patterns[held_out] = {
+                name: book.split(patterns, held_out=held_out)
+                for name, patterns in (*book.tools.items(), (None, book.irrelevant))
+            }
+        for name in self._names:
+            for split, held_out in (("training", False), ("held-out", True)):
+                if not self._patterns[held_out][name]:
+                    hint = "write more patterns for it"
+                    raise ToolError(f"{book.source}: tool {name} has no {split} pattern", hint=hint)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of requests that the phrase book has patterns for."""
+        kinds: list[Kind] = ["single"] if self._names else []
+        kinds += ["combined"] if len(self._names) > 1 else []
+        kinds += ["irrelevant"] if all(self._patterns[held_out][None] for held_out in (False, True)) else []
+        return tuple(kinds)
+
+    def draw(self, kind: Kind, index: int, *, held_out: bool) -> ToolRequest:
+        """Request number `index` of a kind. Single requests go through the tools in turn: each has its share."""
+        if kind not in self.kinds:
+            hint = "an irrelevant request needs two patterns under irrelevant, a combined one two tools"
+            raise ToolError(f"{self.book.source}: no {kind} requests can be made of it", hint=hint)
+        rng = random.Random(f"{self.seed}/{self.book.language}/{kind}/{held_out}/{index}")
+        tools: list[str | None] = [None]
+        if kind == "single":
+            tools = [self._names[index % len(self._names)]]
+        elif kind == "combined":
+            count = 3 if rng.random() < THREE_CALLS else 2
+            tools = [*rng.sample(self._names, min(count, len(self._names)))]
+        return self._speak([self._part(tool, rng, held_out) for tool in tools], rng)
+
+    def _part(self, tool: str | None, rng: random.Random, held_out: bool) -> _Part:
+        pattern = pick(self._patterns[held_out][tool], rng)
+        drawn: list[Drawn] = []
+
+        def fill(slot: Slot) -> str:
+            drawn.append(self.book.draw_value(self.book.kind_of(tool, slot), rng, held_out=held_out))
+            return drawn[-1].surface
+
+        pieces = self.book.rules.pieces(pattern, rng, fill)
+        values = iter(drawn)
+        of_pieces = [None if piece.slot is None else next(values) for piece in pieces]
+        return _Part(pieces=pieces, drawn=of_pieces, tool=tool, fixed=pattern.fixed)
+
+    def _speak(self, parts: Sequence[_Part], rng: random.Random) -> ToolRequest:
+        """Join the parts, type them, and read the copied values off the final text."""
+        pieces: list[Piece] = []
+        for part in parts:
+            pieces += [Piece(pick(self.book.connectors, rng), None)] if pieces else []
+            pieces += part.pieces
+        language = self.book.language
+        typed = as_typed([piece.text for piece in pieces], [piece.slot is not None for piece in pieces], language, rng)
+        query = "".join(typed).strip()
+        calls, place = [], 0
+        for part in parts:
+            if part.tool is not None:
+                calls.append(self._call(part.tool, part, typed[place : place + len(part.pieces)]))
+            place += len(part.pieces) + 1  # and the connector
+        return ToolRequest(query=query + final_mark(query, language, rng), calls=tuple(calls))
+
+    def _call(self, name: str, part: _Part, typed: Sequence[str]) -> ToolCall:
+        values: dict[str, str | int] = dict(part.fixed)
+        for text, piece, drawn in zip(typed, part.pieces, part.drawn, strict=True):
+            if piece.slot is not None and drawn is not None:
+                values[piece.slot.argument] = text.strip() if drawn.verbatim else drawn.value
+        ordered = {p.name: typed_value(values[p.name], p) for p in self.tools.get(name).parameters if p.name in values}
+        return ToolCall(name=name, arguments=ordered)

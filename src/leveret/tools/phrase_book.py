@@ -1,0 +1,245 @@
+"""The file in which a language's requests for a tool set are written down (YAML), read and checked against the tools.
+
+    language: en
+    slots:      {make_phone_call.phone_number: phone, name: person}   the kind of value of each argument
+    rules:      {polite: ["please ", "could you ", ""]}               shared wording, used as <polite>
+    values:     {person: ["<first_name>", "Mom"]}                     open strings: the call carries the request's words
+                                                                      (they also serve as rules: <person>)
+    surfaces:   {mode: {walk: ["on foot", "walking"]}}                closed sets: value -> ways to say it
+    tools:      {call_contact: ["<polite>call {name}", ...]}          patterns (see phrases.py)
+    irrelevant: ["tell me a joke", ...]                               requests that no tool serves
+    connectors: [" and then ", ", also "]                             between the parts of a combined request
+
+Times, durations, levels, dates and phone numbers need no list: the kinds of `spoken.py` say them. Every mistake (a
+slot that is no argument, an unknown kind, an argument that no wording fills, a value that the tool refuses) is an error
+that shows the line. What is *held out* (used for evaluation only) is decided by a hash of the text itself, never by its
+place in a file or a list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leveret.config import read_yaml
+from leveret.errors import ToolError
+from leveret.tools.phrase_rules import PhraseRules, pick
+from leveret.tools.phrases import Pattern, Slot, parse_pattern
+from leveret.tools.schema import Parameter, Tool, ToolSet
+from leveret.tools.spoken import SPOKEN
+
+HELD_OUT_PERCENT = 12
+"""Share of patterns, and of values, that training never sees."""
+
+MIN_HELD_OUT = 4
+"""Held-out patterns of each tool at the least, so that its evaluation does not hang on one wording."""
+
+COPIED_KINDS = frozenset(("phone",))
+"""Spoken kinds whose value is the words themselves."""
+
+SECTIONS = ("language", "slots", "rules", "values", "surfaces", "tools", "irrelevant", "connectors")
+
+_PATIENCE = 1000
+"""Draws before a kind of value is said to have no part in a split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A drawn value: the words of the request, the value of the call, and whether the value is those very words."""
+
+    surface: str
+    value: str | int
+    verbatim: bool
+
+
+class PhraseBook:
+    """Patterns and values of one language for one tool set."""
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        tools: ToolSet,
+        *,
+        source: str,
+        plain_rules: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Check `data` (the parsed YAML) against `tools`.
+
+        `plain_rules` adds rules made elsewhere, such as spans of real text: lists of texts, in which no mark counts.
+        """
+        self.source = source
+        self.language = _language(data, source)
+        rules = {**_section(data, "rules", source), **_section(data, "values", source)}
+        self.rules = PhraseRules(
+            {name: _lines(lines, f"{source}: rule {name}") for name, lines in rules.items()},
+            source=source,
+            plain=plain_rules,
+        )
+        self._slots: Mapping[str, str] = _section(data, "slots", source)
+        self._values = {
+            kind: self._patterns(lines, f"values {kind}", slots=False)
+            for kind, lines in _section(data, "values", source).items()
+        }
+        self._surfaces = {
+            kind: {
+                value: self._patterns(lines, f"surfaces {kind}.{value}", slots=False)
+                for value, lines in _section(ways, None, f"{source}: surfaces {kind}").items()
+            }
+            for kind, ways in _section(data, "surfaces", source).items()
+        }
+        self.tools = {
+            name: self._patterns(lines, f"tool {name}", slots=True)
+            for name, lines in _section(data, "tools", source).items()
+        }
+        self.irrelevant = self._patterns(data.get("irrelevant", ()), "irrelevant", slots=True)
+        self.connectors: tuple[str, ...] = tuple(data.get("connectors", (" ",)))
+        self._check_all(tools)
+
+    @classmethod
+    def load(cls, path: Path, tools: ToolSet, *, plain_rules: Mapping[str, Sequence[str]] | None = None) -> PhraseBook:
+        """Read a phrase book file. Raises ToolError or ConfigError naming the file and showing the line."""
+        return cls(read_yaml(path), tools, source=str(path), plain_rules=plain_rules)
+
+    def kind_of(self, tool: str | None, slot: Slot) -> str:
+        """The kind of value that fills `slot` in a pattern of `tool` (None: in an irrelevant request)."""
+        of_tool, of_any = self._slots.get(f"{tool}.{slot.argument}"), self._slots.get(slot.argument)
+        kind = slot.kind or of_tool or of_any or slot.argument
+        if kind in self._values or kind in self._surfaces or kind in SPOKEN[self.language]:
+            return kind
+        raise ToolError(
+            f"{self.source}: no values of kind {kind!r}, needed by {{{slot.argument}}} of {tool or 'irrelevant'}",
+            hint="add it under values or surfaces, or name another kind in slots",
+        )
+
+    def draw_value(self, kind: str, rng: random.Random, *, held_out: bool) -> Drawn:
+        """Draw a value of `kind` from the training or the held-out split (closed sets are in both)."""
+        if (ways := self._surfaces.get(kind)) is not None:
+            value = pick(tuple(ways), rng)
+            return Drawn(surface=self.rules.text(pick(ways[value], rng), rng), value=value, verbatim=False)
+        for _ in range(_PATIENCE):
+            drawn = self._draw_open(kind, rng)
+            if is_held_out(f"{kind}: {drawn.surface.lower()}", HELD_OUT_PERCENT) == held_out:
+                return drawn
+        split = "held-out" if held_out else "training"
+        problem = f"values of kind {kind!r} are too few to have a {split} part"
+        raise ToolError(f"{self.source}: {problem}", hint="add more values")
+
+    def _draw_open(self, kind: str, rng: random.Random) -> Drawn:
+        if kind in self._values:
+            text = self.rules.text(pick(self._values[kind], rng), rng)
+            return Drawn(surface=text, value=text, verbatim=True)
+        said = SPOKEN[self.language][kind](rng)
+        return Drawn(surface=said.surface, value=said.value, verbatim=kind in COPIED_KINDS)
+
+    def split(self, patterns: Sequence[Pattern], *, held_out: bool) -> list[Pattern]:
+        """The patterns of one split, in the order of the file; those with the smallest hashes are held out.
+
+        A line that stands twice, to be drawn twice as often, counts once and is on one side.
+        """
+        texts = sorted({pattern.text for pattern in patterns}, key=text_hash)
+        count = max(math.ceil(len(texts) * HELD_OUT_PERCENT / 100), min(MIN_HELD_OUT, len(texts) // 2))
+        chosen = set(texts[:count])
+        return [pattern for pattern in patterns if (pattern.text in chosen) == held_out]
+
+    def _patterns(self, lines: object, where: str, *, slots: bool) -> tuple[Pattern, ...]:
+        where = f"{self.source}: {where}"
+        patterns = tuple(parse_pattern(line, source=where) for line in _lines(lines, where))
+        for pattern in patterns:
+            self.rules.check(pattern, where, slots=slots)
+        return patterns
+
+    def _check_all(self, tools: ToolSet) -> None:
+        for name, patterns in self.tools.items():
+            if name not in tools:
+                hint = f"the tools are: {', '.join(tools.names)}"
+                raise ToolError(f"{self.source}: there is no tool {name!r}", hint=hint)
+            for pattern in patterns:
+                self._check(pattern, tools.get(name))
+        for pattern in self.irrelevant:
+            for slot in pattern.slots:
+                self.kind_of(None, slot)
+
+    def _check(self, pattern: Pattern, tool: Tool) -> None:
+        """Every argument exists and fits, no way through the choices lacks a required one or fills one twice."""
+        where = f"{self.source}: tool {tool.name}"
+        parameters = {parameter.name: parameter for parameter in tool.parameters}
+        for argument in (*(slot.argument for slot in pattern.slots), *pattern.fixed):
+            if argument not in parameters:
+                hint = f"arguments: {', '.join(sorted(parameters))}"
+                raise ToolError(f"{where} has no argument {argument!r}, used in: {pattern.text}", hint=hint)
+        for argument, text in pattern.fixed.items():
+            self._check_value(parameters[argument], text, f"{where}: {pattern.text}")
+        for slot in pattern.slots:
+            for value in self._surfaces.get(self.kind_of(tool.name, slot), ()):
+                self._check_value(parameters[slot.argument], value, f"{where}: {pattern.text}")
+        for way in pattern.ways:
+            for parameter in tool.parameters:
+                if way.count(parameter.name) > 1:
+                    raise ToolError(f"{where}: the argument {parameter.name!r} is filled twice in: {pattern.text}")
+                if parameter.required and parameter.name not in (*way, *pattern.fixed):
+                    raise ToolError(
+                        f"{where}: nothing fills the required argument {parameter.name!r} in: {pattern.text}",
+                        hint="it must be filled whichever choices are drawn, by a slot or after =>",
+                    )
+
+    def _check_value(self, parameter: Parameter, text: str, where: str) -> None:
+        if problem := parameter.problem(typed_value(text, parameter)):
+            raise ToolError(f"{where}: {parameter.name} {problem}")
+
+
+def typed_value(value: str | int, parameter: Parameter) -> str | int | float | bool:
+    """The JSON value of an argument, since phrase books write everything as text; `value` itself if it is no such."""
+    try:
+        if parameter.type == "integer":
+            return int(value)
+        if parameter.type == "number":
+            return float(value)
+    except ValueError:
+        return value
+    if parameter.type == "boolean":
+        return {"true": True, "false": False}.get(str(value).lower(), value)
+    return str(value)
+
+
+def text_hash(text: str) -> int:
+    """A fixed number between 0 and 2^32 for a text, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def is_held_out(text: str, percent: int) -> bool:
+    """Whether `text` belongs to the evaluation split: its hash decides, about `percent` in a hundred do."""
+    return text_hash(text) % 100 < percent
+
+
+def _language(data: Mapping[str, Any], source: str) -> str:
+    for name in data:
+        if name not in SECTIONS:
+            raise ToolError(f"{source}: unknown section {name!r}", hint=f"sections: {', '.join(SECTIONS)}")
+    language = data.get("language")
+    if language not in SPOKEN:
+        raise ToolError(f"{source}: language {language!r} is not one of {', '.join(SPOKEN)}")
+    return str(language)
+
+
+def _section(data: Any, name: str | None, source: str) -> Mapping[str, Any]:
+    """The mapping under `name`, empty if there is none; with None, `data` itself."""
+    section, where = (data, source) if name is None else (data.get(name, {}), f"{source}: {name}")
+    if not isinstance(section, Mapping) or not all(isinstance(key, str) for key in section):
+        raise ToolError(
+            f"{where} must map names to entries", hint='put true, false and numbers in quotes: "true": [...]'
+        )
+    return section
+
+
+def _lines(lines: object, where: str) -> Sequence[str]:
+    if isinstance(lines, str) or not isinstance(lines, Sequence):
+        raise ToolError(f"{where}: must be a list of lines, not {lines!r}")
+    for line in lines:
+        if not isinstance(line, str):
+            raise ToolError(f"{where}: {line!r} is not text", hint="put the line in quotes")
+    return lines
