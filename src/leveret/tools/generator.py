@@ -100,6 +100,7 @@ class RequestGenerator:
         for part in parts:
             pieces += [Piece(pick(self.book.connectors, rng), None)] if pieces else []
             pieces += part.pieces
+        pieces = _apart(pieces)
         language = self.book.language
         typed = as_typed([piece.text for piece in pieces], [piece.slot is not None for piece in pieces], language, rng)
         query = "".join(typed).strip()
@@ -117,3 +118,14 @@ class RequestGenerator:
                 values[piece.slot.argument] = text.strip() if drawn.verbatim else drawn.value
         ordered = {p.name: typed_value(values[p.name], p) for p in self.tools.get(name).parameters if p.name in values}
         return ToolCall(name=name, arguments=ordered)
+
+
+def _apart(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces with a space where two numbers meet: 2030-06-27 and 14:30 are not 2030-06-2714:30."""
+    spaced: list[Piece] = []
+    last = ""
+    for piece in pieces:
+        meets = last.isdigit() and piece.text[:1].isdigit()
+        spaced.append(piece._replace(text=" " + piece.text) if meets else piece)
+        last = piece.text[-1:] or last
+    return spaced

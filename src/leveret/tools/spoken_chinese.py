@@ -31,6 +31,15 @@ def _count(number: int) -> str:
 
 def chinese_time(rng: random.Random) -> Spoken:
     """A time of day as a Chinese speaker types or says it, with HH:MM (24 hours)."""
+    return _time(rng, today=True)
+
+
+def chinese_clock_time(rng: random.Random) -> Spoken:
+    """Like `chinese_time`, without words that mean today (今晚): it stands beside a date."""
+    return _time(rng, today=False)
+
+
+def _time(rng: random.Random, *, today: bool) -> Spoken:
     hour, minute = rng.randrange(24), common_minute(rng)
     value = f"{hour:02d}:{minute:02d}"
     style = rng.random()
@@ -43,11 +52,11 @@ def chinese_time(rng: random.Random) -> Spoken:
         return Spoken(surface=f"{hour}点{_minutes_past(minute, rng, digits=True)}", value=value)
     if style < 0.32 and 0 < hour < 12:
         return Spoken(surface=f"{_count(hour)}点{_minutes_past(minute, rng, digits=False)}", value=value)
-    return Spoken(surface=_with_part_of_day(hour, minute, rng), value=value)
+    return Spoken(surface=_with_part_of_day(hour, minute, rng, today=today), value=value)
 
 
-def _with_part_of_day(hour: int, minute: int, rng: random.Random) -> str:
-    part, hour12 = _part_of_day(hour, rng), hour % 12 or 12
+def _with_part_of_day(hour: int, minute: int, rng: random.Random, *, today: bool) -> str:
+    part, hour12 = _part_of_day(hour, rng, today=today), hour % 12 or 12
     style = rng.random()
     if part.endswith("零点"):
         return part + _minutes_past(minute, rng, digits=False)
@@ -80,7 +89,7 @@ def _minute_number(minute: int) -> str:
     return ("零" if minute < 10 else "") + chinese_number(minute)
 
 
-def _part_of_day(hour: int, rng: random.Random) -> str:
+def _part_of_day(hour: int, rng: random.Random, *, today: bool) -> str:
     """A word for the part of the day; at midnight it may bring its own hour (零点)."""
     if hour == 0:
         return rng.choice(("零点", "凌晨零点", "半夜", "午夜", "凌晨"))
@@ -94,7 +103,7 @@ def _part_of_day(hour: int, rng: random.Random) -> str:
         return "中午"
     if hour < 18:
         return rng.choice(("下午", "下午", "下午", "傍晚" if hour == 17 else "下午", "午后"))
-    return rng.choice(("晚上", "晚上", "晚上", "傍晚" if hour < 20 else "夜里", "今晚"))
+    return rng.choice(("晚上", "晚上", "晚上", "傍晚" if hour < 20 else "夜里", "今晚" if today else "晚上"))
 
 
 _DURATIONS = table(

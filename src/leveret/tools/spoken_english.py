@@ -34,6 +34,15 @@ def english_number(number: int) -> str:
 
 def english_time(rng: random.Random) -> Spoken:
     """A time of day as an English speaker types or says it, with HH:MM (24 hours)."""
+    return _time(rng, today=True)
+
+
+def english_clock_time(rng: random.Random) -> Spoken:
+    """Like `english_time`, without words that mean today (tonight, this morning): it stands beside a date."""
+    return _time(rng, today=False)
+
+
+def _time(rng: random.Random, *, today: bool) -> Spoken:
     hour, minute = rng.randrange(24), common_minute(rng)
     value = f"{hour:02d}:{minute:02d}"
     style = rng.random()
@@ -42,9 +51,9 @@ def english_time(rng: random.Random) -> Spoken:
     if style < 0.25:
         return Spoken(surface=rng.choice((value, f"{hour}:{minute:02d}", value)), value=value)
     clock = _clock(hour % 12 or 12, minute, rng)
-    if style < 0.30 and 0 < hour < 12:
+    if style < 0.30 and 5 <= hour < 12:
         return Spoken(surface=clock, value=value)
-    part = _part_of_day(hour, rng)
+    part = _part_of_day(hour, rng, today=today)
     joint = " " if part[0] != " " and not clock[-1].isdigit() else ""
     return Spoken(surface=clock + joint + part, value=value)
 
@@ -80,17 +89,19 @@ def _hour_name(hour: int, rng: random.Random) -> str:
     return rng.choice((_ONES[hour], str(hour)))
 
 
-def _part_of_day(hour: int, rng: random.Random) -> str:
+def _part_of_day(hour: int, rng: random.Random, *, today: bool) -> str:
     if hour < 12:
         parts = ["am", " am", " a.m.", " AM", "AM", " in the morning", " in the morning"]
-        parts += [" at night"] if hour < 4 else [" this morning"] if hour > 4 else []
+        parts += [" at night"] if hour < 4 else []
+        of_today = [" this morning"] if hour > 4 else []
     else:
         parts = ["pm", " pm", " p.m.", " PM", "PM"]
         parts += [" in the afternoon"] * 2 if hour < 18 else []
-        parts += [" in the evening", " this evening"] if 16 < hour < 23 else []
-        parts += [" at night", " tonight", " tonight"] if hour > 18 else []
-        parts += [" this afternoon"] if hour < 17 else []
-    return rng.choice(parts)
+        parts += [" in the evening"] if 16 < hour < 23 else []
+        parts += [" at night"] if hour > 18 else []
+        of_today = [" this afternoon"] if hour < 17 else [" this evening"] if hour < 23 else []
+        of_today += [" tonight", " tonight"] if hour > 18 else []
+    return rng.choice(parts + (of_today if today else []))
 
 
 _DURATIONS = table(
