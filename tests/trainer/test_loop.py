@@ -192,6 +192,7 @@ KNOBS = {  # knob -> a value; where it shows
     "max_steps": (5, "weights"),
     "rows_per_step": (5, "weights"),
     "learning_rate": (3e-3, "weights"),
+    "optimizer": ("muon", "weights"),
     "min_learning_rate_ratio": (0.9, "weights"),
     "schedule": ("linear", "weights"),
     "warmup_steps": (3, "weights"),
@@ -207,6 +208,7 @@ KNOBS = {  # knob -> a value; where it shows
     "micro_batch_rows": (2, "forwards"),
 }
 ELSEWHERE = {
+    "matrix_learning_rate_ratio": "test_muon.py",
     "decay_fraction": "test_schedule.py",
     "sequence_length": "tests/pretrain",
     "evaluate_rows": "test_validation.py",

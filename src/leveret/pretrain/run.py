@@ -85,7 +85,7 @@ def run(config: PretrainConfig, console: Console) -> StageResult:
 def model_config(shape: ModelShape, tokenizer: Tokenizer) -> ModelConfig:
     """The whole description of a fresh model: its shape, and what the tokenizer says."""
     sizes = shape.model_dump(
-        exclude={"rope_theta", "num_experts", "experts_per_token", "num_key_value_heads", "head_dim"}
+        exclude={"rope_theta", "num_experts", "experts_per_token", "num_key_value_heads", "head_dim", "attention_init"}
     )
     optional = {name: getattr(shape, name) for name in ("num_key_value_heads", "head_dim")}
     experts = shape.num_experts
@@ -145,7 +145,7 @@ def _model(config: PretrainConfig, start: Path | None, tokenizer: Tokenizer) -> 
             )
         return model
     model = Decoder(model_config(config.model, tokenizer))
-    init_weights(model, config.seed)
+    init_weights(model, config.seed, attention=config.model.attention_init)
     return model
 
 

@@ -16,6 +16,9 @@ number of parameters; clipping rides along as the kernel's gradient scale instea
     m <- b1 * m + (1 - b1) * g          v <- b2 * v + (1 - b2) * g^2
     w <- w - lr * (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
 
+With `optimizer: muon` the matrices inside the layers are updated by Muon instead (muon.py); they lie first in the
+buffers, and `exp_avg` holds their momentum.
+
 `plain_adamw_` below writes the same in five lines and is the reference in the tests. Vectors (norm gains, biases)
 are not decayed; matrices and embeddings are. Parameters with requires_grad=False are left alone.
 """
@@ -32,6 +35,7 @@ from torch.optim.adamw import adamw
 
 from leveret.errors import CheckpointError
 from leveret.trainer.config import TrainingConfig
+from leveret.trainer.muon import muon_
 
 _ALIGNMENT = 64  # elements: every view starts on a cache line in bf16 and in fp32
 
@@ -39,6 +43,11 @@ _ALIGNMENT = 64  # elements: every view starts on a cache line in bf16 and in fp
 def is_decayed(parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: matrices and embeddings yes, norm gains and biases no."""
     return parameter.ndim >= 2
+
+
+def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon may update it: a matrix inside a layer, which maps hidden states to hidden states."""
+    return parameter.ndim == 2 and "layers." in name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +73,18 @@ class AdamW:
     def __init__(self, model: nn.Module, config: TrainingConfig, *, dtype: torch.dtype) -> None:
         self.config = config
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        ordered = sorted(trainable, key=lambda item: not is_decayed(item[1]))  # stable: decayed ones first
+        takes_muon = is_inner_matrix if config.optimizer == "muon" else lambda name, parameter: False
+        ordered = sorted(trainable, key=lambda item: (not takes_muon(*item), not is_decayed(item[1])))  # stable
         self.slots: list[Slot] = []
-        size = self.decayed_size = 0
+        self._matrices: dict[torch.Size, list[Slot]] = {}
+        size = self.muon_size = self.decayed_size = 0
         for name, parameter in ordered:
             self.slots.append(Slot(name=name, parameter=parameter, start=size))
             size += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
             self.decayed_size = size if is_decayed(parameter) else self.decayed_size
+            if takes_muon(name, parameter):
+                self.muon_size = size
+                self._matrices.setdefault(parameter.shape, []).append(self.slots[-1])
         device = ordered[0][1].device
         self.masters = torch.zeros(size, dtype=torch.float32, device=device)
         self.weights = self.masters if dtype == torch.float32 else torch.zeros(size, dtype=dtype, device=device)
@@ -109,6 +123,7 @@ class AdamW:
         divide_by = None
         if limit is not None and gradient_norm > limit:
             divide_by = torch.tensor((gradient_norm + 1e-6) / limit, device=self.masters.device)
+        self._update_matrices(learning_rate, divide_by)
         # The kernel counts up itself before it uses the count.
         count = torch.tensor(float(self.updates - 1), device=self.masters.device)
         for part, decay in self._parts():
@@ -153,8 +168,20 @@ class AdamW:
         empty = self.masters.new_empty(0)
         self.gradients = self.exp_avg = self.exp_avg_sq = empty
 
+    def _update_matrices(self, learning_rate: float, divide_by: Tensor | None) -> None:
+        if divide_by is not None:
+            self.gradients[: self.muon_size].div_(divide_by)
+        for slots in self._matrices.values():
+            weights, gradients, momenta = (
+                [slot.view(flat) for slot in slots] for flat in (self.masters, self.gradients, self.exp_avg)
+            )
+            muon_(
+                weights, gradients, momenta,
+                lr=learning_rate * self.config.matrix_learning_rate_ratio, weight_decay=self.config.weight_decay,
+            )  # fmt: skip
+
     def _parts(self) -> list[tuple[slice, float]]:
-        decayed = slice(0, self.decayed_size)
+        decayed = slice(self.muon_size, self.decayed_size)
         return [(decayed, self.config.weight_decay), (slice(self.decayed_size, self.masters.numel()), 0.0)]
 
     def _push(self) -> None:

@@ -66,6 +66,11 @@ class TrainingConfig(Config):
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of all steps that `wsd` spends falling; the other schedules do not read it."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything; or muon for the matrices inside the layers and adamw for the rest: fewer steps to the
+    same loss."""
+    matrix_learning_rate_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Muon's learning rate as a multiple of `learning_rate`. 1 suits large models; small ones take 3 to 5."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay on matrices and embeddings; norms and biases are never decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -97,6 +102,10 @@ class TrainingConfig(Config):
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
+        if self.optimizer != "muon" and self.matrix_learning_rate_ratio != 1:
+            raise ValueError(
+                f"matrix_learning_rate_ratio ({self.matrix_learning_rate_ratio}) is read by optimizer: muon only"
+            )
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps}): "
