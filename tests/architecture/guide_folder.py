@@ -5,6 +5,7 @@ text/train.txt, text/held_out.txt
 conversations.jsonl        messages
 requests.jsonl             {"query", "calls"}, what `leveret evaluate --tools` reads
 tools.json                 the phone's tool set
+phrases.en.yaml, phrases.zh.yaml   its phrase books
 tiny.yaml                  a recipe of quick stages
 """
 
@@ -47,7 +48,8 @@ def build(folder: Path) -> None:
     (folder / "text/held_out.txt").write_text(TEXT[::-1] + TEXT, encoding="utf-8")
     _write_lines(folder / "conversations.jsonl", [{"messages": messages} for messages in CONVERSATIONS * 8])
     _write_lines(folder / "requests.jsonl", REQUESTS)
-    shutil.copy(ROOT / "recipes/phone/tools.json", folder / "tools.json")
+    for name in ("tools.json", "phrases.en.yaml", "phrases.zh.yaml"):
+        shutil.copy(ROOT / "recipes/phone" / name, folder / name)
     (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from leveret.config import Config, Rehearsal
+from leveret.config import Config, Positional, Rehearsal
 
 
 class RequestsConfig(Config):
@@ -37,8 +37,8 @@ class PrepareConfig(Config):
     """Gather text and generate requests."""
 
     output: Path
-    """Gets text.train.jsonl and text.valid.jsonl; with `requests`, requests.train.jsonl and held_out.*.jsonl."""
-    documents: list[Path] = Field(default_factory=list)
+    """Gets text.train.jsonl, text.valid.jsonl; with `requests`, requests.train.jsonl, held_out.*.jsonl; report.json."""
+    documents: Annotated[list[Path], Positional(0)] = Field(default_factory=list)
     """Text files, JSON files whose records have `text`, or folders of them."""
     standard_library: bool = False
     """Take the sources and the documentation of this Python's standard library as text."""
