@@ -202,6 +202,7 @@ KNOBS = {  # knob -> a value; where it shows
     "max_grad_norm": (0.01, "weights"),
     "precision": ("bf16", "weights"),
     "keep_checkpoints": (1, "checkpoints"),
+    "keep_final_checkpoint": (True, "checkpoints"),
     "checkpoint_every_steps": (2, "checkpoints"),
     "log_every_steps": (4, "lines"),
     "evaluate_every_steps": (2, "validations"),

@@ -86,7 +86,15 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
     tokenizer.chat_template = template.source
     checkpoints = checkpoints_of(config.output, identity, config.training, console)
     more = None if tools is None else tools.save
-    folder = publish(model, tokenizer, config.output, checkpoints=checkpoints, figures=summary, add_files=more)
+    folder = publish(
+        model,
+        tokenizer,
+        config.output,
+        checkpoints=checkpoints,
+        figures=summary,
+        keep_final_checkpoint=config.training.keep_final_checkpoint,
+        add_files=more,
+    )
     console.info(f"saved {folder}")
     return StageResult(output=config.output, summary=summary)
 

@@ -77,7 +77,14 @@ def run(config: PretrainConfig, console: Console) -> StageResult:
     )
     summary = train(model, training, console).as_dict()
     checkpoints = checkpoints_of(config.output, identity, config.training, console)
-    folder = publish(model, tokenizer, config.output, checkpoints=checkpoints, figures=summary)
+    folder = publish(
+        model,
+        tokenizer,
+        config.output,
+        checkpoints=checkpoints,
+        figures=summary,
+        keep_final_checkpoint=config.training.keep_final_checkpoint,
+    )
     console.info(f"saved {folder}")
     return StageResult(output=config.output, summary=summary)
 

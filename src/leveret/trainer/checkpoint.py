@@ -136,9 +136,13 @@ class Checkpoints:
             )
         return 0
 
-    def clear(self) -> None:
-        """Delete all of them: the run is done and its model is saved."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, *, keep_newest: bool = False) -> None:
+        """Delete them, all or all but the newest: the run is done and its model is saved."""
+        if not keep_newest:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for folder in self.saved()[:-1]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _read(self, folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
         manifest = Manifest.read(folder)

@@ -19,7 +19,14 @@ from pydantic import Field, model_validator
 from leveret.config import Config, Rehearsal
 
 FREE_TO_CHANGE = frozenset(
-    {"checkpoint_every_steps", "keep_checkpoints", "evaluate_every_steps", "evaluate_rows", "log_every_steps"}
+    {
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "keep_final_checkpoint",
+        "evaluate_every_steps",
+        "evaluate_rows",
+        "log_every_steps",
+    }
 )
 """Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt."""
 
@@ -86,6 +93,9 @@ class TrainingConfig(Config):
     """Save the state of the run this often, so that a killed run goes on from there. None: only when asked to stop."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Checkpoints to keep; older ones are deleted. Two or more survive damage to the newest."""
+    keep_final_checkpoint: bool = False
+    """Save the state after the last step too, and leave it there (the newest one), to certify the saved model against
+    it or to go on from it."""
     evaluate_every_steps: Annotated[int | None, Field(ge=1), Rehearsal(10)] = None
     """Measure the validation loss this often. None: only at the end."""
     evaluate_rows: Annotated[int, Field(ge=1), Rehearsal(4)] = 64

@@ -136,7 +136,8 @@ def _steps(
                 values |= summary.validation
             if values:
                 metrics.write(steps_done, **values)
-            if not last and (stop or _is_due(steps_done, config.checkpoint_every_steps)):
+            due = stop or _is_due(steps_done, config.checkpoint_every_steps)
+            if config.keep_final_checkpoint if last else due:
                 with clock.paused():
                     folder = checkpoints.save(steps_done, optimizer)
                 if stop:

@@ -4,7 +4,7 @@
       model/        a Hugging Face directory: weights, tokenizer, chat template, tools
       outcome.json  the identity of the run (see checkpoint.py) and its figures; written after model/
       metrics.html, metrics.jsonl, xray.html
-      checkpoints/  only until then
+      checkpoints/  only until then, or the final one with `keep_final_checkpoint`
 
 The same command run again finds `outcome.json` with its own identity and does nothing. With another identity (a
 setting or the data changed) it trains anew and replaces the model at the end.
@@ -60,9 +60,10 @@ def publish(
     *,
     checkpoints: Checkpoints,
     figures: Mapping[str, Any],
+    keep_final_checkpoint: bool = False,
     add_files: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write model/ and outcome.json, then delete the checkpoints; the folder of the model.
+    """Write model/ and outcome.json, then delete the checkpoints (but the final one if asked); the folder of the model.
 
     add_files: called with the folder before it appears, to put more files in. TrainingError when the disk is full.
     """
@@ -80,6 +81,6 @@ def publish(
             f"cannot save the model in {folder} ({free_bytes(output) / 1e6:,.0f} MB free): {error}",
             hint="free some space and run the same command again; it goes on from the last checkpoint",
         ) from error
-    checkpoints.clear()
+    checkpoints.clear(keep_newest=keep_final_checkpoint)
     sweep_drafts(output)
     return folder
