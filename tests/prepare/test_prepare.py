@@ -178,10 +178,10 @@ def test_a_run_killed_before_its_end_starts_over(texts: Path, monkeypatch: pytes
 
 def test_a_tool_without_phrases_is_warned_about(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     book = texts.parent / "book.yaml"
-    book.write_text("language: en\ntools:\n  take_photo: ['shoot => camera=rear', 'selfie => camera=front']\n")
+    book.write_text("language: en\ntools:\n  take_photo: ['shoot => camera=rear', 'me => camera=front']\n")
     shares = {"combined_share": 0.0, "irrelevant_share": 0.0}
     summary = run(config(texts, requests=requests(phrases=[book], train=10, held_out=9, **shares)), Console()).summary
-    assert summary["held_out_single"] == 1  # one pattern is held out: said once more it would not be new
+    assert summary["held_out_single"] == 1  # one wording is held out: said once more it would not be new
     said = " ".join("".join(capsys.readouterr()).split())
     assert "has no requests for make_phone_call" in said
     assert "only 1 of 9 held-out single requests can be made" in said

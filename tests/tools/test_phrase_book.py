@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from leveret.errors import ConfigError, ToolError
 from leveret.tools.made_up import common_han_characters, made_up_rules
 from leveret.tools.phrase_book import PhraseBook, is_held_out
+from leveret.tools.phrase_rules import skeleton
+from leveret.tools.phrases import Pattern, parse_pattern
 from leveret.tools.schema import ToolSet
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "phone"
@@ -56,14 +59,34 @@ def test_closed_sets_are_in_both_splits_and_say_their_value(phone: ToolSet) -> N
         }
 
 
-def test_patterns_are_split_by_their_text_wherever_they_stand(phone: ToolSet) -> None:
-    small = book(phone)
+def skeletons(book: PhraseBook, patterns: Sequence[Pattern], *, held_out: bool, draws: int = 400) -> set[str]:
+    """The wordings of one split that some draws find."""
+    rng = random.Random(0)
+    drawn = [book.draw_wording(patterns, rng, held_out=held_out) for _ in range(draws)]
+    return {skeleton(one[1]) for one in drawn if one is not None}
+
+
+def test_wordings_are_split_by_their_text_wherever_they_stand(phone: ToolSet) -> None:
+    line = "<p>(call|ring|phone) {name}(| now| today| soon| again)(|!)"
+    small = book(phone, tools={"call_contact": [line], "toggle_setting": SMALL["tools"]["toggle_setting"]})
     patterns = small.tools["call_contact"]
-    held_out = {pattern.text for pattern in small.split(patterns, held_out=True)}
-    train = {pattern.text for pattern in small.split(patterns, held_out=False)}
-    assert len(held_out) == 3 and not held_out & train  # at least four, but not more than half
-    assert held_out == {pattern.text for pattern in small.split(patterns[::-1], held_out=True)}
-    assert held_out == {pattern.text for pattern in small.split(patterns * 2, held_out=True)}
+    train, held_out = (skeletons(small, patterns, held_out=side) for side in (False, True))
+    assert len(train | held_out) == 30 and not train & held_out
+    assert 1 <= len(held_out) <= 9 and all(is_held_out(one, 12) for one in held_out)
+    assert "<p>ring {name} now!" in train | held_out  # polite starts do not count, choices do
+    assert held_out == skeletons(small, patterns * 2, held_out=True)
+    again = parse_pattern("<p>(phone|ring|call) {name}(|!| now| now!| soon| soon!)")
+    assert skeletons(small, [again], held_out=True) <= held_out
+
+
+def test_a_wording_that_no_split_has_is_none(phone: ToolSet) -> None:
+    small = book(phone)
+    lonely = small.tools["call_contact"][:1]
+    side = is_held_out(skeleton(lonely[0].nodes), 12)
+    found = small.draw_wording(lonely, random.Random(0), held_out=side)
+    assert found == (lonely[0], list(lonely[0].nodes))
+    assert small.draw_wording(lonely, random.Random(0), held_out=not side) is None
+    assert small.draw_wording([], random.Random(0), held_out=side) is None
 
 
 @pytest.mark.parametrize(
@@ -124,11 +147,11 @@ def phone_book(request: pytest.FixtureRequest, phone: ToolSet) -> PhraseBook:
     return PhraseBook.load(RECIPE / f"phrases.{request.param}.yaml", phone, plain_rules=PLAIN)
 
 
-def test_every_tool_of_the_phone_has_enough_patterns_in_both_splits(phone_book: PhraseBook, phone: ToolSet) -> None:
+def test_every_tool_of_the_phone_has_many_wordings_in_both_splits(phone_book: PhraseBook, phone: ToolSet) -> None:
     assert set(phone_book.tools) == set(phone.names)
     for patterns in (*phone_book.tools.values(), phone_book.irrelevant):
-        assert len(phone_book.split(patterns, held_out=True)) >= 4
-        assert len(phone_book.split(patterns, held_out=False)) >= 12
+        train, held_out = (skeletons(phone_book, patterns, held_out=side, draws=100) for side in (False, True))
+        assert len(held_out) >= 4 and len(train) >= 30 and not train & held_out
 
 
 def test_every_pattern_can_be_drawn_whichever_choices_are_taken(phone_book: PhraseBook) -> None:
@@ -137,7 +160,7 @@ def test_every_pattern_can_be_drawn_whichever_choices_are_taken(phone_book: Phra
         for pattern in patterns:
             for held_out in (False, True):
                 pieces = phone_book.rules.pieces(
-                    pattern,
+                    pattern.nodes,
                     rng,
                     lambda slot, tool=tool, held_out=held_out: (
                         phone_book.draw_value(phone_book.kind_of(tool, slot), rng, held_out=held_out).surface

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from leveret.errors import ToolError
-from leveret.tools.phrase_rules import PhraseRules, pick
+from leveret.tools.phrase_rules import PhraseRules, pick, skeleton, wording
 from leveret.tools.phrases import Choice, Slot, parse_pattern
 
 
@@ -47,9 +47,20 @@ def test_each_option_of_a_choice_is_as_likely_as_another() -> None:
 def test_slots_come_out_as_pieces_of_their_own() -> None:
     rules = PhraseRules({}, source="book")
     pattern = parse_pattern("tell {name} {text:message}")
-    pieces = rules.pieces(pattern, random.Random(0), lambda slot: f"<{slot.argument}:{slot.kind}>")
+    pieces = rules.pieces(pattern.nodes, random.Random(0), lambda slot: f"<{slot.argument}:{slot.kind}>")
     assert [piece.text for piece in pieces] == ["tell ", "<name:None>", " ", "<text:message>"]
     assert [piece.slot is not None for piece in pieces] == [False, True, False, True]
+
+
+def test_a_wording_has_its_own_choices_made_and_its_rules_not() -> None:
+    nodes, rng = parse_pattern("<hey>(call|ring( up|)) {name}<bye>").nodes, random.Random(0)
+    assert {skeleton(wording(nodes, rng)) for _ in range(100)} == {
+        "<hey>call {name}<bye>",
+        "<hey>ring {name}<bye>",
+        "<hey>ring up {name}<bye>",
+    }
+    assert skeleton(parse_pattern("text {name} {text:message}").nodes) == "text {name} {text}"
+    assert skeleton(nodes) == "<hey>(...) {name}<bye>"
 
 
 def test_what_follows_the_arrow_is_fixed() -> None:

@@ -2,8 +2,8 @@
 
 A draw is: a pattern of the wanted split, a value for each slot of the same split, then the habits of real typing (see
 `typing_habits.py`). The expected calls are built along with the text, so they are right by construction: values that
-are copied are read off the finished text. Training and evaluation share neither a pattern nor an open value (see
-`PhraseBook.split` and `PhraseBook.draw_value`).
+are copied are read off the finished text. Training and evaluation share neither a wording nor an open value (see
+`PhraseBook.draw_wording` and `PhraseBook.draw_value`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from leveret.chat.messages import ToolCall
 from leveret.errors import ToolError
 from leveret.tools.phrase_book import Drawn, PhraseBook, typed_value
 from leveret.tools.phrase_rules import Piece, pick
-from leveret.tools.phrases import Pattern, Slot
+from leveret.tools.phrases import Slot
 from leveret.tools.requests import ToolRequest
 from leveret.tools.schema import ToolSet
 from leveret.tools.typing_habits import as_typed, final_mark
@@ -47,30 +47,27 @@ class RequestGenerator:
         self.tools = tools
         self.seed = seed
         self._names = sorted(book.tools)
-        self._patterns: dict[bool, dict[str | None, list[Pattern]]] = {}
-        for held_out in (False, True):
-            self._patterns[held_out] = {
-                name: book.split(patterns, held_out=held_out)
-                for name, patterns in (*book.tools.items(), (None, book.irrelevant))
-            }
         for name in self._names:
             for split, held_out in (("training", False), ("held-out", True)):
-                if not self._patterns[held_out][name]:
+                if book.draw_wording(book.tools[name], random.Random(seed), held_out=held_out) is None:
                     hint = "write more patterns for it"
-                    raise ToolError(f"{book.source}: tool {name} has no {split} pattern", hint=hint)
+                    raise ToolError(f"{book.source}: tool {name} has no {split} wording", hint=hint)
+        self._refuses = all(
+            book.draw_wording(book.irrelevant, random.Random(seed), held_out=held_out) for held_out in (False, True)
+        )
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of requests that the phrase book has patterns for."""
         kinds: list[Kind] = ["single"] if self._names else []
         kinds += ["combined"] if len(self._names) > 1 else []
-        kinds += ["irrelevant"] if all(self._patterns[held_out][None] for held_out in (False, True)) else []
+        kinds += ["irrelevant"] if self._refuses else []
         return tuple(kinds)
 
     def draw(self, kind: Kind, index: int, *, held_out: bool) -> ToolRequest:
         """Request number `index` of a kind. Single requests go through the tools in turn: each has its share."""
         if kind not in self.kinds:
-            hint = "an irrelevant request needs two patterns under irrelevant, a combined one two tools"
+            hint = "irrelevant requests need more wordings under irrelevant, combined ones two tools"
             raise ToolError(f"{self.book.source}: no {kind} requests can be made of it", hint=hint)
         rng = random.Random(f"{self.seed}/{self.book.language}/{kind}/{held_out}/{index}")
         tools: list[str | None] = [None]
@@ -82,14 +79,20 @@ class RequestGenerator:
         return self._speak([self._part(tool, rng, held_out) for tool in tools], rng)
 
     def _part(self, tool: str | None, rng: random.Random, held_out: bool) -> _Part:
-        pattern = pick(self._patterns[held_out][tool], rng)
+        patterns = self.book.irrelevant if tool is None else self.book.tools[tool]
+        chosen = self.book.draw_wording(patterns, rng, held_out=held_out)
+        if chosen is None:
+            raise ToolError(
+                f"{self.book.source}: the wordings of {tool or 'irrelevant'} are too few", hint="add patterns"
+            )
+        pattern, nodes = chosen
         drawn: list[Drawn] = []
 
         def fill(slot: Slot) -> str:
             drawn.append(self.book.draw_value(self.book.kind_of(tool, slot), rng, held_out=held_out))
             return drawn[-1].surface
 
-        pieces = self.book.rules.pieces(pattern, rng, fill)
+        pieces = self.book.rules.pieces(nodes, rng, fill)
         values = iter(drawn)
         of_pieces = [None if piece.slot is None else next(values) for piece in pieces]
         return _Part(pieces=pieces, drawn=of_pieces, tool=tool, fixed=pattern.fixed)

@@ -12,14 +12,16 @@
 
 Times, durations, levels, dates and phone numbers need no list: the kinds of `spoken.py` say them. Every mistake (a
 slot that is no argument, an unknown kind, an argument that no wording fills, a value that the tool refuses) is an error
-that shows the line. What is *held out* (used for evaluation only) is decided by a hash of the text itself, never by its
-place in a file or a list.
+that shows the line.
+
+What is *held out* (used for evaluation only) is decided by a hash of the text itself, never by its place in a file or a
+list: a wording (a pattern with its own choices made; polite starts and ends, which are shared rules, do not count), and
+every open value. That measures new ways to combine known words; requests by other people measure more.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,16 +30,13 @@ from typing import Any
 
 from leveret.config import read_yaml
 from leveret.errors import ToolError
-from leveret.tools.phrase_rules import PhraseRules, pick
-from leveret.tools.phrases import Pattern, Slot, parse_pattern
+from leveret.tools.phrase_rules import PhraseRules, pick, skeleton, wording
+from leveret.tools.phrases import Node, Pattern, Slot, parse_pattern
 from leveret.tools.schema import Parameter, Tool, ToolSet
 from leveret.tools.spoken import SPOKEN
 
 HELD_OUT_PERCENT = 12
-"""Share of patterns, and of values, that training never sees."""
-
-MIN_HELD_OUT = 4
-"""Held-out patterns of each tool at the least, so that its evaluation does not hang on one wording."""
+"""Share of wordings, and of values, that training never sees."""
 
 COPIED_KINDS = frozenset(("phone",))
 """Spoken kinds whose value is the words themselves."""
@@ -45,7 +44,7 @@ COPIED_KINDS = frozenset(("phone",))
 SECTIONS = ("language", "slots", "rules", "values", "surfaces", "tools", "irrelevant", "connectors")
 
 _PATIENCE = 1000
-"""Draws before a kind of value is said to have no part in a split."""
+"""Draws before a kind of value, or a tool's wording, is said to have no part in a split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +135,19 @@ class PhraseBook:
         said = SPOKEN[self.language][kind](rng)
         return Drawn(surface=said.surface, value=said.value, verbatim=kind in COPIED_KINDS)
 
-    def split(self, patterns: Sequence[Pattern], *, held_out: bool) -> list[Pattern]:
-        """The patterns of one split, in the order of the file; those with the smallest hashes are held out.
+    def draw_wording(
+        self, patterns: Sequence[Pattern], rng: random.Random, *, held_out: bool
+    ) -> tuple[Pattern, list[Node]] | None:
+        """A pattern and one wording of it (its own choices made) from the training or the held-out split.
 
-        A line that stands twice, to be drawn twice as often, counts once and is on one side.
+        None when there seems to be no wording in that split: a thousand draws have found none.
         """
-        texts = sorted({pattern.text for pattern in patterns}, key=text_hash)
-        count = max(math.ceil(len(texts) * HELD_OUT_PERCENT / 100), min(MIN_HELD_OUT, len(texts) // 2))
-        chosen = set(texts[:count])
-        return [pattern for pattern in patterns if (pattern.text in chosen) == held_out]
+        for _ in range(_PATIENCE if patterns else 0):
+            pattern = pick(patterns, rng)
+            nodes = wording(pattern.nodes, rng)
+            if is_held_out(skeleton(nodes), HELD_OUT_PERCENT) == held_out:
+                return pattern, nodes
+        return None
 
     def _patterns(self, lines: object, where: str, *, slots: bool) -> tuple[Pattern, ...]:
         where = f"{self.source}: {where}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from leveret.errors import ToolError
-from leveret.tools.phrases import Node, Pattern, Reference, Slot, parse_pattern, walk
+from leveret.tools.phrases import Choice, Node, Pattern, Reference, Slot, parse_pattern, walk
 
 T = TypeVar("T")
 
@@ -68,15 +68,15 @@ class PhraseRules:
         if not slots and pattern.fixed:
             raise ToolError(f"{where}: contains =>, which only a tool's pattern may: {pattern.text}")
 
-    def pieces(self, pattern: Pattern, rng: random.Random, fill: Callable[[Slot], str]) -> list[Piece]:
-        """Draw one text of `pattern`; `fill` gives the text for each slot, in order of appearance."""
+    def pieces(self, nodes: Sequence[Node], rng: random.Random, fill: Callable[[Slot], str]) -> list[Piece]:
+        """Draw one text of `nodes`; `fill` gives the text for each slot, in order of appearance."""
         drawn: list[Piece] = []
-        self._draw(pattern.nodes, rng, fill, drawn)
+        self._draw(nodes, rng, fill, drawn)
         return drawn
 
     def text(self, pattern: Pattern, rng: random.Random) -> str:
         """Draw one text of a pattern without slots."""
-        return "".join(piece.text for piece in self.pieces(pattern, rng, _no_slot))
+        return "".join(piece.text for piece in self.pieces(pattern.nodes, rng, _no_slot))
 
     def _draw(self, nodes: Sequence[Node], rng: random.Random, fill: Callable[[Slot], str], drawn: list[Piece]) -> None:
         for node in nodes:
@@ -104,6 +104,27 @@ class PhraseRules:
 
         for name in uses:
             follow(name, ())
+
+
+def wording(nodes: Sequence[Node], rng: random.Random) -> list[Node]:
+    """`nodes` with the pattern's own choices made; slots and shared rules stay as they are."""
+    settled: list[Node] = []
+    for node in nodes:
+        settled += wording(pick(node.options, rng), rng) if isinstance(node, Choice) else [node]
+    return settled
+
+
+def skeleton(nodes: Sequence[Node]) -> str:
+    """A wording as text, `<polite>call {name}`: what tells one phrasing from another."""
+    return "".join(_mark(node) for node in nodes)
+
+
+def _mark(node: Node) -> str:
+    if isinstance(node, Slot):
+        return f"{{{node.argument}}}"
+    if isinstance(node, Reference):
+        return f"<{node.rule}>"
+    return node if isinstance(node, str) else "(...)"
 
 
 def _references(patterns: Sequence[Pattern]) -> list[str]:
