@@ -1,0 +1,96 @@
+"""The benchmark scripts run, check that both sides did the same work, and say so when they did not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(BENCHMARKS.glob("*_cpu.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the peer of these benchmarks")
+    file = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, str(script), "--quick", "--json", str(file)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert figures["works"] and figures["checks"]
+    assert set(figures["checks"].values()) == {"yes"}
+    for work in figures["works"].values():
+        assert set(work["sides"]) == {"leveret", "transformers"}
+        low, high = work["ratio_range"]
+        assert 0 < low <= work["ratio"] <= high
+    assert min(figures["peak_memory_bytes"].values()) > 0
+    assert figures["machine"]["transformers"]
+
+
+class FakeSide:
+    """Answers at once, and remembers when it was asked."""
+
+    def __init__(self, name: str, seconds: list[float], result: object, calls: list[str]) -> None:
+        self.name, self.result, self.peak_bytes = name, result, 1
+        self._seconds, self._calls = iter(seconds), calls
+
+    def do(self, work: str) -> tuple[float, object]:
+        self._calls.append(self.name)
+        return next(self._seconds), self.result
+
+
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("side_by_side")
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0)
+    return module
+
+
+def compared(ours: object, theirs: object) -> str | None:
+    return None if ours == theirs else "no"
+
+
+def timed(
+    module: ModuleType, results: tuple[object, object], calls: list[str]
+) -> tuple[Any, str | None, list[FakeSide]]:
+    sides = [
+        FakeSide("leveret", [99.0, 1.0, 2.0, 4.0], results[0], calls),
+        FakeSide("peer", [99.0, 4.0, 6.0, 4.0], results[1], calls),
+    ]
+    timing, difference = module.alternate(sides, "work", amount=12, unit="token", rounds=3, same=compared)
+    return timing, difference, sides
+
+
+def test_sides_take_turns_and_the_first_round_does_not_count(side_by_side: ModuleType) -> None:
+    calls: list[str] = []
+    timing, difference, _ = timed(side_by_side, (1, 1), calls)
+    pairs = [tuple(calls[at : at + 2]) for at in range(0, len(calls), 2)]
+    assert pairs == [("leveret", "peer"), ("peer", "leveret")] * 2
+    assert difference is None
+    assert timing.seconds == {"leveret": [1.0, 2.0, 4.0], "peer": [4.0, 6.0, 4.0]}
+    assert timing.ratio == 2.0  # medians 4 and 2
+    assert timing.ratios == [4.0, 3.0, 1.0]
+
+
+def test_sides_that_do_different_work_end_with_an_error(side_by_side: ModuleType, tmp_path: Path) -> None:
+    timing, difference, sides = timed(side_by_side, (1, 2), [])
+    assert difference == "no"
+    told = {"settings": {}, "packages": [], "file": tmp_path / "figures.json"}
+    assert side_by_side.report("title", [timing], sides, {"same": difference}, **told) == 1
+    assert json.loads((tmp_path / "figures.json").read_text())["checks"] == {"same": "no"}
+    assert side_by_side.report("title", [timing], sides, {"same": None}, **told) == 0
