@@ -58,15 +58,22 @@ def test_a_mask_lets_a_query_read_its_window_of_its_document_only() -> None:
     ]
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("groups", [4, 2, 1])
-def test_the_short_square_trained_in_bfloat16_has_the_gradients_of_the_plain_one(groups) -> None:
+def test_the_short_square_trained_in_bfloat16_has_the_gradients_of_the_plain_one(groups, masked) -> None:
     generator = torch.Generator().manual_seed(1)
     fast = [tensor.requires_grad_() for tensor in tensors(21, 21, 4, groups, torch.bfloat16)]
     slow = [tensor.detach().float().requires_grad_() for tensor in fast]
     slope = torch.randn((2, 4, 21, 8), generator=generator)
-    out = attention(*fast, mask=None, is_causal=True)
+    along = torch.arange(21).unsqueeze(0)
+    documents = torch.stack([torch.arange(21) // 6, torch.arange(21) // 9])
+    mask = additive_mask(
+        along, along, window=4, query_documents=documents, key_documents=documents, dtype=torch.bfloat16
+    )
+    given = {"mask": mask, "is_causal": False} if masked else {"mask": None, "is_causal": True}
+    out = attention(*fast, **given)
     assert out.grad_fn is not None and "Sdp" not in type(out.grad_fn).__name__, "the written-out path was not taken"
-    expected = plain_attention(*slow, mask=None, is_causal=True)
+    expected = plain_attention(*slow, **given)
     torch.testing.assert_close(out.float(), expected, atol=3e-2, rtol=3e-2)
     out.backward(slope.bfloat16())
     expected.backward(slope)

@@ -32,12 +32,16 @@ INTERRUPTED_EXIT_CODE = 130
 PIPE_CLOSED_EXIT_CODE = 141
 """128 + SIGPIPE, as shells report it."""
 
+SPINS_BEFORE_SLEEP = "10000"
+"""How long an idle OpenMP thread spins for more work, in rounds; libgomp's own default is 30 times as many."""
+
 _EPILOG = (__doc__ or "").partition("Exit codes: ")[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (that of the process by default) and return its exit code."""
     console = Console()
+    _let_waiting_threads_sleep()
     try:
         _CommandLine().main(args=arguments, prog_name="leveret", standalone_mode=False)
     except LeveretError as error:
@@ -60,6 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report_bug(console, error)
         return BUG_EXIT_CODE
     return 0
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Let PyTorch's idle threads sleep soon: spinning ones starve the others when the machine is busy (docs/log.md).
+
+    It must be said before torch is loaded, and is not said over the user's own settings.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS_BEFORE_SLEEP)
 
 
 class _CommandLine(click.Group):

@@ -7,7 +7,7 @@ Query head h reads key-value head h // (heads per group) (GQA, 2305.13245). Four
 * the plain causal square (training without packing, first prefill): `is_causal`, no mask is ever built;
 * anything else (packed documents, a window, ragged cache rows): one additive mask, built once per forward by
   `additive_mask` and shared by all layers;
-* the causal square of a short sequence in bfloat16 on a CPU, when a gradient is wanted (fine-tuning on conversations):
+* the square of a short sequence in bfloat16 on a CPU, when a gradient is wanted (fine-tuning on conversations):
   written as two batched products. SDPA's flash kernel there takes 3 to 5 times as long for 32 to 256 tokens, nearly all
   of it in backward (docs/log.md);
 * one query against a cache (decoding): the query heads of a group become G queries of one key-value head. No key is
@@ -38,8 +38,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None,
     batch, heads, length, width = query.shape
     groups = key.shape[1]
     grouped = heads != groups
-    if is_causal and _trains_short_square(query):
-        return _dense_causal(query, key, value)
+    if (is_causal or mask is not None) and _trains_short_square(query, key):
+        return _dense(query, key, value, mask)
     if length == 1 and grouped:
         query = query.view(batch, groups, heads // groups, width)  # (B, K, H/K, D)
         grouped = False
@@ -49,9 +49,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None,
     return out if out.shape[1] == heads else out.reshape(batch, heads, length, width)
 
 
-def _trains_short_square(query: Tensor) -> bool:
+def _trains_short_square(query: Tensor, key: Tensor) -> bool:
     return (
         1 < query.shape[2] <= SHORT_SQUARE_TOKENS
+        and query.shape[2] == key.shape[2]
         and query.dtype == torch.bfloat16
         and query.device.type == "cpu"
         and query.requires_grad
@@ -59,14 +60,18 @@ def _trains_short_square(query: Tensor) -> bool:
     )
 
 
-def _dense_causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention with all scores in memory; the query heads of a group are stacked, so no key is copied."""
+def _dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with all scores in memory; the query heads of a group are stacked, so no key is copied.
+
+    mask: as in `attention`; None means the causal square.
+    """
     batch, heads, length, width = query.shape
     groups = key.shape[1]
     stacked = query.reshape(batch * groups, -1, width)  # (B * K, H/K * T, D)
-    future = torch.full((length, length), float("-inf"), dtype=query.dtype).triu_(1)
-    mask = future.repeat(heads // groups, 1).expand(batch * groups, -1, -1)  # (B * K, H/K * T, S)
-    scores = torch.baddbmm(mask, stacked, key.reshape(-1, length, width).transpose(1, 2), alpha=width**-0.5)
+    if mask is None:
+        mask = torch.full((1, 1, length, length), float("-inf"), dtype=query.dtype).triu_(1)
+    added = mask.repeat(1, 1, heads // groups, 1).expand(batch, groups, -1, -1).flatten(0, 1)  # (B * K, H/K * T, S)
+    scores = torch.baddbmm(added, stacked, key.reshape(-1, length, width).transpose(1, 2), alpha=width**-0.5)
     return torch.bmm(scores.softmax(dim=-1), value.reshape(-1, length, width)).view(batch, heads, length, width)
 
 
