@@ -1,9 +1,9 @@
 """Leveret: the whole life of an open language model in one package.
 
-    import leveret
+import leveret
 
-    model = leveret.load("runs/phone")
-    print(model.generate("Once upon a time", max_tokens=40))
+model = leveret.load("runs/phone")
+print(model.generate("Once upon a time", max_tokens=40))
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class ModelShape(Config):
     experts_per_token: Annotated[int, Field(ge=1)] = 2
     """Experts a token visits in a mixtral."""
     attention_init: Literal["normal", "copying"] = "normal"
-    """How attention starts: normal, or copying (a token finds tokens like itself and passes them on), which lets a small
-    model learn to copy much sooner."""
+    """How attention starts: normal, or copying (a token finds tokens like itself and passes them on), which lets a
+    small model learn to copy much sooner."""
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the fresh weights."""
 
