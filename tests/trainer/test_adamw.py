@@ -149,3 +149,15 @@ def test_restoring_into_another_model_names_the_first_parameter_that_differs():
     state, layout = optimizer.state(), optimizer.layout()
     with pytest.raises(CheckpointError, match=r"of another model: 7 parameters differ, first 0\.bias"):
         AdamW(other, TrainingConfig(), dtype=torch.float32).restore(state, updates=1, layout=layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_are_spared_decay_when_asked(dtype):
+    config = TrainingConfig(weight_decay=0.5, max_grad_norm=None, decay_embeddings=False)
+    model = nn.ModuleDict({"embed_tokens": nn.Embedding(11, 6), "lm_head": nn.Linear(6, 11, bias=False)})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = AdamW(model, config, dtype=dtype)
+    optimizer.start_step()
+    optimizer.update(learning_rate=0.1, gradient_norm=float(optimizer.gradient_norm()))
+    assert torch.equal(model.embed_tokens.weight, before["embed_tokens.weight"].to(dtype))
+    torch.testing.assert_close(model.lm_head.weight.detach(), (before["lm_head.weight"] * 0.95).to(dtype))

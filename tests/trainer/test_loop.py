@@ -77,6 +77,30 @@ def weights(model):
     return torch.cat([parameter.detach().float().flatten() for parameter in model.parameters()])
 
 
+LEAN = {
+    "8bit": {"optimizer": "adamw_8bit"},
+    "bf16": {"optimizer": "adamw_bf16", "stochastic_rounding": True, "precision": "bf16"},
+    "backward": {
+        "optimizer": "adamw_8bit", "stochastic_rounding": True, "precision": "bf16", "optimizer_in_backward": True,
+        "max_grad_norm": None, "recompute": "layers",
+    },
+    "backward with all averages": {"optimizer_in_backward": True, "max_grad_norm": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEAN)
+def test_a_lean_run_that_died_gives_the_weights_of_one_that_did_not(start, kind, monkeypatch):
+    monkeypatch.setattr("leveret.trainer.lean_adamw.SMALLEST_COMPRESSED", 64)  # so that a toy is compressed
+    _, whole, _ = start("whole", objective=Noisy, **LEAN[kind])
+    for death in (4, 7):
+        with pytest.raises(Died):
+            start("killed", objective=Noisy, die_at=death, **LEAN[kind])
+    _, resumed, _ = start("killed", objective=Noisy, **LEAN[kind])
+    assert torch.equal(weights(whole), weights(resumed))
+    _, other, _ = start("other seed", objective=Noisy, seed=1, **LEAN[kind])
+    assert not torch.equal(weights(whole), weights(other))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("deaths", [[5], [2], [4, 7], [7, 7]])
 def test_a_run_that_died_gives_the_weights_of_one_that_did_not(start, deaths, precision):
@@ -210,6 +234,11 @@ KNOBS = {  # knob -> a value; where it shows
 }
 ELSEWHERE = {
     "matrix_learning_rate_ratio": "test_muon.py",
+    "decay_embeddings": "test_adamw.py",
+    "stochastic_rounding": "test_lean_adamw.py",
+    "optimizer_in_backward": "test_lean_adamw.py",
+    "max_parameter_grad_norm": "test_lean_adamw.py",
+    "recompute": "test_recompute.py",
     "decay_fraction": "test_schedule.py",
     "sequence_length": "tests/pretrain",
     "evaluate_rows": "test_validation.py",

@@ -20,7 +20,8 @@ With `optimizer: muon` the matrices inside the layers are updated by Muon instea
 buffers, and `exp_avg` holds their momentum.
 
 `plain_adamw_` below writes the same in five lines and is the reference in the tests. Vectors (norm gains, biases)
-are not decayed; matrices and embeddings are. Parameters with requires_grad=False are left alone.
+are not decayed; matrices and embeddings are (embeddings unless `decay_embeddings: false`). Parameters with
+requires_grad=False are left alone. For big models on small machines there is lean_adamw.py.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from leveret.trainer.muon import muon_
 _ALIGNMENT = 64  # elements: every view starts on a cache line in bf16 and in fp32
 
 
-def is_decayed(parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: matrices and embeddings yes, norm gains and biases no."""
-    return parameter.ndim >= 2
+def is_decayed(parameter: nn.Parameter, *, name: str = "", embeddings: bool = True) -> bool:
+    """Whether weight decay applies: matrices yes, norm gains and biases no, the embedding if `embeddings`."""
+    return parameter.ndim >= 2 and (embeddings or "embed_tokens" not in name)
 
 
 def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -70,18 +71,23 @@ class AdamW:
     Until `close`, each backward pass adds to `gradients` and leaves `parameter.grad` None.
     """
 
+    updates_in_backward = False
+
     def __init__(self, model: nn.Module, config: TrainingConfig, *, dtype: torch.dtype) -> None:
         self.config = config
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         takes_muon = is_inner_matrix if config.optimizer == "muon" else lambda name, parameter: False
-        ordered = sorted(trainable, key=lambda item: (not takes_muon(*item), not is_decayed(item[1])))  # stable
+        decayed = {
+            name: is_decayed(parameter, name=name, embeddings=config.decay_embeddings) for name, parameter in trainable
+        }
+        ordered = sorted(trainable, key=lambda item: (not takes_muon(*item), not decayed[item[0]]))  # stable
         self.slots: list[Slot] = []
         self._matrices: dict[torch.Size, list[Slot]] = {}
         size = self.muon_size = self.decayed_size = 0
         for name, parameter in ordered:
             self.slots.append(Slot(name=name, parameter=parameter, start=size))
             size += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-            self.decayed_size = size if is_decayed(parameter) else self.decayed_size
+            self.decayed_size = size if decayed[name] else self.decayed_size
             if takes_muon(name, parameter):
                 self.muon_size = size
                 self._matrices.setdefault(parameter.shape, []).append(self.slots[-1])
@@ -103,8 +109,8 @@ class AdamW:
             for index, slot in enumerate(self.slots)
         ]
 
-    def start_step(self) -> None:
-        """Forget the gradients of the step before."""
+    def start_step(self, *, learning_rate: float | None = None) -> None:
+        """Forget the gradients of the step before. The learning rate is for optimizers that update in backward."""
         self._filled = [False] * len(self.slots)
 
     def gradient_norm(self) -> Tensor:

@@ -35,7 +35,7 @@ from torch import Tensor
 from leveret.console import Console
 from leveret.errors import CheckpointError
 from leveret.paths import atomic_directory, free_bytes, sha256_file
-from leveret.trainer.adamw import AdamW
+from leveret.trainer.optimizer import Optimizer
 
 _STATE = "state.safetensors"
 _MANIFEST = "manifest.json"
@@ -80,7 +80,7 @@ class Checkpoints:
         """Finished checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
-    def save(self, step: int, optimizer: AdamW) -> Path:
+    def save(self, step: int, optimizer: Optimizer) -> Path:
         """Write the state after `step` steps, then delete what is older than the last `keep`."""
         target = self.folder / f"step-{step:08d}"
         state = optimizer.state()
@@ -106,7 +106,7 @@ class Checkpoints:
         self._delete_old()
         return target
 
-    def resume(self, optimizer: AdamW) -> int:
+    def resume(self, optimizer: Optimizer) -> int:
         """Load the newest good checkpoint into `optimizer`; the number of steps done (0 when there is none).
 
         CheckpointError when the run's identity has changed, or when checkpoints exist and all are damaged.

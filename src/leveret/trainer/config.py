@@ -26,6 +26,7 @@ FREE_TO_CHANGE = frozenset(
         "evaluate_every_steps",
         "evaluate_rows",
         "log_every_steps",
+        "recompute",
     }
 )
 """Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt."""
@@ -73,13 +74,26 @@ class TrainingConfig(Config):
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of all steps that `wsd` spends falling; the other schedules do not read it."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw for everything; or muon for the matrices inside the layers and adamw for the rest: fewer steps to the
-    same loss."""
+    optimizer: Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"] = "adamw"
+    """adamw for everything; adamw_bf16 or adamw_8bit, the same with its averages in 2 bytes or in 1 instead of 4; or
+    muon for the matrices inside the layers and adamw for the rest: fewer steps to the same loss."""
+    stochastic_rounding: bool = False
+    """Keep no fp32 masters: update the bf16 weights themselves, rounded by chance, so that small updates arrive in the
+    mean. 4 bytes a parameter less; not with muon, not with precision: fp32."""
+    optimizer_in_backward: bool = False
+    """Update each parameter as soon as its gradient is known, so that gradients never exist all at once. 4 bytes a
+    parameter less. Needs max_grad_norm: null, a step of one micro-batch, and an adamw."""
+    max_parameter_grad_norm: Annotated[float | None, Field(gt=0)] = None
+    """With optimizer_in_backward: the gradient of each parameter is scaled down to this length. None: never."""
+    recompute: Literal["nothing", "layers"] = "nothing"
+    """layers: keep only each layer's input for backward and compute the rest again. Same gradients, far less memory for
+    activations, a third more arithmetic."""
     matrix_learning_rate_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Muon's learning rate as a multiple of `learning_rate`. 1 suits large models; small ones take 3 to 5."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay on matrices and embeddings; norms and biases are never decayed."""
+    decay_embeddings: bool = True
+    """Whether weight decay applies to the embedding too (and so to a head that is tied to it)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's two averaging rates: of the gradient and of its square."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -87,7 +101,8 @@ class TrainingConfig(Config):
     max_grad_norm: Annotated[float | None, Field(gt=0)] = 1.0
     """The gradient of the whole model is scaled down to this length when longer. None: never."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Number format of the weights and activations inside the model. The optimizer always keeps fp32 masters."""
+    """Number format of the weights and activations inside the model. The optimizer keeps fp32 masters, unless
+    stochastic_rounding says otherwise."""
 
     checkpoint_every_steps: Annotated[int | None, Field(ge=1), Rehearsal(10)] = 200
     """Save the state of the run this often, so that a killed run goes on from there. None: only when asked to stop."""
@@ -116,12 +131,36 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"matrix_learning_rate_ratio ({self.matrix_learning_rate_ratio}) is read by optimizer: muon only"
             )
+        self._refuse_unfit_optimizer()
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps}): "
                 "the run would end before its peak learning rate"
             )
         return self
+
+    def _refuse_unfit_optimizer(self) -> None:
+        if self.stochastic_rounding and (self.optimizer == "muon" or self.precision != "bf16"):
+            raise ValueError(
+                f"stochastic_rounding updates bf16 weights with an adamw, but optimizer is {self.optimizer} and "
+                f"precision is {self.precision}"
+            )
+        if self.max_parameter_grad_norm is not None and not self.optimizer_in_backward:
+            raise ValueError("max_parameter_grad_norm is read with optimizer_in_backward only; use max_grad_norm")
+        if not self.optimizer_in_backward:
+            return
+        if self.optimizer == "muon":
+            raise ValueError("optimizer_in_backward needs an adamw: muon updates matrices of one shape together")
+        if self.max_grad_norm is not None:
+            raise ValueError(
+                f"optimizer_in_backward needs max_grad_norm: null (it is {self.max_grad_norm}): the norm of the whole "
+                "gradient is known only after the updates; max_parameter_grad_norm bounds each parameter's own"
+            )
+        if self.micro_batch_rows != self.rows_per_step:
+            raise ValueError(
+                f"optimizer_in_backward needs a step of one micro-batch, but rows_per_step is {self.rows_per_step} and "
+                f"micro_batch_rows is {self.micro_batch_rows}; set both to the same"
+            )
 
     def total_rows(self, rows_in_one_epoch: int) -> int:
         """Rows the whole run trains on, given how many the data holds. The last step may get fewer than the others."""

@@ -27,12 +27,13 @@ from torch import nn
 
 from leveret.console import Console
 from leveret.errors import Stopped
-from leveret.trainer.adamw import AdamW
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.memory import keep_freed_memory
 from leveret.trainer.metrics import Metrics
+from leveret.trainer.optimizer import Optimizer, build_optimizer
+from leveret.trainer.recompute import recomputed_layers
 from leveret.trainer.schedule import Schedule
 from leveret.trainer.step import Objective, StepResult, optimizer_step
 from leveret.trainer.stopping import StopRequest, listen_for_stop
@@ -85,7 +86,7 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     caller saves the model, then clears them). Raises Stopped after SIGTERM, NonFiniteLoss, CheckpointError.
     """
     schedule = Schedule(config=run.config, total_steps=run.source.total_steps)
-    optimizer = AdamW(model, run.config, dtype=DTYPES[run.config.precision])
+    optimizer = build_optimizer(model, run.config, dtype=DTYPES[run.config.precision], seed=run.seed)
     checkpoints = checkpoints_of(run.folder, run.identity, run.config, console)
     done = checkpoints.resume(optimizer)
     if done:
@@ -94,7 +95,7 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     status = "failed"
     model.train()
     try:
-        with keep_freed_memory(console), listen_for_stop() as stop:
+        with keep_freed_memory(console), recomputed_layers(model, run.config.recompute), listen_for_stop() as stop:
             summary = _steps(run, schedule, optimizer, checkpoints, metrics, console, done, stop)
         status = "done"
         return summary
@@ -113,7 +114,7 @@ def checkpoints_of(folder: Path, identity: Mapping[str, Any], config: TrainingCo
 
 
 def _steps(
-    run: Run, schedule: Schedule, optimizer: AdamW, checkpoints: Checkpoints, metrics: Metrics, console: Console,
+    run: Run, schedule: Schedule, optimizer: Optimizer, checkpoints: Checkpoints, metrics: Metrics, console: Console,
     done: int, stop: StopRequest,
 ) -> TrainingSummary:  # fmt: skip
     config, total = run.config, schedule.total_steps

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from leveret.errors import NonFiniteLoss, NothingToTrain
-from leveret.trainer.adamw import AdamW
 from leveret.trainer.batches import Batch
+from leveret.trainer.optimizer import Optimizer
 
 Objective = Callable[[Batch], Tensor]
 """Batch -> the *sum* over its tokens of weight * loss, a scalar tensor that requires grad."""
@@ -47,7 +47,7 @@ class StepResult:
 
 
 def optimizer_step(
-    objective: Objective, micro_batches: Sequence[Batch], optimizer: AdamW, *, step: int, learning_rate: float
+    objective: Objective, micro_batches: Sequence[Batch], optimizer: Optimizer, *, step: int, learning_rate: float
 ) -> StepResult:
     """Forward and backward over `micro_batches`, clip, update once.
 
@@ -60,15 +60,17 @@ def optimizer_step(
             f"step {step}: none of its tokens is trained (rows {_name_rows(micro_batches)})",
             hint="look at xray.html: the mask or the template leaves nothing to learn in these rows",
         )
-    optimizer.start_step()
+    optimizer.start_step(learning_rate=learning_rate)
     losses = []
     for batch in micro_batches:
         loss_sum = objective(batch)
+        if optimizer.updates_in_backward:  # after backward it would be too late
+            _refuse_non_finite([float(loss_sum.detach())], 0.0, [batch], step)
         torch.autograd.backward(loss_sum / total_weight)
         losses.append(loss_sum.detach())
     norm = optimizer.gradient_norm()
     *sums, gradient_norm = torch.stack([*(loss.float() for loss in losses), norm]).tolist()  # one sync with a GPU
-    _refuse_non_finite(sums, gradient_norm, micro_batches, step)
+    _refuse_non_finite(sums, gradient_norm, micro_batches, step, in_backward=optimizer.updates_in_backward)
     optimizer.update(learning_rate=learning_rate, gradient_norm=gradient_norm)
     return StepResult(
         loss=sum(sums) / total_weight,
@@ -79,7 +81,9 @@ def optimizer_step(
     )
 
 
-def _refuse_non_finite(sums: list[float], gradient_norm: float, batches: Sequence[Batch], step: int) -> None:
+def _refuse_non_finite(
+    sums: list[float], gradient_norm: float, batches: Sequence[Batch], step: int, *, in_backward: bool = False
+) -> None:
     for loss, batch in zip(sums, batches, strict=True):
         if not math.isfinite(loss):
             raise NonFiniteLoss(
@@ -89,7 +93,12 @@ def _refuse_non_finite(sums: list[float], gradient_norm: float, batches: Sequenc
     if not math.isfinite(gradient_norm):
         raise NonFiniteLoss(
             f"step {step}: the gradient norm is {gradient_norm} though the loss is finite "
-            f"(rows {_name_rows(batches)}); the weights were not updated",
+            f"(rows {_name_rows(batches)}); "
+            + (
+                "the weights behind it were updated, go on from a checkpoint"
+                if in_backward
+                else "the weights were not updated"
+            ),
             hint="lower learning_rate, raise warmup_steps, or train with precision: fp32",
         )
 

@@ -1,0 +1,65 @@
+"""Recomputed layers: the same gradients to the bit, fewer saved numbers, and no trace afterwards."""
+
+import pytest
+import torch
+
+from leveret.trainer.batches import BatchSource
+from leveret.trainer.config import TrainingConfig
+from leveret.trainer.objective import CausalLoss
+from leveret.trainer.recompute import recomputed_layers
+
+
+def gradients(model, order, what):
+    config = TrainingConfig(num_epochs=1, rows_per_step=4, micro_batch_rows=4)
+    saved = []
+
+    def note(tensor):
+        saved.append(tensor.numel())
+        return tensor
+
+    batch = BatchSource(order, config, rows_in_one_epoch=len(order.rows)).step(0)[0]
+    with recomputed_layers(model, what), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        torch.manual_seed(3)
+        loss = CausalLoss(model)(batch)
+        kept = sum(saved)
+        loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), float(loss.detach()), kept
+
+
+class Dropping(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, *more):
+        return torch.nn.functional.dropout(self.inner(x, *more), 0.3, training=True)
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_gradients_and_loss_are_the_same_to_the_bit(new_model, new_order, random):
+    results = []
+    for what in ("nothing", "layers"):
+        model = new_model()
+        if random:  # an adapter's dropout, say
+            for layer in model.layers:
+                layer.mlp = Dropping(layer.mlp)
+        results.append(gradients(model, new_order(), what))
+    (plain, loss, kept), (recomputed, other_loss, other_kept) = results
+    assert torch.equal(plain, recomputed)
+    assert loss == other_loss
+    assert other_kept < kept
+
+
+def test_names_and_forward_are_as_before_afterwards(new_model):
+    model = new_model()
+    names = [name for name, _ in model.named_parameters()]
+    with recomputed_layers(model, "layers"):
+        assert [name for name, _ in model.named_parameters()] == names
+        assert "forward" in vars(model.layers[0])
+    assert "forward" not in vars(model.layers[0])
+
+
+def test_what_stays_on_is_refused_nowhere_but_changes_nothing_without_layers():
+    plain = torch.nn.Linear(2, 2)
+    with recomputed_layers(plain, "layers"):
+        assert "forward" not in vars(plain)
