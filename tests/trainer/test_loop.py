@@ -211,6 +211,23 @@ def test_validation_runs_when_due_and_at_the_end_and_does_not_change_what_is_lea
     assert torch.equal(weights(plain), weights(checked))
 
 
+@pytest.mark.parametrize("micro_batch_rows", [1, 2, 4])
+@pytest.mark.parametrize(
+    "warmup", [{"warmup_steps": 0}, {"warmup_steps": 3}, {"warmup_steps": 0, "warmup_fraction": 0.25}]
+)
+def test_the_learning_rates_of_a_run_are_those_of_its_steps_whatever_a_step_is_cut_into(
+    start, micro_batch_rows, warmup
+):
+    start("run", schedule="linear", min_learning_rate_ratio=0.0, micro_batch_rows=micro_batch_rows, **warmup)
+    rates = [line["learning_rate"] / BASE["learning_rate"] for line in read_metrics(start.folder / "run/metrics.jsonl")]
+    expected = {
+        (0, 0): [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8],
+        (3, 0): [1 / 3, 2 / 3, 1, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5],
+        (0, 0.25): [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+    }[warmup["warmup_steps"], warmup.get("warmup_fraction", 0)]
+    assert rates == pytest.approx(expected)
+
+
 KNOBS = {  # knob -> a value; where it shows
     "num_epochs": (0.5, "weights"),
     "max_steps": (5, "weights"),
@@ -240,6 +257,12 @@ ELSEWHERE = {
     "max_parameter_grad_norm": "test_lean_adamw.py",
     "recompute": "test_recompute.py",
     "decay_fraction": "test_schedule.py",
+    "decay_shape": "test_schedule.py",
+    "num_cycles": "test_schedule.py",
+    "power": "test_schedule.py",
+    "milestones": "test_schedule.py",
+    "milestone_ratio": "test_schedule.py",
+    "warmup_fraction": "test_schedule.py",
     "sequence_length": "tests/pretrain",
     "evaluate_rows": "test_validation.py",
 }

@@ -31,6 +31,16 @@ FREE_TO_CHANGE = frozenset(
 )
 """Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt."""
 
+_READ_BY = {
+    "decay_fraction": "wsd",
+    "decay_shape": "wsd",
+    "num_cycles": "cosine_restarts",
+    "power": "polynomial",
+    "milestones": "steps",
+    "milestone_ratio": "steps",
+}
+"""Keys that one schedule reads; set with another they would do nothing, so that is refused."""
+
 
 class DataSource(Config):
     """Some data and how often it is drawn; a bare path stands for a source of weight 1."""
@@ -66,13 +76,27 @@ class TrainingConfig(Config):
     """The peak learning rate, reached at the end of the warm-up."""
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The learning rate at the end of the schedule, as a share of the peak (`constant` never falls)."""
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
-    """The shape after the warm-up. `wsd` (warm-up, stable, decay) stays at the peak, then falls over the last
-    `decay_fraction` of the steps."""
+    schedule: Literal[
+        "constant", "linear", "cosine", "cosine_restarts", "polynomial", "inverse_sqrt", "wsd", "steps"
+    ] = "cosine"
+    """The shape after the warm-up; trainer/schedule.py has the formulas. `wsd` (warm-up, stable, decay) stays at the
+    peak, then falls over the last `decay_fraction` of the steps; `steps` falls at each of `milestones`."""
     warmup_steps: Annotated[int, Field(ge=0), Rehearsal(2)] = 0
     """Steps over which the learning rate rises linearly to its peak; the first step is never at zero."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The warm-up as a share of all steps (rounded up), instead of `warmup_steps`."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of all steps that `wsd` spends falling; the other schedules do not read it."""
+    """Share of all steps that `wsd` spends falling."""
+    decay_shape: Literal["linear", "cosine", "sqrt"] = "linear"
+    """How `wsd` falls: in a line, as half a cosine, or as 1 - sqrt(t), which ends lower in loss for many."""
+    num_cycles: Annotated[int, Field(ge=1)] = 1
+    """How often `cosine_restarts` falls from the peak."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """The exponent of `polynomial`: 1 is a line, 2 falls fast and ends slowly."""
+    milestones: list[float] = Field(default_factory=lambda: [0.8, 0.9])
+    """Shares of all steps after which `steps` multiplies the learning rate by `milestone_ratio`."""
+    milestone_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.316
+    """What `steps` multiplies the learning rate by at a milestone: 0.316 twice is a tenth."""
 
     optimizer: Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"] = "adamw"
     """adamw for everything; adamw_bf16 or adamw_8bit, the same with its averages in 2 bytes or in 1 instead of 4; or
@@ -132,12 +156,25 @@ class TrainingConfig(Config):
                 f"matrix_learning_rate_ratio ({self.matrix_learning_rate_ratio}) is read by optimizer: muon only"
             )
         self._refuse_unfit_optimizer()
+        self._refuse_unfit_schedule()
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps}): "
                 "the run would end before its peak learning rate"
             )
         return self
+
+    def _refuse_unfit_schedule(self) -> None:
+        for name, schedule in _READ_BY.items():
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if self.schedule != schedule and getattr(self, name) != default:
+                raise ValueError(f"{name} ({getattr(self, name)}) is read by schedule: {schedule} only")
+        if self.warmup_steps and self.warmup_fraction:
+            raise ValueError(f"give warmup_steps ({self.warmup_steps}) or warmup_fraction, not both")
+        if self.schedule == "inverse_sqrt" and not (self.warmup_steps or self.warmup_fraction):
+            raise ValueError("schedule: inverse_sqrt falls as sqrt(warm-up / step), so it needs a warm-up")
+        if self.milestones != sorted(set(self.milestones)) or not all(0 < share < 1 for share in self.milestones):
+            raise ValueError(f"milestones must rise and lie between 0 and 1, got {self.milestones}")
 
     def _refuse_unfit_optimizer(self) -> None:
         if self.stochastic_rounding and (self.optimizer == "muon" or self.precision != "bf16"):
