@@ -32,8 +32,9 @@ lint: $(VENV)/.installed-dev
 tree: $(VENV)/.installed-dev
 	cd tests && $(abspath $(BIN))/python -m architecture.tree
 
-# An extra is installed again when pyproject.toml changes.
-$(VENV)/.installed-%: pyproject.toml | $(VENV)/.torch
+# An extra is installed again when pyproject.toml or a kernel changes.
+KERNELS := setup.py $(wildcard src/leveret/kernels/native/*.cpp src/leveret/kernels/native/*.h)
+$(VENV)/.installed-%: pyproject.toml $(KERNELS) | $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 

@@ -80,3 +80,22 @@ def test_without_gradients_none_are_computed(monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         loss, _ = chunked_cross_entropy(states, weight, targets)
     torch.testing.assert_close(loss, plain_cross_entropy(states, weight, targets)[0].detach())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_compiled_kernel_gives_the_loss_and_gradients_of_float32(build: str, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(n, 24, generator=generator).bfloat16().requires_grad_() for n in (70, 90))
+    targets = torch.randint(0, 90, (70,), generator=generator)
+    targets[::9] = cross_entropy.IGNORED
+    factors = torch.rand(70, generator=generator) if weighted else None
+    loss, number = chunked_cross_entropy(hidden, weight, targets, token_weights=factors)
+    loss.backward()
+    exact = [each.detach().float().requires_grad_() for each in (hidden, weight)]
+    expected, expected_number = plain_cross_entropy(exact[0], exact[1], targets, token_weights=factors)
+    expected.backward()
+    assert int(number) == int(expected_number)
+    assert abs(float(loss.detach() - expected.detach())) < 2e-3 * float(expected.detach())
+    for mine, reference in zip((hidden, weight), exact, strict=True):
+        assert mine.grad is not None and reference.grad is not None
+        assert (mine.grad.float() - reference.grad).norm() < 0.006 * reference.grad.norm()

@@ -99,9 +99,16 @@ def _machine(folder: Path) -> Iterator[tuple[str, str]]:
     flags, name = _processor()
     yield "processor", f"{name}, {cores} cores to use"
     yield "processor features", ", ".join(label for flag, label in CPU_FEATURES.items() if flag in flags) or "unknown"
+    yield "kernels", _kernels()
     total, available = _memory()
     yield "memory", f"{in_bytes(total)}, {in_bytes(available)} free" if total else "unknown"
     yield "disk", f"{in_bytes(free_bytes(folder))} free in {folder.absolute()}"
+
+
+def _kernels() -> str:
+    from leveret.kernels.native.library import choose
+
+    return choose().reason
 
 
 def _extras() -> Iterator[tuple[str, str]]:

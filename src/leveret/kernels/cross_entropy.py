@@ -8,17 +8,21 @@ its loss, turns its logits into dz in place, and adds dz @ weight and dz^T @ hid
 only scales them. One buffer serves all chunks: on a CPU, fresh memory costs more than the arithmetic.
 
 Positions without a target are left out before the product, so fine-tuning pays only for the tokens it trains. The
-softmax and the sums are float32 whatever the inputs are. `plain_cross_entropy` is the same loss written out.
+softmax and the sums are float32 whatever the inputs are; for bfloat16 on a CPU they are one pass of a compiled kernel
+over the logits. `plain_cross_entropy` is the same loss written out.
 
 Shape legend: N positions, H hidden, V vocabulary, C positions of one chunk.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from leveret.kernels.native.library import native_for, pointer, size
 
 IGNORED = -100
 """The target of a position that trains nothing."""
@@ -69,16 +73,21 @@ class _ChunkedLoss(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
         chunk = max(1, min(len(hidden), CHUNK_LOGITS // len(weight)))
         buffer = hidden.new_empty((chunk, len(weight)))
-        floats = buffer if hidden.dtype == torch.float32 else torch.empty_like(buffer, dtype=torch.float32)
+        native = native_for(hidden, weight, buffer)
+        same = hidden.dtype == torch.float32 or native is not None
+        floats = buffer if same else torch.empty_like(buffer, dtype=torch.float32)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             piece = hidden[rows]  # (C, H)
             logits = torch.mm(piece, weight.t(), out=buffer[: len(piece)])  # (C, V)
             factors = None if token_weights is None else token_weights[rows].float()
             scores = floats[: len(piece)]
-            if scores.dtype != logits.dtype:
-                scores.copy_(logits)
-            loss_sum += _loss_and_slope(scores, targets[rows], factors, slope=wanted)
+            if native is not None:
+                loss_sum += _native_loss_and_slope(native, logits, targets[rows], factors, slope=wanted)
+            else:
+                if scores.dtype != logits.dtype:
+                    scores.copy_(logits)
+                loss_sum += _loss_and_slope(scores, targets[rows], factors, slope=wanted)
             if hidden_grad is not None and weight_grad is not None:
                 slope = logits if scores.dtype == logits.dtype else logits.copy_(scores)
                 torch.mm(slope, weight, out=hidden_grad[rows])
@@ -109,6 +118,18 @@ def _loss_and_slope(scores: Tensor, targets: Tensor, factors: Tensor | None, *, 
         if factors is not None:
             scores.mul_(factors.unsqueeze(1))
     return losses.sum() if factors is None else (losses.squeeze(1) * factors).sum()
+
+
+def _native_loss_and_slope(
+    library: ctypes.CDLL, logits: Tensor, targets: Tensor, factors: Tensor | None, *, slope: bool
+) -> float:
+    """As `_loss_and_slope` in one pass over bfloat16 logits."""
+    loss = ctypes.c_double()
+    library.leveret_cross_entropy(
+        pointer(logits), pointer(targets), pointer(factors), ctypes.byref(loss), size(len(logits)),
+        size(logits.shape[1]), int(slope), torch.get_num_threads(),
+    )  # fmt: skip
+    return loss.value
 
 
 def _add_product(total: Tensor, slope: Tensor, piece: Tensor) -> None:

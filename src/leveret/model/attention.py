@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from leveret.kernels.attention import additive_mask, attention
+from leveret.kernels.packed_attention import Documents, can_pack, find_documents, packed_attention
 from leveret.model.cache import KVCache, Slots
 from leveret.model.config import ModelConfig
 from leveret.model.documents import DocumentGroups, group_documents
@@ -46,6 +47,22 @@ class AttentionPlan:
     """Where keys and values are kept."""
     slots: Slots | None = None
     """Where in it, for this forward."""
+    packed: PackedPlan | None = None
+    """How the compiled kernel does it where it can; without a cache only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedPlan:
+    """What `packed_attention` needs for all layers of one forward."""
+
+    documents: Documents
+    longest: int
+    """Tokens of the longest document."""
+    cos: Tensor
+    """(B * T, D)"""
+    signed_sin: Tensor
+    """(B * T, D)"""
+    window: int | None
 
 
 class SelfAttention(nn.Module):
@@ -63,18 +80,31 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        query = self._heads(self.q_proj(x), plan)  # (B, H, T, D)
-        key = self._heads(self.k_proj(x), plan)  # (B, K, T, D)
-        value = self._heads(self.v_proj(x), plan)
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, heads * D)
+        packed = plan.packed
+        if packed is not None and can_pack(query, key, value, head_dim=self.head_dim, longest=packed.longest):
+            out = packed_attention(
+                query, key, value, cos=packed.cos, signed_sin=packed.signed_sin, documents=packed.documents,
+                head_dim=self.head_dim, window=packed.window,
+            )  # fmt: skip
+        else:
+            out = self._attend(query, key, value, plan)
+        projected: Tensor = self.o_proj(out)
+        return projected
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+        """The general way; (B, T, heads * D) each -> (B, T, H * D)."""
+        batch = query.shape[0]
+        query = self._heads(query, plan)  # (B, H, T, D)
+        key, value = self._heads(key, plan), self._heads(value, plan)  # (B, K, T, D)
         query, key = rotate(query, plan.cos, plan.signed_sin), rotate(key, plan.cos, plan.signed_sin)
         if plan.cache is not None and plan.slots is not None:
             key, value = plan.cache.append(self.layer, key, value, plan.slots)  # (B, K, S, D)
         out = attention(query, key, value, mask=plan.mask, is_causal=plan.is_causal)
         out = out.transpose(1, 2).flatten(2)  # (B, T, H * D)
         if plan.documents is not None:
-            out = plan.documents.scatter(out, x.shape[0])
-        projected: Tensor = self.o_proj(out)
-        return projected
+            out = plan.documents.scatter(out, batch)
+        return out
 
     def _heads(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         """(B, T, heads * D) -> (B, heads, T, D); B and T are documents and their tokens if the plan groups them."""
@@ -99,11 +129,15 @@ def plan_without_cache(
     turned = along if positions is None else positions
     lengths = _sequence_lengths(turned, document_ids) if config.rope.kind == "dynamic" else None
     cos, signed_sin = rope(turned, lengths, dtype)
+    packed = _packed_plan(config, shape, document_ids, cos, signed_sin)
     if document_ids is not None and _is_right_padding(document_ids):
         document_ids = None
     if document_ids is not None and (groups := group_documents(document_ids, longest=config.sliding_window)):
         cos, signed_sin = (_grouped(angles, groups, shape) for angles in (cos, signed_sin))
-        return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=None, is_causal=groups.shape[1] > 1, documents=groups)
+        causal = groups.shape[1] > 1
+        return AttentionPlan(
+            cos=cos, signed_sin=signed_sin, mask=None, is_causal=causal, documents=groups, packed=packed
+        )
     inside_window = config.sliding_window is None or length <= config.sliding_window
     mask = None
     if document_ids is not None or not inside_window:
@@ -116,7 +150,23 @@ def plan_without_cache(
             dtype=dtype,
         )
     is_causal = mask is None and length > 1
-    return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=mask, is_causal=is_causal)
+    return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=mask, is_causal=is_causal, packed=packed)
+
+
+def _packed_plan(
+    config: ModelConfig, shape: tuple[int, int], document_ids: Tensor | None, cos: Tensor, signed_sin: Tensor
+) -> PackedPlan | None:
+    """For bfloat16 on a CPU: the documents of these rows, the whole row being one without `document_ids`."""
+    if cos.device.type != "cpu" or cos.dtype != torch.bfloat16:
+        return None
+    batch, length = shape
+    documents = find_documents(torch.zeros(shape, dtype=torch.long) if document_ids is None else document_ids)
+    flat_cos, flat_sin = (
+        each.expand(batch, 1, length, -1).reshape(batch * length, -1).contiguous() for each in (cos, signed_sin)
+    )
+    return PackedPlan(
+        documents=documents, longest=documents.longest, cos=flat_cos, signed_sin=flat_sin, window=config.sliding_window
+    )
 
 
 def plan_with_cache(

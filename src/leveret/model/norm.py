@@ -9,8 +9,9 @@ scales in float32 and rounds once. In float32 the two are the same.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from leveret.kernels.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -23,6 +24,4 @@ class RMSNorm(nn.Module):
         self.scales_in_float32 = scales_in_float32
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scales_in_float32 or x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # rounds once, after the weight
-        return F.rms_norm(x, self.weight.shape, None, self.eps) * self.weight
+        return rms_norm(x, self.weight, eps=self.eps, scales_in_float32=self.scales_in_float32)

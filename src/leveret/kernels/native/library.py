@@ -1,0 +1,91 @@
+"""Finds the compiled kernels that suit this processor, loads them once, and can say what was chosen and why.
+
+    LEVERET_NATIVE=off          use the PyTorch twins only
+    LEVERET_NATIVE=avx2         use this build (avx512, avx2, plain), for comparisons
+
+A build whose sources have changed since is not loaded: kernels and the Python that calls them belong together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from leveret.errors import ConfigError
+from leveret.kernels.native.build import instruction_sets, library_path, source_hash
+
+VARIABLE = "LEVERET_NATIVE"
+
+_RANK = {"plain": 0, "avx2": 1, "avx512": 2}
+"""What a processor must be able to do, as a number; see `capability`."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which kernels run."""
+
+    library: ctypes.CDLL | None
+    """None: the PyTorch twins."""
+    reason: str
+    """For people: which build, or why none."""
+
+
+@functools.cache
+def choose() -> Choice:
+    """Load the best build that this processor can run."""
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "off":
+        return Choice(None, f"PyTorch kernels ({VARIABLE}=off)")
+    if wanted and wanted not in instruction_sets():
+        raise ConfigError(f"{VARIABLE}={wanted!r}: there are off, {', '.join(instruction_sets())}")
+    names = [name for name in instruction_sets() if not wanted or name == wanted]
+    runnable = [name for name in names if _RANK[name] <= capability()]
+    built = [name for name in runnable if library_path(name).is_file()]
+    if not built:
+        return Choice(None, "PyTorch kernels (no compiled ones; install leveret again where a C++ compiler is)")
+    return load(built[0])
+
+
+def capability() -> int:
+    """The highest number in `_RANK` that this processor, as PyTorch sees it, can run."""
+    name = torch.backends.cpu.get_cpu_capability()
+    return 2 if name.startswith(("AVX512", "AMX")) else 1 if name.startswith("AVX2") else 0
+
+
+def load(instruction_set: str) -> Choice:
+    """Load one build; a choice without a library, and the reason, if it does not fit."""
+    path = library_path(instruction_set)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return Choice(None, f"PyTorch kernels ({path.name} cannot be loaded: {error})")
+    library.leveret_source_hash.restype = ctypes.c_char_p
+    if library.leveret_source_hash().decode() != source_hash():
+        return Choice(None, f"PyTorch kernels ({path.name} was compiled from other sources; install leveret again)")
+    return Choice(library, f"compiled kernels for {instruction_set}")
+
+
+def native_for(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The compiled kernels, if they can work on these: plain bfloat16 tensors on the CPU, in one piece."""
+    for tensor in tensors:
+        if tensor.dtype != torch.bfloat16 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return None
+        if type(tensor) not in (Tensor, Parameter):  # a compiler's or a device mesh's stand-in has no memory of its own
+            return None
+    return choose().library
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's numbers begin; null for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def size(number: int) -> ctypes.c_int64:
+    """A count or length, as the kernels take it."""
+    return ctypes.c_int64(number)

@@ -1,0 +1,80 @@
+"""Building and choosing the compiled kernels: what happens without a compiler, with old builds, with a wrong name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from leveret.errors import ConfigError
+from leveret.kernels.native import build as building
+from leveret.kernels.native import library
+from leveret.kernels.rms_norm import plain_rms_norm, rms_norm
+
+
+@pytest.fixture(autouse=True)
+def _fresh_choice() -> Iterator[None]:
+    library.choose.cache_clear()
+    yield
+    library.choose.cache_clear()
+
+
+def test_the_best_build_is_chosen_and_named() -> None:
+    if building.find_compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    choice = library.choose()
+    assert choice.library is not None, choice.reason
+    best = next(name for name in building.instruction_sets() if library._RANK[name] <= library.capability())
+    assert choice.reason == f"compiled kernels for {best}"
+
+
+def test_kernels_can_be_switched_off_and_the_twin_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.VARIABLE, "off")
+    assert library.choose().library is None and "off" in library.choose().reason
+    x, weight = torch.randn(3, 16).bfloat16(), torch.rand(16).bfloat16()
+    mine = rms_norm(x, weight, eps=1e-5, scales_in_float32=False)
+    assert torch.equal(mine, plain_rms_norm(x, weight, eps=1e-5, scales_in_float32=False))
+
+
+def test_a_wrong_name_is_an_error_with_the_right_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.VARIABLE, "avx9")
+    with pytest.raises(ConfigError, match=r"avx9.*plain"):
+        library.choose()
+
+
+def test_without_a_compiler_nothing_is_built_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert building.build_all(tmp_path) == ["no C++ compiler was found (CXX, g++, clang++, c++)"]
+    monkeypatch.setattr(library, "library_path", lambda name: tmp_path / name)
+    assert library.choose().library is None and "install leveret again" in library.choose().reason
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho no such flag >&2\nexit 3\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    out = tmp_path / "out"
+    out.mkdir()
+    failures = building.build_all(out)
+    assert len(failures) == len(building.instruction_sets())
+    assert all("no such flag" in line for line in failures) and not list(out.iterdir())
+
+
+def test_a_build_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next((n for n in building.instruction_sets() if building.library_path(n).is_file()), None)
+    if name is None:
+        pytest.skip("nothing was compiled at installation")
+    monkeypatch.setattr(library, "source_hash", lambda: "another")
+    choice = library.load(name)
+    assert choice.library is None and "other sources" in choice.reason
+
+
+def test_a_damaged_build_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.so").write_bytes(b"not a library")
+    monkeypatch.setattr(library, "library_path", lambda name: tmp_path / "broken.so")
+    choice = library.load("avx2")
+    assert choice.library is None and "cannot be loaded" in choice.reason
