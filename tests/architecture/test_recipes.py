@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leveret.pipeline.recipe import load_recipe
+from leveret.recipe import load_recipe
 
 from .source import ROOT
 

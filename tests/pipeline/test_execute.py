@@ -14,8 +14,8 @@ from leveret.pipeline import dependencies
 from leveret.pipeline.config import RunConfig
 from leveret.pipeline.execute import Options, execute
 from leveret.pipeline.lock import locked
-from leveret.pipeline.recipe import load_recipe
 from leveret.pipeline.run import run
+from leveret.recipe import load_recipe
 
 Calls = Callable[[], list[str]]
 

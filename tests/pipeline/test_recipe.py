@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from leveret.errors import ConfigError
-from leveret.pipeline.recipe import load_recipe
+from leveret.recipe import load_recipe
 
 
 def write(folder: Path, stages: str, header: str = "") -> Path:

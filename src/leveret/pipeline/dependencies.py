@@ -18,7 +18,7 @@ from typing import Any
 from leveret.commands import COMMANDS, Command
 from leveret.config import Config, fingerprint
 from leveret.paths import atomic_write, files_below, sha256_file
-from leveret.pipeline.recipe import Stage
+from leveret.recipe import Stage
 
 Parts = dict[str, Any]
 """The four parts of a fingerprint, kept apart so that a change can be explained."""

@@ -23,7 +23,7 @@ from leveret.pipeline.dependencies import ContentHashes, Parts, combine, explain
 from leveret.pipeline.isolation import run_isolated
 from leveret.pipeline.ledger import Ledger, Record
 from leveret.pipeline.lock import locked
-from leveret.pipeline.recipe import Recipe, Stage
+from leveret.recipe import Recipe, Stage
 from leveret.yaml_files import dump_yaml
 
 Action = Literal["skipped", "resumed", "ran"]

@@ -11,7 +11,7 @@ from leveret.errors import ConfigError
 from leveret.pipeline.config import RehearseConfig
 from leveret.pipeline.execute import Options, execute
 from leveret.pipeline.ledger import Ledger
-from leveret.pipeline.recipe import Recipe, load_recipe
+from leveret.recipe import Recipe, load_recipe
 
 
 def run(config: RehearseConfig, console: Console) -> StageResult:

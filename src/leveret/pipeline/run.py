@@ -8,7 +8,7 @@ from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.pipeline.config import RunConfig
 from leveret.pipeline.execute import Options, execute
-from leveret.pipeline.recipe import load_recipe
+from leveret.recipe import load_recipe
 
 
 def run(config: RunConfig, console: Console) -> StageResult:

@@ -10,7 +10,7 @@ from leveret.config import mistakes, parse_config, read_yaml, suggest
 from leveret.console import Console
 from leveret.errors import ConfigError
 from leveret.pipeline.config import ValidateConfig
-from leveret.pipeline.recipe import load_recipe
+from leveret.recipe import load_recipe
 
 
 def run(config: ValidateConfig, console: Console) -> StageResult:
