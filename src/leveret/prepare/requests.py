@@ -23,6 +23,9 @@ SPANS = 20_000
 HELD_OUT_SHARES: tuple[tuple[Kind, float], ...] = (("single", 1.0), ("combined", 1 / 3), ("irrelevant", 1 / 4))
 """Held-out requests of each kind, for each of `RequestsConfig.held_out`."""
 
+VALUE_LINES = 10
+"""Lines of a document of values; there is one such document for twice as many requests."""
+
 PATIENCE = 50
 """Draws for each held-out request that is wanted, before fewer are taken."""
 
@@ -35,6 +38,7 @@ def prepare_requests(
     train = _training_requests(generators, requests, seed, console)
     write_requests(output / "requests.train.jsonl", train)
     write_documents(output / "requests.text.jsonl", _request_texts(train))
+    write_documents(output / "values.text.jsonl", _value_texts(generators, len(train), seed))
     console.info(f"requests.train.jsonl: {len(train):,} requests in {len(generators)} languages")
     counts = {"train_requests": len(train)}
     seen = {_key(request) for request in train}
@@ -125,3 +129,18 @@ def _request_texts(requests: Sequence[ToolRequest]) -> Iterator[Document]:
     """
     for number, request in enumerate(requests):
         yield Document(text=f"{request.query}\n{request.query}", source=f"request {number}")
+
+
+def _value_texts(generators: Sequence[RequestGenerator], num_requests: int, seed: int) -> Iterator[Document]:
+    """How times, durations, levels and dates are said and what they mean, a line each: `half past six pm = 18:30`.
+
+    A dozen tokens with nothing but the lesson, where a request has thirty around it.
+    """
+    spoken = [(generator, kind) for generator in generators for kind in generator.book.spoken_kinds()]
+    if not spoken:
+        return
+    rng = random.Random(f"{seed}/values")
+    for number in range(num_requests // (2 * VALUE_LINES)):
+        chosen = rng.choices(spoken, k=VALUE_LINES)
+        drawn = [generator.book.draw_value(kind, rng, held_out=False) for generator, kind in chosen]
+        yield Document(text="\n".join(f"{one.surface} = {one.value}" for one in drawn), source=f"values {number}")

@@ -47,6 +47,8 @@ class RequestGenerator:
         self.tools = tools
         self.seed = seed
         self._names = sorted(book.tools)
+        rounds = range(max(book.shares.values(), default=1))
+        self._turns = [name for turn in rounds for name in self._names if book.shares[name] > turn]
         for name in self._names:
             for split, held_out in (("training", False), ("held-out", True)):
                 if book.draw_wording(book.tools[name], random.Random(seed), held_out=held_out) is None:
@@ -65,18 +67,32 @@ class RequestGenerator:
         return tuple(kinds)
 
     def draw(self, kind: Kind, index: int, *, held_out: bool) -> ToolRequest:
-        """Request number `index` of a kind. Single requests go through the tools in turn: each has its share."""
+        """Request number `index` of a kind. Single requests go through the tools in turn: each has its share.
+
+        Held-out requests have all tools alike, whatever their shares in training.
+        """
         if kind not in self.kinds:
             hint = "irrelevant requests need more wordings under irrelevant, combined ones two tools"
             raise ToolError(f"{self.book.source}: no {kind} requests can be made of it", hint=hint)
         rng = random.Random(f"{self.seed}/{self.book.language}/{kind}/{held_out}/{index}")
         tools: list[str | None] = [None]
         if kind == "single":
-            tools = [self._names[index % len(self._names)]]
+            turns = self._names if held_out else self._turns
+            tools = [turns[index % len(turns)]]
         elif kind == "combined":
             count = 3 if rng.random() < THREE_CALLS else 2
-            tools = [*rng.sample(self._names, min(count, len(self._names)))]
+            tools = self._sample(min(count, len(self._names)), rng, held_out)
         return self._speak([self._part(tool, rng, held_out) for tool in tools], rng)
+
+    def _sample(self, count: int, rng: random.Random, held_out: bool) -> list[str | None]:
+        """`count` different tools."""
+        if held_out:
+            return [*rng.sample(self._names, count)]
+        chosen: list[str | None] = []
+        while len(chosen) < count:
+            if (name := pick(self._turns, rng)) not in chosen:
+                chosen.append(name)
+        return chosen
 
     def _part(self, tool: str | None, rng: random.Random, held_out: bool) -> _Part:
         patterns = self.book.irrelevant if tool is None else self.book.tools[tool]
@@ -124,11 +140,20 @@ class RequestGenerator:
 
 
 def _apart(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces with a space where two numbers meet: 2030-06-27 and 14:30 are not 2030-06-2714:30."""
+    """The pieces with a space where two numbers meet, or a value and a Latin word: 2030-06-27 and 14:30 are not one
+    number, and the app in "打开Chrome app" is not Chromeapp.
+    """
     spaced: list[Piece] = []
-    last = ""
+    last, after_value = "", False
     for piece in pieces:
-        meets = last.isdigit() and piece.text[:1].isdigit()
-        spaced.append(piece._replace(text=" " + piece.text) if meets else piece)
-        last = piece.text[-1:] or last
+        first, is_value = piece.text[:1], piece.slot is not None
+        numbers = last.isdigit() and first.isdigit()
+        words = _is_latin(last) and _is_latin(first) and (is_value or after_value)
+        spaced.append(piece._replace(text=" " + piece.text) if numbers or words else piece)
+        if piece.text:
+            last, after_value = piece.text[-1], is_value
     return spaced
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()

@@ -7,6 +7,8 @@
                                                                       (they also serve as rules: <person>)
     surfaces:   {mode: {walk: ["on foot", "walking"]}}                closed sets: value -> ways to say it
     tools:      {call_contact: ["<polite>call {name}", ...]}          patterns (see phrases.py)
+    shares:     {create_event: 3}                                     how often a tool is trained on, relative to the
+                                                                      others (1); evaluation has all alike
     irrelevant: ["tell me a joke", ...]                               requests that no tool serves
     connectors: [" and then ", ", also "]                             between the parts of a combined request
 
@@ -41,7 +43,7 @@ HELD_OUT_PERCENT = 12
 COPIED_KINDS = frozenset(("phone",))
 """Spoken kinds whose value is the words themselves."""
 
-SECTIONS = ("language", "slots", "rules", "values", "surfaces", "tools", "irrelevant", "connectors")
+SECTIONS = ("language", "slots", "rules", "values", "surfaces", "tools", "shares", "irrelevant", "connectors")
 
 _PATIENCE = 1000
 """Draws before a kind of value, or a tool's wording, is said to have no part in a split."""
@@ -95,6 +97,7 @@ class PhraseBook:
             name: self._patterns(lines, f"tool {name}", slots=True)
             for name, lines in _section(data, "tools", source).items()
         }
+        self.shares = self._shares(_section(data, "shares", source))
         self.irrelevant = self._patterns(data.get("irrelevant", ()), "irrelevant", slots=True)
         self.connectors: tuple[str, ...] = tuple(data.get("connectors", (" ",)))
         self._check_all(tools)
@@ -115,6 +118,16 @@ class PhraseBook:
             hint="add it under values or surfaces, or name another kind in slots",
         )
 
+    def spoken_kinds(self) -> list[str]:
+        """The kinds in use whose words are not their value, such as times: "half past six" is 06:30."""
+        used = {
+            self.kind_of(name, slot)
+            for name, patterns in self.tools.items()
+            for pattern in patterns
+            for slot in pattern.slots
+        }
+        return sorted(used & (set(SPOKEN[self.language]) - COPIED_KINDS))
+
     def draw_value(self, kind: str, rng: random.Random, *, held_out: bool) -> Drawn:
         """Draw a value of `kind` from the training or the held-out split (closed sets are in both)."""
         if (ways := self._surfaces.get(kind)) is not None:
@@ -134,6 +147,14 @@ class PhraseBook:
             return Drawn(surface=text, value=text, verbatim=True)
         said = SPOKEN[self.language][kind](rng)
         return Drawn(surface=said.surface, value=said.value, verbatim=kind in COPIED_KINDS)
+
+    def _shares(self, given: Mapping[str, Any]) -> dict[str, int]:
+        for name, share in given.items():
+            if name not in self.tools:
+                raise ToolError(f"{self.source}: shares names {name!r}, which has no patterns under tools")
+            if not isinstance(share, int) or isinstance(share, bool) or share < 1:
+                raise ToolError(f"{self.source}: the share of {name} is {share!r}; it must be a whole number from 1 up")
+        return {name: given.get(name, 1) for name in self.tools}
 
     def draw_wording(
         self, patterns: Sequence[Pattern], rng: random.Random, *, held_out: bool

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import random
 
-from leveret.tools.spoken_value import Spoken, calendar_day, common_level, common_minute, common_minutes, table
+from leveret.tools.spoken_value import (
+    Spoken,
+    calendar_day,
+    common_hour,
+    common_level,
+    common_minute,
+    common_minutes,
+    table,
+)
 
 _DIGITS = "零一二三四五六七八九"
 
@@ -40,7 +48,7 @@ def chinese_clock_time(rng: random.Random) -> Spoken:
 
 
 def _time(rng: random.Random, *, today: bool) -> Spoken:
-    hour, minute = rng.randrange(24), common_minute(rng)
+    hour, minute = common_hour(rng), common_minute(rng)
     value = f"{hour:02d}:{minute:02d}"
     style = rng.random()
     if style < 0.15:
@@ -62,7 +70,7 @@ def _with_part_of_day(hour: int, minute: int, rng: random.Random, *, today: bool
         return part + _minutes_past(minute, rng, digits=False)
     if style < 0.2:
         return f"{part}{hour12}:{minute:02d}"
-    if style < 0.3 and minute >= 45:
+    if style < 0.27 and minute in (45, 50, 55):
         amount = "一刻" if minute == 45 and rng.random() < 0.7 else f"{_count(60 - minute)}分"
         return f"{part}差{amount}{_count(hour12 % 12 + 1)}点"
     digits = rng.random() < 0.45

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import random
 
-from leveret.tools.spoken_value import Spoken, calendar_day, common_level, common_minute, common_minutes, table
+from leveret.tools.spoken_value import (
+    Spoken,
+    calendar_day,
+    common_hour,
+    common_level,
+    common_minute,
+    common_minutes,
+    table,
+)
 
 _ONES = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -43,7 +51,7 @@ def english_clock_time(rng: random.Random) -> Spoken:
 
 
 def _time(rng: random.Random, *, today: bool) -> Spoken:
-    hour, minute = rng.randrange(24), common_minute(rng)
+    hour, minute = common_hour(rng), common_minute(rng)
     value = f"{hour:02d}:{minute:02d}"
     style = rng.random()
     if style < 0.04:
@@ -68,8 +76,8 @@ def _clock(hour: int, minute: int, rng: random.Random) -> str:
         options += [f"{_ONES[hour]} {english_number(minute)}", f"{hour} {minute}"]
     else:
         options.append(f"{_ONES[hour]} oh {_ONES[minute]}")
-    if minute % 5 == 0 or rng.random() < 0.3:
-        options += [_before_or_after(hour, minute, rng)] * 3
+    if rng.random() < (0.3 if minute % 15 == 0 else 0.12 if minute % 5 == 0 else 0):
+        return _before_or_after(hour, minute, rng)
     return rng.choice(options)
 
 

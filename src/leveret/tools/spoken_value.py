@@ -23,7 +23,14 @@ def table(ways: Mapping[int, str]) -> tuple[Spoken, ...]:
 
 def common_minute(rng: random.Random) -> int:
     """The minute of a time of day: most often a full, half or quarter hour."""
-    return rng.choice((0, 0, 0, 30, 30, 15, 45, 5, 10, 20, 25, 35, 40, 50, 55, rng.randrange(60), rng.randrange(60)))
+    rounds = (*(0,) * 7, *(30,) * 4, 15, 15, 45, 45, 5, 10, 20, 25, 35, 40, 50, 55)
+    return rng.choice((*rounds, rng.randrange(60)))
+
+
+def common_hour(rng: random.Random) -> int:
+    """The hour of a time of day, 0 to 23: each of them, those at which people get up and meet more often."""
+    often = (6, 6, 7, 7, 7, 8, 8, 9, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 18, 19, 19, 20, 20, 21, 22)
+    return rng.choice(often) if rng.random() < 0.6 else rng.randrange(24)
 
 
 def common_minutes(rng: random.Random) -> int:

@@ -25,7 +25,7 @@ def as_typed(texts: Sequence[str], is_value: Sequence[bool], language: str, rng:
         typed = [text.lower() for text in typed]
     elif language == "en" and style < 0.8:
         typed = _capitalized(typed)
-    if rng.random() < 0.06:
+    if rng.random() < 0.03:
         wording = [i for i, value in enumerate(is_value) if not value and len(typed[i]) >= _SHORTEST_SLIP]
         if wording:
             place = rng.choice(wording)
