@@ -13,11 +13,13 @@ import unicodedata
 
 def cut_points(text: str) -> list[bool]:
     """For each position 0..len(text): may a word begin or end there?"""
-    cuts = [True] * (len(text) + 1)
-    for position in range(1, len(text)):
-        left, right = text[position - 1], text[position]
-        cuts[position] = not (_joins(left, right) or unicodedata.category(right).startswith("M"))
-    return cuts
+    categories = [unicodedata.category(character) for character in text]
+    in_run = [category[0] in "LNM" and category != "Lo" for category in categories]
+    inner = [
+        not ((before and here) or category[0] == "M")
+        for before, here, category in zip(in_run, in_run[1:], categories[1:], strict=False)
+    ]
+    return [True, *inner, True] if text else [True]
 
 
 def find_words(text: str, words: str) -> int:
@@ -29,12 +31,3 @@ def find_words(text: str, words: str) -> int:
             return position
         position = text.find(words, position + 1)
     return first
-
-
-def _joins(left: str, right: str) -> bool:
-    return _in_run(left) and _in_run(right)
-
-
-def _in_run(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category[0] in "LNM" and category != "Lo"
