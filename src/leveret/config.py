@@ -45,6 +45,7 @@ from leveret.yaml_files import apply_overrides, read_yaml
 
 __all__ = [
     "Config",
+    "Flag",
     "Positional",
     "Rehearsal",
     "apply_overrides",
@@ -81,6 +82,13 @@ class Positional:
     """
 
     order: int
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Marks how a field is spelled as an option, where its own name cannot be that (`json` is taken by pydantic)."""
+
+    name: str
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from leveret.config import Config, Positional, nested_config
+from leveret.config import Config, Flag, Positional, nested_config
 from leveret.yaml_files import dump_yaml, parse_yaml
 
 
@@ -27,8 +27,9 @@ class Key:
 
     @property
     def flag(self) -> str:
-        """`--outer.inner-words`."""
-        return "--" + self.name.replace("_", "-")
+        """`--outer.inner-words`, or what a `Flag` says."""
+        spelled = next((mark.name for mark in self.info.metadata if isinstance(mark, Flag)), None)
+        return "--" + (spelled or self.name).replace("_", "-")
 
     @property
     def is_switch(self) -> bool:

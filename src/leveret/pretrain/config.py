@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from leveret.config import Config, Positional, Rehearsal
+from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
 from leveret.trainer.config import DataSource, TrainingConfig
 
 
@@ -45,6 +46,30 @@ class ModelShape(Config):
     small model learn to copy much sooner."""
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the fresh weights."""
+
+    def decoder_config(self, *, vocab_size: int, **special_ids: int | None) -> ModelConfig:
+        """The whole description of a fresh model: this shape, and what the tokenizer says (bos_token_id ...)."""
+        sizes = self.model_dump(
+            exclude={
+                "rope_theta",
+                "num_experts",
+                "experts_per_token",
+                "num_key_value_heads",
+                "head_dim",
+                "attention_init",
+            }
+        )
+        optional = {name: getattr(self, name) for name in ("num_key_value_heads", "head_dim")}
+        experts = self.num_experts
+        return ModelConfig(
+            **sizes,
+            **{name: value for name, value in optional.items() if value is not None},
+            **special_ids,  # type: ignore[arg-type]  # ids, by name
+            vocab_size=vocab_size,
+            rope=RopeConfig(theta=self.rope_theta),
+            moe=None if experts is None else MoeConfig(num_experts=experts, experts_per_token=self.experts_per_token),
+            norm_scales_in_float32=self.family == "aquila",
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelShape:

@@ -19,7 +19,7 @@ from leveret.data.readers import read_documents
 from leveret.data.shards import TokenShards, build_shards
 from leveret.errors import DataError
 from leveret.hub import resolve_model
-from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
+from leveret.model.config import ModelConfig
 from leveret.model.count import count
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
@@ -91,18 +91,8 @@ def run(config: PretrainConfig, console: Console) -> StageResult:
 
 def model_config(shape: ModelShape, tokenizer: Tokenizer) -> ModelConfig:
     """The whole description of a fresh model: its shape, and what the tokenizer says."""
-    sizes = shape.model_dump(
-        exclude={"rope_theta", "num_experts", "experts_per_token", "num_key_value_heads", "head_dim", "attention_init"}
-    )
-    optional = {name: getattr(shape, name) for name in ("num_key_value_heads", "head_dim")}
-    experts = shape.num_experts
-    return ModelConfig(
-        **sizes,
-        **{name: value for name, value in optional.items() if value is not None},
+    return shape.decoder_config(
         vocab_size=tokenizer.vocab_size,
-        rope=RopeConfig(theta=shape.rope_theta),
-        moe=None if experts is None else MoeConfig(num_experts=experts, experts_per_token=shape.experts_per_token),
-        norm_scales_in_float32=shape.family == "aquila",
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
