@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from leveret.kernels.native import library
-from leveret.kernels.rms_norm import plain_rms_norm, rms_norm
+from leveret.kernels.rms_norm import add_rms_norm, plain_add_rms_norm, plain_rms_norm, rms_norm
 from leveret.kernels.swiglu import plain_swiglu, swiglu
 
 Pair = tuple[Tensor, list[Tensor]]
@@ -54,6 +54,25 @@ def test_the_norm_rounds_where_the_twin_rounds(build: str) -> None:
         mine = rms_norm(x, weight, eps=1e-6, scales_in_float32=scales_in_float32)
         twin = plain_rms_norm(x, weight, eps=1e-6, scales_in_float32=scales_in_float32)
         assert (mine != twin).float().mean() < 0.01  # a last bit, where the mean differs in its own last bit
+
+
+@pytest.mark.parametrize("read", ["both", "sum", "norm"])
+def test_adding_and_norming_together_is_both_one_after_the_other(build: str, read: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(5, 9, 40, generator=generator).bfloat16() for _ in range(2)]
+    weight = (1 + 0.2 * torch.randn(40, generator=generator)).bfloat16()
+    slope = torch.randn(5, 9, 40, generator=generator).bfloat16()
+
+    def read_out(both: tuple[Tensor, Tensor]) -> Tensor:
+        return {"sum": both[0] * 1, "norm": both[1] * 1, "both": both[0] * 0.5 + both[1]}[read]
+
+    def run(call: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype) -> Pair:
+        leaves = [each.to(dtype) for each in (*inputs, weight)]
+        return value_and_gradients(
+            lambda *given: read_out(call(*given, eps=1e-5, scales_in_float32=True)), leaves, slope.to(dtype)
+        )
+
+    assert_near(run(add_rms_norm, torch.bfloat16), run(plain_add_rms_norm, torch.float32), 0.006)
 
 
 @pytest.mark.parametrize("count", [1, 31, 1000])

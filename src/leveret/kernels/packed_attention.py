@@ -4,8 +4,8 @@
     out = softmax(q k^T / sqrt(D)) v within each document, causal, over the last `window` tokens
 
 The compiled kernel takes a document and a key-value head at a time and needs no arrangement of its own: no gather, no
-padding, no mask, no scores in memory. Its arithmetic is float32, so for long documents the bfloat16 products of
-`attention.py` are faster; `LONGEST` says where. `plain_packed_attention` is the same written out.
+padding, no mask. Scores exist for a block of queries at a time, and only where they may be read. Products are of
+bfloat16 numbers with float32 sums, the softmax is float32. `plain_packed_attention` is the same written out.
 
 Shape legend: B rows, T tokens of a row, H query heads, K key-value heads, D head width, N documents.
 """
@@ -19,9 +19,6 @@ import torch
 from torch import Tensor
 
 from leveret.kernels.native.library import native_for, pointer, size
-
-LONGEST = 256
-"""Up to this many tokens in the longest document the float32 kernel is the faster one."""
 
 LANES = 32
 """Heads whose width is a multiple of this are served."""
@@ -38,11 +35,6 @@ class Documents:
     cover_all: bool
     """Every token belongs to one (no padding)."""
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest document."""
-        return int(self.lengths.max()) if len(self.lengths) else 0
-
 
 def find_documents(document_ids: Tensor) -> Documents:
     """The documents in document_ids (B, T): runs of one id >= 0 within a row."""
@@ -55,9 +47,12 @@ def find_documents(document_ids: Tensor) -> Documents:
     return Documents(starts=starts[kept], lengths=lengths[kept], cover_all=bool(kept.all()))
 
 
-def can_pack(query: Tensor, key: Tensor, value: Tensor, *, head_dim: int, longest: int) -> bool:
-    """Whether `packed_attention` serves these, and faster than the general way."""
-    return head_dim % LANES == 0 and longest <= LONGEST and native_for(query, key, value) is not None
+def can_pack(query: Tensor, key: Tensor, value: Tensor, *, head_dim: int, documents: Documents) -> bool:
+    """Whether `packed_attention` serves these and has work for all threads: a task is a document and key-value head."""
+    tasks = len(documents.starts) * (key.shape[-1] // head_dim)
+    if head_dim % LANES or tasks < torch.get_num_threads():
+        return False
+    return native_for(query, key, value) is not None
 
 
 def packed_attention(
@@ -121,12 +116,13 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
+        slope = grads[0].contiguous()
         make = torch.empty_like if ctx.covers_all else torch.zeros_like
         dquery, dkey, dvalue = (make(x) for x in saved[:3])
         library = native_for(*saved[:3])
         assert library is not None
         library.leveret_packed_attention_backward(
-            pointer(grads[0].contiguous()), *map(pointer, saved), *map(size, ctx.counts),
+            pointer(slope), *map(pointer, saved), *map(size, ctx.counts),
             pointer(dquery), pointer(dkey), pointer(dvalue), torch.get_num_threads(),
         )  # fmt: skip
         return dquery, dkey, dvalue, None, None, None, None, None

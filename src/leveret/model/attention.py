@@ -56,8 +56,6 @@ class PackedPlan:
     """What `packed_attention` needs for all layers of one forward."""
 
     documents: Documents
-    longest: int
-    """Tokens of the longest document."""
     cos: Tensor
     """(B * T, D)"""
     signed_sin: Tensor
@@ -82,7 +80,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, heads * D)
         packed = plan.packed
-        if packed is not None and can_pack(query, key, value, head_dim=self.head_dim, longest=packed.longest):
+        if packed is not None and can_pack(query, key, value, head_dim=self.head_dim, documents=packed.documents):
             out = packed_attention(
                 query, key, value, cos=packed.cos, signed_sin=packed.signed_sin, documents=packed.documents,
                 head_dim=self.head_dim, window=packed.window,
@@ -164,9 +162,7 @@ def _packed_plan(
     flat_cos, flat_sin = (
         each.expand(batch, 1, length, -1).reshape(batch * length, -1).contiguous() for each in (cos, signed_sin)
     )
-    return PackedPlan(
-        documents=documents, longest=documents.longest, cos=flat_cos, signed_sin=flat_sin, window=config.sliding_window
-    )
+    return PackedPlan(documents=documents, cos=flat_cos, signed_sin=flat_sin, window=config.sliding_window)
 
 
 def plan_with_cache(

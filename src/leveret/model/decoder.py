@@ -127,8 +127,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, plan: AttentionPlan, router: list[Tensor] | None = None) -> Tensor:
         """x (B, T, H) -> (B, T, H)."""
-        x = x + self.self_attn(self.input_layernorm(x), plan)
-        normed = self.post_attention_layernorm(x)
+        attended = self.self_attn(self.input_layernorm(x), plan)
+        x, normed = self.post_attention_layernorm.after_adding(x, attended)
         mixed = self.mlp(normed, router) if isinstance(self.mlp, SparseMixture) else self.mlp(normed)
         return torch.add(x, mixed)
 

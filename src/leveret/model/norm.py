@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from leveret.kernels.rms_norm import rms_norm
+from leveret.kernels.rms_norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -25,3 +25,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, eps=self.eps, scales_in_float32=self.scales_in_float32)
+
+    def after_adding(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream with `added` in it, x + added, and its norm."""
+        return add_rms_norm(x, added, self.weight, eps=self.eps, scales_in_float32=self.scales_in_float32)

@@ -2,111 +2,55 @@
 //
 // A row of training data holds many short documents side by side. The general way moves every document into a row of
 // its own, rotates, multiplies, masks, and moves all back: a dozen passes over memory for very little arithmetic. Here
-// one task is one document and one key-value head: its keys and values are rotated into buffers that stay in the
-// cache, and its queries pass by in blocks of four. The scores of a block live in registers and one small buffer; the
-// logarithm of each row's sum is kept, so that backward finds the probabilities again without storing them
-// (FlashAttention's recomputation, 2205.14135). A task writes rows and heads that no other task writes, so the result
-// does not depend on the number of threads.
+// one task is one document and one key-value head: its keys and values are rotated and laid out once, in buffers that
+// stay in the cache, and the queries of the group's heads pass by in blocks. Of the square of scores only the part that
+// may be read is computed; the logarithm of each row's sum is kept, so that backward finds the probabilities again
+// without storing them (FlashAttention's recomputation, 2205.14135). Products are bfloat16 with float32 sums, as in a
+// Linear; the softmax is float32. A task writes rows and heads that no other task writes, so the result does not depend
+// on the number of threads.
 //
 // Layouts: query, out (tokens, H, D); key, value (tokens, K, D); cos, signed_sin (tokens, D); log_sums (tokens, H).
 // A document is a run of tokens; it may look back `window` tokens (0: all). Rotation turns the pair (i, i + D/2):
 // turned[i] = x[i] cos[i] + x[i +- D/2] signed_sin[i], the minus is in signed_sin.
-#include "numbers.h"
+#include "products.h"
 
-#include <algorithm>
 #include <vector>
 
 namespace {
 
-constexpr int ROWS = 4;    // queries of a block
-constexpr int LANES = 32;  // numbers of a tile: two 512-bit registers
+constexpr int64_t BLOCK = 48;  // queries that pass by together: even, a multiple of ROWS
 
-struct Shape {
-    int64_t heads, groups, width, window;
-    int64_t per_group() const { return heads / groups; }
+using Words = std::vector<word>;
+using Floats = std::vector<float>;
+using Halves = std::vector<bfloat16>;
+
+struct Angles {
+    const bfloat16 *cos, *signed_sin;
+    Angles at(int64_t token, int64_t width) const { return {cos + token * width, signed_sin + token * width}; }
 };
 
-int64_t padded(int64_t length) { return (length + LANES - 1) / LANES * LANES; }
-
-// One token's vector, turned, as float32 times `factor`.
-void turn(const bfloat16* x, const bfloat16* cos, const bfloat16* signed_sin, int64_t width, float factor, float* out) {
+// One token's vector, turned.
+void turn(const bfloat16* x, Angles angles, int64_t width, bfloat16* out) {
     int64_t half = width / 2;
-#pragma omp simd
-    for (int64_t i = 0; i < half; i++) {
-        float a = to_float(x[i]), b = to_float(x[i + half]);
-        out[i] = factor * (a * to_float(cos[i]) + b * to_float(signed_sin[i]));
-        out[i + half] = factor * (b * to_float(cos[i + half]) + a * to_float(signed_sin[i + half]));
+    for (int64_t i = 0; i < half; i += LANES) {
+        floats a = load(x + i), b = load(x + i + half);
+        store(a * load(angles.cos + i) + b * load(angles.signed_sin + i), out + i);
+        store(b * load(angles.cos + i + half) + a * load(angles.signed_sin + i + half), out + i + half);
     }
 }
 
-// The gradient of `turn` by its input.
-void turn_back(const float* slope, const bfloat16* cos, const bfloat16* signed_sin, int64_t width, float factor,
-               bfloat16* out) {
+// The gradient of `turn` by its input, times `factor`.
+void turn_back(const float* slope, Angles angles, int64_t width, float factor, bfloat16* out) {
     int64_t half = width / 2;
-#pragma omp simd
-    for (int64_t i = 0; i < half; i++) {
-        float a = slope[i], b = slope[i + half];
-        out[i] = to_bfloat16(factor * (a * to_float(cos[i]) + b * to_float(signed_sin[i + half])));
-        out[i + half] = to_bfloat16(factor * (b * to_float(cos[i + half]) + a * to_float(signed_sin[i])));
+    for (int64_t i = 0; i < half; i += LANES) {
+        floats a = factor * load(slope + i), b = factor * load(slope + i + half);
+        store(a * load(angles.cos + i) + b * load(angles.signed_sin + i + half), out + i);
+        store(b * load(angles.cos + i + half) + a * load(angles.signed_sin + i), out + i + half);
     }
 }
 
-void widen(const bfloat16* x, int64_t width, float* out) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; i++) out[i] = to_float(x[i]);
-}
-
-void transpose(const float* rows, int64_t length, int64_t width, int64_t stride, float* out) {
-    for (int64_t i = 0; i < width; i++) {
-        for (int64_t j = 0; j < length; j++) out[i * stride + j] = rows[j * width + i];
-        for (int64_t j = length; j < stride; j++) out[i * stride + j] = 0.0f;
-    }
-}
-
-// out[r][first .. last) = left[r] . columns, for ROWS rows; `columns` is (inner, stride), first a multiple of LANES.
-void products(const float* left, int64_t inner, const float* columns, int64_t stride, int64_t first, int64_t last,
-              float* out) {
-    for (int64_t tile = first; tile < last; tile += LANES) {
-        float sums[ROWS][LANES] = {};
-        for (int64_t i = 0; i < inner; i++) {
-            const float* column = columns + i * stride + tile;
-            for (int r = 0; r < ROWS; r++) {
-                float factor = left[r * inner + i];
-#pragma omp simd
-                for (int lane = 0; lane < LANES; lane++) sums[r][lane] += factor * column[lane];
-            }
-        }
-        for (int r = 0; r < ROWS; r++) std::memcpy(out + r * stride + tile, sums[r], sizeof sums[r]);
-    }
-}
-
-// out[r] = sum over j in [first, last) of weights[r][j] * rows[j], for ROWS rows of `width`.
-void weighted(const float* weights, int64_t stride, const float* rows, int64_t width, int64_t first, int64_t last,
-              float* out) {
-    for (int64_t tile = 0; tile < width; tile += LANES) {
-        float sums[ROWS][LANES] = {};
-        for (int64_t j = first; j < last; j++) {
-            const float* row = rows + j * width + tile;
-            for (int r = 0; r < ROWS; r++) {
-                float factor = weights[r * stride + j];
-#pragma omp simd
-                for (int lane = 0; lane < LANES; lane++) sums[r][lane] += factor * row[lane];
-            }
-        }
-        for (int r = 0; r < ROWS; r++) std::memcpy(out + r * width + tile, sums[r], sizeof sums[r]);
-    }
-}
-
-// rows[j] += sum over r of weights[r][j] * left[r], for j in [first, last).
-void spread(const float* weights, int64_t stride, const float* left, int64_t width, int64_t first, int64_t last,
-            float* rows) {
-    for (int64_t j = first; j < last; j++) {
-        float* row = rows + j * width;
-        float a = weights[j], b = weights[stride + j], c = weights[2 * stride + j], d = weights[3 * stride + j];
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++)
-            row[i] += a * left[i] + b * left[width + i] + c * left[2 * width + i] + d * left[3 * width + i];
-    }
+void narrow(const float* from, int64_t width, float factor, bfloat16* to) {
+    for (int64_t i = 0; i < width; i += LANES) store(factor * load(from + i), to + i);
 }
 
 struct Span {
@@ -114,94 +58,203 @@ struct Span {
     Span(int64_t query, int64_t window) : first(window > 0 ? std::max<int64_t>(0, query - window + 1) : 0), last(query + 1) {}
 };
 
-// A document's keys and values of one group in float32, turned and transposed as the two directions need them.
+// A document's keys and values of one group, laid out as the right sides of the products.
 struct Loaded {
-    std::vector<float> key, value, key_columns, value_columns;
-    void load(const bfloat16* k, const bfloat16* v, const bfloat16* cos, const bfloat16* sin, int64_t length,
-              int64_t step, int64_t width, int64_t stride, bool backward) {
-        key.resize(size_t(length * width));
-        value.resize(size_t(length * width));
-        key_columns.resize(size_t(stride * width));
-        for (int64_t j = 0; j < length; j++) {
-            turn(k + j * step, cos + j * width, sin + j * width, width, 1.0f, key.data() + j * width);
-            widen(v + j * step, width, value.data() + j * width);
-        }
-        transpose(key.data(), length, width, stride, key_columns.data());
+    Halves turned;
+    Words key_columns, value_columns, key_pairs, value_pairs;
+    void load(const bfloat16* key, const bfloat16* value, Angles angles, int64_t length, int64_t step, int64_t width,
+              bool backward) {
+        int64_t wide = padded(length);
+        turned.resize(size_t(length * width));
+        for (int64_t j = 0; j < length; j++) turn(key + j * step, angles.at(j, width), width, turned.data() + j * width);
+        key_columns.resize(size_t(wide * width / 2));
+        turn_rows(turned.data(), width, length, wide, width, key_columns.data());
         if (backward) {
-            value_columns.resize(size_t(stride * width));
-            transpose(value.data(), length, width, stride, value_columns.data());
+            key_pairs.resize(size_t(wide * width / 2));
+            value_columns.resize(size_t(wide * width / 2));
+            pair_rows(turned.data(), width, length, wide, width, key_pairs.data());
+            turn_rows(value, step, length, wide, width, value_columns.data());
+        } else {
+            value_pairs.resize(size_t(wide * width / 2));
+            pair_rows(value, step, length, wide, width, value_pairs.data());
         }
     }
 };
 
-// Scores of ROWS rows become probabilities in place, 0 outside each row's span; log_sums[r] = log sum exp.
-void soften(float* scores, int64_t stride, int64_t query, int64_t rows, int64_t low, int64_t high, int64_t window,
-            float* log_sums) {
-    for (int64_t r = 0; r < ROWS; r++) {
-        float* row = scores + r * stride;
-        if (r >= rows) {
-            std::fill(row + low, row + high, 0.0f);
-            continue;
+// Scores from `low` to `high` are computed, in whole registers; those outside a row's span become exp(-inf) = 0.
+void hide(float* scores, Span span, int64_t low, int64_t high) {
+    std::fill(scores + low, scores + span.first, -INFINITY);
+    std::fill(scores + span.last, scores + high, -INFINITY);
+}
+
+// A row of scores becomes exp((score - highest) * scale); their sum, and the logarithm of the sum of exp(score * scale).
+float soften(float* scores, Span span, int64_t low, int64_t high, float scale, bfloat16* chances, float& sum) {
+    hide(scores, span, low, high);
+    floats tops = all(-INFINITY), sums{};
+    for (int64_t j = low; j < high; j += LANES) tops = larger(load(scores + j), tops);
+    float highest = highest_of(tops);
+    for (int64_t j = low; j < high; j += LANES) {
+        floats chance = exponential((load(scores + j) - highest) * scale);
+        sums += chance;
+        store(chance, chances + j);
+    }
+    sum = sum_of(sums);
+    return highest * scale + std::log(sum);
+}
+
+// A row of scores and of slopes by the probabilities becomes the probabilities and the slopes by the scaled scores.
+void slope_of_scores(float* scores, const float* slopes, Span span, int64_t low, int64_t high, float scale,
+                     float log_sum, float mean, bfloat16* chances, bfloat16* steep) {
+    hide(scores, span, low, high);
+    for (int64_t j = low; j < high; j += LANES) {
+        floats chance = exponential(load(scores + j) * scale - log_sum);
+        store(chance, chances + j);
+        store(chance * (load(slopes + j) - mean), steep + j);
+    }
+}
+
+const word* as_words(const bfloat16* numbers) { return reinterpret_cast<const word*>(numbers); }
+
+// What a forward or backward over one document needs to know.
+struct Task {
+    int64_t start, length, group, heads, groups, width, window;
+    float scale;
+    Angles angles;
+    int64_t keys_at(int64_t token) const { return ((start + token) * groups + group) * width; }
+    int64_t queries_at(int64_t token, int64_t head) const { return ((start + token) * heads + head) * width; }
+};
+
+struct Forward {
+    Loaded loaded;
+    Halves turned, chances;
+    Floats scores, answer;
+
+    void run(const Task& task, const bfloat16* query, const bfloat16* key, const bfloat16* value, bfloat16* out,
+             float* log_sums) {
+        int64_t width = task.width, wide = padded(task.length), per_group = task.heads / task.groups;
+        loaded.load(key + task.keys_at(0), value + task.keys_at(0), task.angles, task.length, task.groups * width,
+                    width, false);
+        turned.resize(size_t(BLOCK * width));
+        answer.resize(size_t(BLOCK * width));
+        scores.resize(size_t(BLOCK * wide));
+        chances.resize(size_t(BLOCK * wide));
+        for (int64_t head = task.group * per_group; head < (task.group + 1) * per_group; head++)
+            for (int64_t first = 0; first < task.length; first += BLOCK)
+                block(task, head, first, std::min(BLOCK, task.length - first), wide, query, out, log_sums);
+    }
+
+    void block(const Task& task, int64_t head, int64_t first, int64_t rows, int64_t wide, const bfloat16* query,
+               bfloat16* out, float* log_sums) {
+        int64_t width = task.width, low = Span(first, task.window).first / PADDING * PADDING, high = padded(first + rows);
+        float sums[BLOCK];
+        for (int64_t r = 0; r < rows; r++)
+            turn(query + task.queries_at(first + r, head), task.angles.at(first + r, width), width,
+                 turned.data() + r * width);
+        product({as_words(turned.data()), width / 2, 1}, rows, loaded.key_columns.data() + low, wide, high - low,
+                width / 2, scores.data() + low, wide, false);
+        for (int64_t r = 0; r < rows; r++)
+            log_sums[(task.start + first + r) * task.heads + head] =
+                soften(scores.data() + r * wide, Span(first + r, task.window), low, high, task.scale,
+                       chances.data() + r * wide, sums[r]);
+        product({as_words(chances.data() + low), wide / 2, 1}, rows, loaded.value_pairs.data() + low / 2 * width, width,
+                width, (high - low) / 2, answer.data(), width, false);
+        for (int64_t r = 0; r < rows; r++) {
+            narrow(answer.data() + r * width, width, 1.0f / sums[r], out + task.queries_at(first + r, head));
         }
-        Span span(query + r, window);
-        float highest = -INFINITY, sum = 0.0f;
-#pragma omp simd reduction(max : highest)
-        for (int64_t j = span.first; j < span.last; j++) highest = row[j] > highest ? row[j] : highest;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = span.first; j < span.last; j++) {
-            row[j] = exponential(row[j] - highest);
-            sum += row[j];
+    }
+};
+
+struct Backward {
+    const bfloat16 *dout, *query, *key, *value, *out;
+    const float* log_sums;
+    bfloat16 *dquery, *dkey, *dvalue;
+    Loaded loaded;
+    Halves turned, chances, steep;
+    Words turned_pairs, dout_pairs, chance_pairs, steep_pairs;
+    Floats scores, slopes, answer, key_slope, value_slope;
+
+    void run(const Task& task) {
+        int64_t width = task.width, wide = padded(task.length), per_group = task.heads / task.groups;
+        int64_t place = task.keys_at(0), step = task.groups * width;
+        loaded.load(key + place, value + place, task.angles, task.length, step, width, true);
+        for (Halves* each : {&chances, &steep}) each->resize(size_t(BLOCK * wide));
+        for (Floats* each : {&scores, &slopes}) each->resize(size_t(BLOCK * wide));
+        for (Words* each : {&chance_pairs, &steep_pairs}) each->resize(size_t(BLOCK / 2 * wide));
+        for (Words* each : {&turned_pairs, &dout_pairs}) each->resize(size_t(BLOCK / 2 * width));
+        turned.resize(size_t(BLOCK * width));
+        answer.resize(size_t(BLOCK * width));
+        key_slope.assign(size_t(wide * width), 0.0f);
+        value_slope.assign(size_t(wide * width), 0.0f);
+        for (int64_t head = task.group * per_group; head < (task.group + 1) * per_group; head++)
+            for (int64_t first = 0; first < task.length; first += BLOCK)
+                block(task, head, first, std::min(BLOCK, task.length - first), wide);
+        for (int64_t j = 0; j < task.length; j++) {
+            turn_back(key_slope.data() + j * width, task.angles.at(j, width), width, task.scale, dkey + place + j * step);
+            narrow(value_slope.data() + j * width, width, 1.0f, dvalue + place + j * step);
         }
-        float share = 1.0f / sum;
-#pragma omp simd
-        for (int64_t j = span.first; j < span.last; j++) row[j] *= share;
-        std::fill(row + low, row + span.first, 0.0f);
-        std::fill(row + span.last, row + high, 0.0f);
-        log_sums[r] = highest + std::log(sum);
+    }
+
+    void block(const Task& task, int64_t head, int64_t first, int64_t rows, int64_t wide) {
+        int64_t width = task.width, even = (rows + 1) / 2 * 2, row_step = task.heads * width;
+        int64_t low = Span(first, task.window).first / PADDING * PADDING, high = padded(first + rows);
+        const bfloat16* slope = dout + task.queries_at(first, head);
+        for (int64_t r = 0; r < rows; r++)
+            turn(query + task.queries_at(first + r, head), task.angles.at(first + r, width), width,
+                 turned.data() + r * width);
+        pair_rows(turned.data(), width, rows, even, width, turned_pairs.data());
+        pair_rows(slope, row_step, rows, even, width, dout_pairs.data());
+        product({as_words(turned.data()), width / 2, 1}, rows, loaded.key_columns.data() + low, wide, high - low,
+                width / 2, scores.data() + low, wide, false);
+        product({as_words(slope), row_step / 2, 1}, rows, loaded.value_columns.data() + low, wide, high - low,
+                width / 2, slopes.data() + low, wide, false);
+        for (int64_t r = 0; r < rows; r++) {
+            const bfloat16 *mine = slope + r * row_step, *answered = out + task.queries_at(first + r, head);
+            floats means{};
+            for (int64_t d = 0; d < width; d += LANES) means += load(mine + d) * load(answered + d);
+            slope_of_scores(scores.data() + r * wide, slopes.data() + r * wide, Span(first + r, task.window),
+                            low, high, task.scale, log_sums[(task.start + first + r) * task.heads + head], sum_of(means),
+                            chances.data() + r * wide, steep.data() + r * wide);
+        }
+        product({as_words(steep.data() + low), wide / 2, 1}, rows, loaded.key_pairs.data() + low / 2 * width, width,
+                width, (high - low) / 2, answer.data(), width, false);
+        for (int64_t r = 0; r < rows; r++)
+            turn_back(answer.data() + r * width, task.angles.at(first + r, width), width, task.scale,
+                      dquery + task.queries_at(first + r, head));
+        pair_rows(chances.data() + low, wide, rows, even, high - low, chance_pairs.data());
+        pair_rows(steep.data() + low, wide, rows, even, high - low, steep_pairs.data());
+        product({chance_pairs.data(), 1, high - low}, high - low, dout_pairs.data(), width, width, even / 2,
+                value_slope.data() + low * width, width, true);
+        product({steep_pairs.data(), 1, high - low}, high - low, turned_pairs.data(), width, width, even / 2,
+                key_slope.data() + low * width, width, true);
+    }
+};
+
+template <typename Work, typename Run>
+void for_each_task(Work work, int64_t documents, const int64_t* starts, const int64_t* lengths, Task common, int threads,
+                   Run run) {
+#pragma omp parallel num_threads(threads) firstprivate(work)
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t number = 0; number < documents * common.groups; number++) {
+        Task task = common;
+        task.start = starts[number / task.groups], task.length = lengths[number / task.groups];
+        task.group = number % task.groups;
+        task.angles = common.angles.at(task.start, task.width);
+        run(work, task);
     }
 }
 
 }  // namespace
 
+// The width is a multiple of 32.
 LEVERET_EXPORT void leveret_packed_attention(const bfloat16* query, const bfloat16* key, const bfloat16* value,
                                              const bfloat16* cos, const bfloat16* signed_sin, const int64_t* starts,
                                              const int64_t* lengths, int64_t documents, int64_t heads, int64_t groups,
                                              int64_t width, int64_t window, bfloat16* out, float* log_sums,
                                              int threads) {
-    Shape shape{heads, groups, width, window};
-    float scale = 1.0f / std::sqrt(float(width));
-#pragma omp parallel num_threads(threads)
-    {
-        Loaded loaded;
-        std::vector<float> turned(size_t(ROWS * width)), answer(size_t(ROWS * width)), scores;
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t task = 0; task < documents * groups; task++) {
-            int64_t start = starts[task / groups], length = lengths[task / groups], group = task % groups;
-            int64_t stride = padded(length);
-            const bfloat16 *c = cos + start * width, *s = signed_sin + start * width;
-            int64_t offset = (start * groups + group) * width;
-            loaded.load(key + offset, value + offset, c, s, length, groups * width, width, stride, false);
-            scores.resize(size_t(ROWS * stride));
-            for (int64_t head = group * shape.per_group(); head < (group + 1) * shape.per_group(); head++) {
-                for (int64_t i = 0; i < length; i += ROWS) {
-                    int64_t rows = std::min<int64_t>(ROWS, length - i);
-                    for (int64_t r = 0; r < rows; r++)
-                        turn(query + ((start + i + r) * heads + head) * width, c + (i + r) * width, s + (i + r) * width,
-                             width, scale, turned.data() + r * width);
-                    int64_t low = Span(i, window).first / LANES * LANES, high = padded(i + rows);
-                    products(turned.data(), width, loaded.key_columns.data(), stride, low, high, scores.data());
-                    float sums[ROWS];
-                    soften(scores.data(), stride, i, rows, low, high, window, sums);
-                    weighted(scores.data(), stride, loaded.value.data(), width, low, i + rows, answer.data());
-                    for (int64_t r = 0; r < rows; r++) {
-                        bfloat16* target = out + ((start + i + r) * heads + head) * width;
-                        for (int64_t d = 0; d < width; d++) target[d] = to_bfloat16(answer[size_t(r * width + d)]);
-                        log_sums[(start + i + r) * heads + head] = sums[r];
-                    }
-                }
-            }
-        }
-    }
+    Task common{0, 0, 0, heads, groups, width, window, 1.0f / std::sqrt(float(width)), {cos, signed_sin}};
+    for_each_task(Forward{}, documents, starts, lengths, common, threads, [&](Forward& work, const Task& task) {
+        work.run(task, query, key, value, out, log_sums);
+    });
 }
 
 LEVERET_EXPORT void leveret_packed_attention_backward(
@@ -209,71 +262,10 @@ LEVERET_EXPORT void leveret_packed_attention_backward(
     const float* log_sums, const bfloat16* cos, const bfloat16* signed_sin, const int64_t* starts,
     const int64_t* lengths, int64_t documents, int64_t heads, int64_t groups, int64_t width, int64_t window,
     bfloat16* dquery, bfloat16* dkey, bfloat16* dvalue, int threads) {
-    Shape shape{heads, groups, width, window};
-    float scale = 1.0f / std::sqrt(float(width));
-#pragma omp parallel num_threads(threads)
-    {
-        Loaded loaded;
-        std::vector<float> turned(size_t(ROWS * width)), slope(size_t(ROWS * width)), answer(size_t(ROWS * width));
-        std::vector<float> chances, slopes, key_slope, value_slope;
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t task = 0; task < documents * groups; task++) {
-            int64_t start = starts[task / groups], length = lengths[task / groups], group = task % groups;
-            int64_t stride = padded(length), step = groups * width;
-            const bfloat16 *c = cos + start * width, *s = signed_sin + start * width;
-            int64_t offset = (start * groups + group) * width;
-            loaded.load(key + offset, value + offset, c, s, length, step, width, stride, true);
-            chances.resize(size_t(ROWS * stride));
-            slopes.resize(size_t(ROWS * stride));
-            key_slope.assign(size_t(length * width), 0.0f);
-            value_slope.assign(size_t(length * width), 0.0f);
-            for (int64_t head = group * shape.per_group(); head < (group + 1) * shape.per_group(); head++) {
-                for (int64_t i = 0; i < length; i += ROWS) {
-                    int64_t rows = std::min<int64_t>(ROWS, length - i);
-                    std::fill(turned.begin(), turned.end(), 0.0f);
-                    std::fill(slope.begin(), slope.end(), 0.0f);
-                    float delta[ROWS] = {};
-                    for (int64_t r = 0; r < rows; r++) {
-                        int64_t place = ((start + i + r) * heads + head) * width;
-                        turn(query + place, c + (i + r) * width, s + (i + r) * width, width, scale,
-                             turned.data() + r * width);
-                        widen(dout + place, width, slope.data() + r * width);
-                        float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-                        for (int64_t d = 0; d < width; d++) dot += to_float(dout[place + d]) * to_float(out[place + d]);
-                        delta[r] = dot;
-                    }
-                    int64_t low = Span(i, window).first / LANES * LANES, high = padded(i + rows);
-                    products(turned.data(), width, loaded.key_columns.data(), stride, low, high, chances.data());
-                    products(slope.data(), width, loaded.value_columns.data(), stride, low, high, slopes.data());
-                    for (int64_t r = 0; r < ROWS; r++) {
-                        float *chance = chances.data() + r * stride, *steep = slopes.data() + r * stride;
-                        Span span = r < rows ? Span(i + r, window) : Span(-1, 0);
-                        float log_sum = r < rows ? log_sums[(start + i + r) * heads + head] : 0.0f;
-                        std::fill(chance + low, chance + std::max(low, span.first), 0.0f);
-                        std::fill(steep + low, steep + std::max(low, span.first), 0.0f);
-#pragma omp simd
-                        for (int64_t j = span.first; j < span.last; j++) {
-                            chance[j] = exponential(chance[j] - log_sum);
-                            steep[j] = chance[j] * (steep[j] - delta[r]);
-                        }
-                        std::fill(chance + std::max(low, span.last), chance + high, 0.0f);
-                        std::fill(steep + std::max(low, span.last), steep + high, 0.0f);
-                    }
-                    weighted(slopes.data(), stride, loaded.key.data(), width, low, i + rows, answer.data());
-                    spread(slopes.data(), stride, turned.data(), width, low, i + rows, key_slope.data());
-                    spread(chances.data(), stride, slope.data(), width, low, i + rows, value_slope.data());
-                    for (int64_t r = 0; r < rows; r++)
-                        turn_back(answer.data() + r * width, c + (i + r) * width, s + (i + r) * width, width, scale,
-                                  dquery + ((start + i + r) * heads + head) * width);
-                }
-            }
-            for (int64_t j = 0; j < length; j++) {
-                turn_back(key_slope.data() + j * width, c + j * width, s + j * width, width, 1.0f,
-                          dkey + offset + j * step);
-                for (int64_t d = 0; d < width; d++)
-                    dvalue[offset + j * step + d] = to_bfloat16(value_slope[size_t(j * width + d)]);
-            }
-        }
-    }
+    Task common{0, 0, 0, heads, groups, width, window, 1.0f / std::sqrt(float(width)), {cos, signed_sin}};
+    Backward work{};
+    work.dout = dout, work.query = query, work.key = key, work.value = value, work.out = out, work.log_sums = log_sums;
+    work.dquery = dquery, work.dkey = dkey, work.dvalue = dvalue;
+    for_each_task(work, documents, starts, lengths, common, threads,
+                  [](Backward& mine, const Task& task) { mine.run(task); });
 }

@@ -19,14 +19,17 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = ("rows.cpp", "attention.cpp")
-HEADERS = ("numbers.h",)
+HEADERS = ("numbers.h", "registers.h", "products.h")
 
 COMMON_FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math"),  # vector code may compute what a branch would have skipped
+    "-Wno-psabi",  # vectors are passed between functions of one library only
 )
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
 X86_FLAGS = {
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
+    "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+    "avx512": _AVX512,
     "avx2": ("-mavx2", "-mfma"),
 }
 """Instruction set -> what tells the compiler to use it. The best one comes first."""

@@ -1,7 +1,7 @@
 """Finds the compiled kernels that suit this processor, loads them once, and can say what was chosen and why.
 
     LEVERET_NATIVE=off          use the PyTorch twins only
-    LEVERET_NATIVE=avx2         use this build (avx512, avx2, plain), for comparisons
+    LEVERET_NATIVE=avx2         use this build (avx512_bf16, avx512, avx2, plain), for comparisons
 
 A build whose sources have changed since is not loaded: kernels and the Python that calls them belong together.
 """
@@ -22,7 +22,7 @@ from leveret.kernels.native.build import instruction_sets, library_path, source_
 
 VARIABLE = "LEVERET_NATIVE"
 
-_RANK = {"plain": 0, "avx2": 1, "avx512": 2}
+_RANK = {"plain": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 """What a processor must be able to do, as a number; see `capability`."""
 
 
@@ -55,6 +55,9 @@ def choose() -> Choice:
 def capability() -> int:
     """The highest number in `_RANK` that this processor, as PyTorch sees it, can run."""
     name = torch.backends.cpu.get_cpu_capability()
+    multiplies_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if multiplies_bf16 is not None and name.startswith(("AVX512", "AMX")) and multiplies_bf16():
+        return 3
     return 2 if name.startswith(("AVX512", "AMX")) else 1 if name.startswith("AVX2") else 0
 
 

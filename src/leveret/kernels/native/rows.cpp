@@ -3,7 +3,7 @@
 // All of it is bound by memory, and PyTorch needs three to eight passes over it, each with a fresh tensor between.
 // Here each is one pass. Rows are divided among the threads in fixed shares; sums over rows are made per thread and
 // then added in the order of the threads, so a result depends on the number of threads and on nothing else.
-#include "numbers.h"
+#include "registers.h"
 
 #include <vector>
 
@@ -13,60 +13,75 @@
 // What the library was built from; Python compares it with the sources beside it.
 LEVERET_EXPORT const char* leveret_source_hash() { return LEVERET_TEXT(LEVERET_SOURCE_HASH); }
 
-// y = x * rstd * weight; rstd = 1 / sqrt(mean(x^2) + eps) is kept for backward. `rounds_before_scale`: Llama's way.
-LEVERET_EXPORT void leveret_rms_norm(const bfloat16* x, const bfloat16* weight, bfloat16* y, float* rstd, int64_t rows,
-                                     int64_t width, float eps, int rounds_before_scale, int threads) {
+// y = s * rstd * weight with s = x + added (stored in `sum`), or s = x when `added` is null.
+// rstd = 1 / sqrt(mean(s^2) + eps) is kept for backward. `rounds_before_scale`: Llama's way.
+LEVERET_EXPORT void leveret_rms_norm(const bfloat16* x, const bfloat16* added, const bfloat16* weight, bfloat16* sum,
+                                     bfloat16* y, float* rstd, int64_t rows, int64_t width, float eps,
+                                     int rounds_before_scale, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         Share share(rows, omp_get_thread_num(), omp_get_num_threads());
         for (int64_t row = share.first; row < share.last; row++) {
             const bfloat16* in = x + row * width;
-            bfloat16* out = y + row * width;
-            float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < width; i++) sum += to_float(in[i]) * to_float(in[i]);
-            float scale = 1.0f / std::sqrt(sum / float(width) + eps);
-            rstd[row] = scale;
-            if (rounds_before_scale) {
-#pragma omp simd
-                for (int64_t i = 0; i < width; i++)
-                    out[i] = to_bfloat16(to_float(to_bfloat16(to_float(in[i]) * scale)) * to_float(weight[i]));
+            floats squares{};
+            if (added != nullptr) {
+                const bfloat16* more = added + row * width;
+                bfloat16* total = sum + row * width;
+                for_each_register(width, [&](int64_t i, auto part) {
+                    part.store(part.load(in + i) + part.load(more + i), total + i);
+                    floats value = part.load(total + i);
+                    squares += value * value;
+                });
+                in = total;
             } else {
-#pragma omp simd
-                for (int64_t i = 0; i < width; i++) out[i] = to_bfloat16(to_float(in[i]) * scale * to_float(weight[i]));
+                for_each_register(width, [&](int64_t i, auto part) {
+                    floats value = part.load(in + i);
+                    squares += value * value;
+                });
             }
+            float scale = 1.0f / std::sqrt(sum_of(squares) / float(width) + eps);
+            rstd[row] = scale;
+            bfloat16* out = y + row * width;
+            for_each_register(width, [&](int64_t i, auto part) {
+                floats normed = part.load(in + i) * scale;
+                if (rounds_before_scale) normed = rounded(normed);
+                part.store(normed * part.load(weight + i), out + i);
+            });
         }
     }
 }
 
-// With g = dy * weight and n = x * rstd:  dx = rstd * (g - n * mean(g * n)),  dweight = sum over rows of dy * n.
-LEVERET_EXPORT void leveret_rms_norm_backward(const bfloat16* dy, const bfloat16* x, const bfloat16* weight,
-                                              const float* rstd, bfloat16* dx, float* dweight, int64_t rows,
-                                              int64_t width, int threads) {
-    std::vector<float> partial(size_t(threads) * width, 0.0f);
+// With g = dy * weight and n = s * rstd:  ds = rstd * (g - n * mean(g * n)),  dweight = sum over rows of dy * n.
+// `dsum` (may be null) is what else reaches s, and is added.
+LEVERET_EXPORT void leveret_rms_norm_backward(const bfloat16* dy, const bfloat16* dsum, const bfloat16* s,
+                                              const bfloat16* weight, const float* rstd, bfloat16* ds, float* dweight,
+                                              int64_t rows, int64_t width, int threads) {
+    std::vector<float> partial(size_t(threads) * size_t(width), 0.0f);
 #pragma omp parallel num_threads(threads)
     {
         Share share(rows, omp_get_thread_num(), omp_get_num_threads());
         float* sums = partial.data() + omp_get_thread_num() * width;
         for (int64_t row = share.first; row < share.last; row++) {
-            const bfloat16 *in = x + row * width, *slope = dy + row * width;
-            bfloat16* out = dx + row * width;
-            float scale = rstd[row], dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-            for (int64_t i = 0; i < width; i++) {
-                float normed = to_float(in[i]) * scale, gradient = to_float(slope[i]);
-                sums[i] += gradient * normed;
-                dot += gradient * to_float(weight[i]) * normed;
-            }
-            dot /= float(width);
-#pragma omp simd
-            for (int64_t i = 0; i < width; i++)
-                out[i] = to_bfloat16(scale * (to_float(slope[i]) * to_float(weight[i]) - to_float(in[i]) * scale * dot));
+            const bfloat16 *in = s + row * width, *slope = dy + row * width;
+            const bfloat16* more = dsum == nullptr ? nullptr : dsum + row * width;
+            bfloat16* out = ds + row * width;
+            float scale = rstd[row];
+            floats dots{};
+            for_each_register(width, [&](int64_t i, auto part) {
+                floats product = part.load(slope + i) * part.load(in + i) * scale;
+                part.store(part.load(sums + i) + product, sums + i);
+                dots += product * part.load(weight + i);
+            });
+            float mean = sum_of(dots) / float(width) * scale;
+            for_each_register(width, [&](int64_t i, auto part) {
+                floats value = scale * (part.load(slope + i) * part.load(weight + i) - part.load(in + i) * mean);
+                part.store(more == nullptr ? value : value + part.load(more + i), out + i);
+            });
         }
     }
     for (int64_t i = 0; i < width; i++) {
         float sum = 0.0f;
-        for (int thread = 0; thread < threads; thread++) sum += partial[size_t(thread) * width + i];
+        for (int thread = 0; thread < threads; thread++) sum += partial[size_t(thread * width + i)];
         dweight[i] = sum;
     }
 }
@@ -76,11 +91,11 @@ LEVERET_EXPORT void leveret_swiglu(const bfloat16* gate, const bfloat16* up, bfl
 #pragma omp parallel num_threads(threads)
     {
         Share share(count, omp_get_thread_num(), omp_get_num_threads());
-#pragma omp simd
-        for (int64_t i = share.first; i < share.last; i++) {
-            float g = to_float(gate[i]);
-            out[i] = to_bfloat16(g * sigmoid(g) * to_float(up[i]));
-        }
+        for_each_register(share.last - share.first, [&](int64_t place, auto part) {
+            int64_t i = share.first + place;
+            floats g = part.load(gate + i);
+            part.store(g * sigmoid(g) * part.load(up + i), out + i);
+        });
     }
 }
 
@@ -90,12 +105,13 @@ LEVERET_EXPORT void leveret_swiglu_backward(const bfloat16* dout, const bfloat16
 #pragma omp parallel num_threads(threads)
     {
         Share share(count, omp_get_thread_num(), omp_get_num_threads());
-#pragma omp simd
-        for (int64_t i = share.first; i < share.last; i++) {
-            float g = to_float(gate[i]), slope = to_float(dout[i]), s = sigmoid(g);
-            dup[i] = to_bfloat16(slope * g * s);
-            dgate[i] = to_bfloat16(slope * to_float(up[i]) * (s + g * s * (1.0f - s)));
-        }
+        for_each_register(share.last - share.first, [&](int64_t place, auto part) {
+            int64_t i = share.first + place;
+            floats g = part.load(gate + i), slope = part.load(dout + i), s = sigmoid(g);
+            floats passed = g * s;
+            part.store(slope * passed, dup + i);
+            part.store(slope * part.load(up + i) * (s + passed * (1.0f - s)), dgate + i);
+        });
     }
 }
 
@@ -112,25 +128,20 @@ LEVERET_EXPORT void leveret_cross_entropy(bfloat16* logits, const int64_t* targe
         for (int64_t row = share.first; row < share.last; row++) {
             bfloat16* here = logits + row * width;
             float* score = scores.data();
-            float highest = -INFINITY, sum = 0.0f;
-#pragma omp simd reduction(max : highest)
-            for (int64_t i = 0; i < width; i++) {
-                score[i] = to_float(here[i]);
-                highest = score[i] > highest ? score[i] : highest;
-            }
-            float wanted = score[targets[row]] - highest;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < width; i++) {
-                score[i] = exponential(score[i] - highest);
-                sum += score[i];
-            }
-            float factor = factors == nullptr ? 1.0f : factors[row];
-            total += double(factor) * (double(std::log(sum)) - double(wanted));
+            floats tops = all(-INFINITY), sums{};
+            for_each_register(width, [&](int64_t i, auto part) { tops = larger(part.load(here + i, -INFINITY), tops); });
+            float highest = highest_of(tops), wanted = to_float(here[targets[row]]) - highest;
+            for_each_register(width, [&](int64_t i, auto part) {
+                floats value = exponential(part.load(here + i, -INFINITY) - highest);
+                part.store(value, score + i);
+                sums += value;
+            });
+            float sum = sum_of(sums), factor = factors == nullptr ? 1.0f : factors[row];
+            total += double(factor) * (std::log(double(sum)) - double(wanted));
             if (slope) {
                 score[targets[row]] -= sum;
                 float scale = factor / sum;
-#pragma omp simd
-                for (int64_t i = 0; i < width; i++) here[i] = to_bfloat16(score[i] * scale);
+                for_each_register(width, [&](int64_t i, auto part) { part.store(part.load(score + i) * scale, here + i); });
             }
         }
         partial[size_t(omp_get_thread_num())] = total;
