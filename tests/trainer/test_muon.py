@@ -10,6 +10,19 @@ from leveret.trainer.config import TrainingConfig
 from leveret.trainer.muon import MOMENTUM, muon_, orthogonalize, plain_orthogonalize, update_size
 
 
+def moved_by_muon(
+    weights: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor], *, lr: float, decay: float
+) -> None:
+    """One update of matrices of one shape, in place, through flat buffers as the optimizer has them."""
+    shape, count = tuple(weights[0].shape), weights[0].numel()
+    flat = [torch.cat([each.flatten() for each in tensors]) for tensors in (weights, gradients, momenta)]
+    starts = torch.arange(len(weights)) * count
+    muon_(flat[0], None, flat[1], flat[2], starts, shape, lr=lr, weight_decay=decay)
+    for tensors, moved in ((weights, flat[0]), (momenta, flat[2])):
+        for tensor, piece in zip(tensors, moved.split(count), strict=True):
+            tensor.copy_(piece.view(shape))
+
+
 class Block(torch.nn.Module):
     """An embedding, a layer with matrices and a norm, as in a decoder."""
 
@@ -53,7 +66,7 @@ def test_one_update_follows_the_formula_with_the_exact_decomposition() -> None:
     direction = plain_orthogonalize(gradient + MOMENTUM * expected_momentum)
     expected = weight * (1 - 0.01 * 0.1) - 0.01 * update_size(12, 24) * direction
     start = weight.clone()
-    muon_([weight], [gradient], [momentum], lr=0.01, weight_decay=0.1)
+    moved_by_muon([weight], [gradient], [momentum], lr=0.01, decay=0.1)
     torch.testing.assert_close(momentum, expected_momentum)
     moved, wanted = weight - start, expected - start
     assert torch.sum(moved * wanted) / (moved.norm() * wanted.norm()) > 0.97
@@ -102,8 +115,8 @@ def test_matrices_of_one_shape_are_updated_as_if_alone() -> None:
     momenta = [torch.zeros(8, 8) for _ in range(2)]
     alone = [w.clone() for w in weights]
     for weight, gradient in zip(alone, gradients, strict=True):
-        muon_([weight], [gradient], [torch.zeros(8, 8)], lr=0.1, weight_decay=0.0)
-    muon_(weights, gradients, momenta, lr=0.1, weight_decay=0.0)
+        moved_by_muon([weight], [gradient], [torch.zeros(8, 8)], lr=0.1, decay=0.0)
+    moved_by_muon(weights, gradients, momenta, lr=0.1, decay=0.0)
     for together, single in zip(weights, alone, strict=True):
         torch.testing.assert_close(together, single, atol=2e-3, rtol=0)
 
@@ -138,5 +151,5 @@ def test_matrices_move_as_under_torch_optim_muon(shape, decay) -> None:
         gradient = base + 0.3 * plain_orthogonalize(torch.randn(shape, generator=generator))
         theirs.grad = gradient.clone()
         optimizer.step()
-        muon_([mine], [gradient], [momentum], lr=0.01, weight_decay=decay)
+        moved_by_muon([mine], [gradient], [momentum], lr=0.01, decay=decay)
     assert (mine - theirs.detach()).norm() < 0.02 * (theirs.detach() - start).norm()

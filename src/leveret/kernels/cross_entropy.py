@@ -70,8 +70,9 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         loss_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if wanted else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
         chunk = max(1, min(len(hidden), CHUNK_LOGITS // len(weight)))
+        several = torch.float32 if chunk < len(hidden) else None  # the dtype of a sum over chunks; one chunk needs none
+        weight_grad = torch.zeros_like(weight, dtype=several) if wanted else None
         buffer = hidden.new_empty((chunk, len(weight)))
         native = native_for(hidden, weight, buffer)
         same = hidden.dtype == torch.float32 or native is not None
@@ -91,7 +92,7 @@ class _ChunkedLoss(torch.autograd.Function):
             if hidden_grad is not None and weight_grad is not None:
                 slope = logits if scores.dtype == logits.dtype else logits.copy_(scores)
                 torch.mm(slope, weight, out=hidden_grad[rows])
-                _add_product(weight_grad, slope, piece)
+                _add_product(weight_grad, slope, piece, first=start == 0)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.save_for_backward(hidden_grad, weight_grad)
         return loss_sum
@@ -132,9 +133,11 @@ def _native_loss_and_slope(
     return loss.value
 
 
-def _add_product(total: Tensor, slope: Tensor, piece: Tensor) -> None:
-    """total (V, H) += slope^T (V, C) @ piece (C, H), summed over chunks in float32."""
-    if piece.dtype == total.dtype:
-        total.addmm_(slope.t(), piece)
-    else:
+def _add_product(total: Tensor, slope: Tensor, piece: Tensor, *, first: bool) -> None:
+    """total (V, H) += slope^T (V, C) @ piece (C, H), where total is 0 before the `first`."""
+    if piece.dtype != total.dtype:
         total.add_(slope.t() @ piece)
+    elif first:
+        torch.mm(slope.t(), piece, out=total)
+    else:
+        total.addmm_(slope.t(), piece)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from leveret.errors import CheckpointError
+from leveret.kernels.updates import collect_
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.muon import muon_
 
@@ -82,7 +83,7 @@ class AdamW:
         }
         ordered = sorted(trainable, key=lambda item: (not takes_muon(*item), not decayed[item[0]]))  # stable
         self.slots: list[Slot] = []
-        self._matrices: dict[torch.Size, list[Slot]] = {}
+        matrices: dict[tuple[int, int], list[int]] = {}
         size = self.muon_size = self.decayed_size = 0
         for name, parameter in ordered:
             self.slots.append(Slot(name=name, parameter=parameter, start=size))
@@ -90,7 +91,8 @@ class AdamW:
             self.decayed_size = size if decayed[name] else self.decayed_size
             if takes_muon(name, parameter):
                 self.muon_size = size
-                self._matrices.setdefault(parameter.shape, []).append(self.slots[-1])
+                matrices.setdefault((parameter.shape[0], parameter.shape[1]), []).append(self.slots[-1].start)
+        self._matrices = {shape: torch.tensor(starts) for shape, starts in matrices.items()}
         device = ordered[0][1].device
         self.masters = torch.zeros(size, dtype=torch.float32, device=device)
         self.weights = self.masters if dtype == torch.float32 else torch.zeros(size, dtype=dtype, device=device)
@@ -126,10 +128,14 @@ class AdamW:
         """One AdamW update from `gradients`, clipped to `max_grad_norm` given their norm."""
         self.updates += 1
         limit = self.config.max_grad_norm
-        divide_by = None
-        if limit is not None and gradient_norm > limit:
-            divide_by = torch.tensor((gradient_norm + 1e-6) / limit, device=self.masters.device)
-        self._update_matrices(learning_rate, divide_by)
+        clip = None if limit is None or gradient_norm <= limit else (gradient_norm + 1e-6) / limit
+        rounded = None if self.weights is self.masters else self.weights
+        for shape, starts in self._matrices.items():
+            muon_(
+                self.masters, rounded, self.gradients, self.exp_avg, starts, shape, factor=1.0 / (clip or 1.0),
+                lr=learning_rate * self.config.matrix_learning_rate_ratio, weight_decay=self.config.weight_decay,
+            )  # fmt: skip
+        divide_by = None if clip is None else torch.tensor(clip, device=self.masters.device)
         # The kernel counts up itself before it uses the count.
         count = torch.tensor(float(self.updates - 1), device=self.masters.device)
         for part, decay in self._parts():
@@ -141,7 +147,7 @@ class AdamW:
                 beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps, weight_decay=decay,
                 maximize=False,
             )  # fmt: skip
-        self._push()
+        self._push(first=self.muon_size)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds; with `updates` and `layout` they are the whole optimizer and the weights."""
@@ -174,25 +180,14 @@ class AdamW:
         empty = self.masters.new_empty(0)
         self.gradients = self.exp_avg = self.exp_avg_sq = empty
 
-    def _update_matrices(self, learning_rate: float, divide_by: Tensor | None) -> None:
-        if divide_by is not None:
-            self.gradients[: self.muon_size].div_(divide_by)
-        for slots in self._matrices.values():
-            weights, gradients, momenta = (
-                [slot.view(flat) for slot in slots] for flat in (self.masters, self.gradients, self.exp_avg)
-            )
-            muon_(
-                weights, gradients, momenta,
-                lr=learning_rate * self.config.matrix_learning_rate_ratio, weight_decay=self.config.weight_decay,
-            )  # fmt: skip
-
     def _parts(self) -> list[tuple[slice, float]]:
         decayed = slice(self.muon_size, self.decayed_size)
         return [(decayed, self.config.weight_decay), (slice(self.decayed_size, self.masters.numel()), 0.0)]
 
-    def _push(self) -> None:
+    def _push(self, *, first: int = 0) -> None:
+        """Show the masters from `first` on to the model, rounded."""
         if self.weights is not self.masters:
-            self.weights.copy_(self.masters)
+            self.weights[first:].copy_(self.masters[first:])
 
     def _collector(self, index: int, slot: Slot) -> Callable[[Tensor], None]:
         target = slot.view(self.gradients)
@@ -200,11 +195,8 @@ class AdamW:
         def collect(parameter: Tensor) -> None:
             gradient = parameter.grad
             assert gradient is not None
-            if self._filled[index]:
-                target.add_(gradient)
-            else:
-                target.copy_(gradient)
-                self._filled[index] = True
+            collect_(target, gradient, adds=self._filled[index])
+            self._filled[index] = True
             parameter.grad = None
 
         return collect

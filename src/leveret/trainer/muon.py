@@ -27,6 +27,8 @@ import math
 import torch
 from torch import Tensor
 
+from leveret.kernels.updates import muon_apply_, muon_directions
+
 MOMENTUM = 0.95
 ROUNDS = 5
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -39,16 +41,19 @@ def update_size(rows: int, columns: int) -> float:
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """(G, R, C) -> (G, R, C): each with its singular values brought to about 1. Products in bf16, as published."""
-    tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.to(torch.bfloat16)
-    if tall:
-        x = x.transpose(1, 2)
-    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
+    return orthogonalize_unit(x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)).to(matrices.dtype)
+
+
+def orthogonalize_unit(x: Tensor) -> Tensor:
+    """The same for bf16 matrices (G, R, C) of norm 1 (or less)."""
+    tall = x.shape[1] > x.shape[2]  # then X^T X is the smaller square, and the polynomial goes on the right
     for _ in range(ROUNDS):
-        square = torch.bmm(x, x.transpose(1, 2))  # (G, r, r) with r = min(R, C)
+        turned = x.transpose(1, 2)
+        square = torch.bmm(turned, x) if tall else torch.bmm(x, turned)  # (G, r, r) with r = min(R, C)
         square = torch.baddbmm(square, square, square, beta=_B, alpha=_C)
-        x = torch.baddbmm(x, square, x, beta=_A)
-    return (x.transpose(1, 2) if tall else x).to(matrices.dtype)
+        x = torch.baddbmm(x, x, square, beta=_A) if tall else torch.baddbmm(x, square, x, beta=_A)
+    return x
 
 
 def plain_orthogonalize(matrix: Tensor) -> Tensor:
@@ -59,13 +64,13 @@ def plain_orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def muon_(
-    weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], *, lr: float, weight_decay: float
-) -> None:
-    """One update in place of matrices that share a shape (R, C), from gradients that are already clipped."""
-    for momentum, gradient in zip(momenta, gradients, strict=True):
-        momentum.mul_(MOMENTUM).add_(gradient)
-    ahead = torch.stack([torch.add(g, m, alpha=MOMENTUM) for g, m in zip(gradients, momenta, strict=True)])
-    updates = orthogonalize(ahead)
-    size = lr * update_size(*weights[0].shape)
-    for weight, update in zip(weights, updates.unbind(), strict=True):
-        weight.mul_(1 - lr * weight_decay).sub_(update, alpha=size)
+    masters: Tensor, weights: Tensor | None, gradients: Tensor, momenta: Tensor, starts: Tensor,
+    shape: tuple[int, int], *, factor: float = 1.0, lr: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """One update in place of all matrices of one shape (R, C) in flat buffers (P,), from `factor` times the gradients.
+
+    starts: (G,) int64, where each begins. weights: what the model computes with, gets the rounding; None: the masters.
+    """
+    directions = muon_directions(gradients, momenta, starts, shape, factor=factor, momentum=MOMENTUM)
+    updates = orthogonalize_unit(directions)
+    muon_apply_(masters, weights, starts, updates, keep=1 - lr * weight_decay, step_size=lr * update_size(*shape))

@@ -18,7 +18,7 @@ import subprocess
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("rows.cpp", "attention.cpp")
+SOURCES = ("rows.cpp", "attention.cpp", "updates.cpp")
 HEADERS = ("numbers.h", "registers.h", "products.h")
 
 COMMON_FLAGS = (
