@@ -8,7 +8,7 @@ import pytest
 
 from leveret.errors import TrainingError
 from leveret.trainer.metrics import Metrics, read_metrics
-from leveret.trainer.metrics_page import render_page
+from leveret.trainer.metrics_page import _powers, render_page
 
 
 def record(folder, steps, *, steps_done=0):
@@ -69,3 +69,29 @@ def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
         metrics.write(2, loss=1.0)
     monkeypatch.undo()
     metrics.close(status="failed")
+
+
+def heights(values):
+    """The y of each point of the loss curve."""
+    lines = [{"step": step, "loss": value} for step, value in enumerate(values, 1)]
+    page = render_page("run", lines, total_steps=len(values), status="done")
+    points = re.search(r'<polyline class="a" points="([^"]*)"', page).group(1).split()
+    return [float(point.split(",")[1]) for point in points]
+
+
+def test_equal_factors_of_the_loss_are_equally_far_apart():
+    first, second, third, fourth = heights([8.0, 0.8, 0.08, 0.04])
+    assert second - first == pytest.approx(third - second, abs=0.2)
+    assert (fourth - third) / (second - first) == pytest.approx(0.301, abs=0.01)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.9, 1.1), (0.05, 8.0), (2.0, 2.0), (1e-9, 1e6), (1.0, 10.0)])
+def test_the_marks_of_a_logarithmic_axis_span_the_curve(low, high):
+    marks = _powers(low, high)
+    assert marks == sorted(set(marks)) and 2 <= len(marks) <= 17
+    assert marks[0] <= low and marks[-1] >= high
+
+
+def test_a_loss_of_zero_falls_back_to_an_even_axis():
+    first, second, third = heights([2.0, 1.0, 0.0])
+    assert second - first == pytest.approx(third - second, abs=0.2)

@@ -44,10 +44,17 @@ class _Chart:
     keys: tuple[str, ...]
     names: tuple[str, ...]
     from_zero: bool = False
+    logarithmic: bool = False
+    """Equal factors are equally far apart: a loss that falls from 8 to 0.1 shows its end as well as its beginning."""
 
 
 _CHARTS = (
-    _Chart(title="loss (nats a token)", keys=("loss", "validation_loss"), names=("training", "validation")),
+    _Chart(
+        title="loss (nats a token)",
+        keys=("loss", "validation_loss"),
+        names=("training", "validation"),
+        logarithmic=True,
+    ),
     _Chart(title="learning rate", keys=("learning_rate",), names=("",), from_zero=True),
     _Chart(title="gradient norm", keys=("gradient_norm",), names=("",), from_zero=True),
     _Chart(title="tokens per second", keys=("tokens_per_second",), names=("",), from_zero=True),
@@ -83,24 +90,26 @@ def _figure(chart: _Chart, lines: Sequence[dict[str, Any]], total_steps: int) ->
         for name, color, curve in zip(chart.names, "ab", curves, strict=False)
         if name and curve
     )
-    body = _axes_and_curves(curves, total_steps, chart.from_zero) if any(curves) else ""
+    body = _axes_and_curves(curves, total_steps, chart) if any(curves) else ""
     return (
         f"<figure><figcaption>{chart.title}{names}</figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{chart.title}">{body}</svg></figure>'
     )
 
 
-def _axes_and_curves(curves: Sequence[Points], total_steps: int, from_zero: bool) -> str:
+def _axes_and_curves(curves: Sequence[Points], total_steps: int, chart: _Chart) -> str:
     values = [value for curve in curves for _, value in curve]
-    low, high = (0.0 if from_zero else min(values)), max(values)
-    ticks = _ticks(low, high)
+    low, high = (0.0 if chart.from_zero else min(values)), max(values)
+    logarithmic = chart.logarithmic and low > 0
+    ticks = _powers(low, high) if logarithmic else _ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
+    scale = math.log if logarithmic else float
 
     def x(step: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / max(total_steps, 1)
 
     def y(value: float) -> float:
-        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / (high - low)
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (scale(value) - scale(low)) / (scale(high) - scale(low))
 
     parts = [
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
@@ -108,7 +117,8 @@ def _axes_and_curves(curves: Sequence[Points], total_steps: int, from_zero: bool
         for tick in ticks
     ]
     parts += [
-        f'<text x="{x(step):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{_short(step)}</text>'
+        f'<text x="{x(step):.1f}" y="{_HEIGHT - 8}" text-anchor="{"end" if step == total_steps else "middle"}">'
+        f"{_short(step)}</text>"
         for step in _ticks(0, total_steps)
         if step <= total_steps
     ]
@@ -140,6 +150,18 @@ def _ticks(low: float, high: float) -> list[float]:
     gap = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough)
     first, last = math.floor(low / gap), math.ceil(high / gap)
     return [round(i * gap, 12) for i in range(first, last + 1)]
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that span low..high; powers of ten alone when those are too many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    fine = [factor * 10.0**power for power in range(first - 1, last + 1) for factor in (1, 2, 5)]
+    begin = max(i for i, tick in enumerate(fine) if tick <= low * (1 + 1e-9))
+    end = min(i for i, tick in enumerate(fine) if tick >= high * (1 - 1e-9) and i > begin)
+    ticks = fine[begin : end + 1]
+    if len(ticks) > 8:
+        ticks = [10.0**power for power in range(first, last + 1)]
+    return [float(f"{tick:.12g}") for tick in ticks]
 
 
 def _is_number(value: Any) -> bool:

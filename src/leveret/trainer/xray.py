@@ -177,7 +177,7 @@ def _page(
     head = "".join(f"<th>{column}" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
     samples = "".join(
-        f"<h3>{html.escape(label.name)} {html.escape(sample.key)}</h3><pre>{_marked(pieces(sample, tokenizer))}</pre>"
+        f"<h3>{html.escape(_heading(label.name, sample.key))}</h3><pre>{_marked(pieces(sample, tokenizer))}</pre>"
         for label in labels
         for sample in label.samples[:_SAMPLES_ON_PAGE]
     )
@@ -196,3 +196,8 @@ def _marked(parts: Sequence[Piece]) -> str:
         shown = f"<i>{shown}</i>" if part.special else shown
         text.append(f"<b>{shown}</b>" if part.trained else shown)
     return "".join(text)
+
+
+def _heading(source: str, key: str) -> str:
+    """Where a sample comes from; a key that begins with its source says it all."""
+    return key if key.startswith(source) else f"{source} {key}"
