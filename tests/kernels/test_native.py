@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +27,10 @@ def test_the_best_build_is_chosen_and_named() -> None:
         pytest.skip("there is no C++ compiler here")
     choice = library.choose()
     assert choice.library is not None, choice.reason
-    best = next(name for name in building.instruction_sets() if library._RANK[name] <= library.capability())
-    assert choice.reason == f"compiled kernels for {best}"
+    able = [name for name in building.instruction_sets() if library._RANK[name] <= library.capability()]
+    best = next(name for name in able if library.load(name).library is not None)
+    assert best in able[:2], "only AMX may be announced and not work"
+    assert choice.reason.startswith(f"compiled kernels for {best}")
 
 
 def test_kernels_can_be_switched_off_and_the_twin_serves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +81,36 @@ def test_a_damaged_build_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(library, "library_path", lambda name: tmp_path / "broken.so")
     choice = library.load("avx2")
     assert choice.library is None and "cannot be loaded" in choice.reason
+
+
+def test_a_build_that_multiplies_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = [
+        name
+        for name in building.instruction_sets()
+        if library._RANK[name] <= library.capability() and building.library_path(name).is_file()
+    ]
+    if len(built) < 2:
+        pytest.skip("fewer than two builds can run here")
+    real = library.load
+
+    def load(name: str) -> library.Choice:
+        return library.Choice(None, "failed its check") if name == built[0] else real(name)
+
+    monkeypatch.setattr(library, "load", load)
+    choice = library.choose()
+    assert choice.library is not None
+    assert choice.reason.endswith(f"; {built[0]} was not: failed its check")
+
+
+def test_a_build_that_ends_its_process_does_not_end_this_one(tmp_path: Path) -> None:
+    compiler = building.find_compiler()
+    if compiler is None:
+        pytest.skip("there is no C++ compiler here")
+    source, target = tmp_path / "dies.cpp", tmp_path / "dies.so"
+    source.write_text('extern "C" int leveret_check_products() { __builtin_trap(); }', encoding="utf-8")
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(target)], check=True)
+    problem = library._check_apart(target)
+    assert problem is not None and problem.startswith("it ended with -")
+    name = next((n for n in building.instruction_sets() if building.library_path(n).is_file()), None)
+    if name is not None and library._RANK[name] <= library.capability():
+        assert library._check_apart(building.library_path(name)) is None

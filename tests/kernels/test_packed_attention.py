@@ -25,7 +25,7 @@ def case(width: int, heads: int, groups: int) -> tuple[list[Tensor], Tensor, Ten
 @pytest.mark.parametrize("window", [None, 8, 33, 500])
 @pytest.mark.parametrize(("width", "heads", "groups"), [(32, 4, 4), (64, 4, 2), (128, 3, 1)])
 def test_values_and_gradients_are_those_of_float32(
-    build: str, width: int, heads: int, groups: int, window: int | None
+    attention_build: str, width: int, heads: int, groups: int, window: int | None
 ) -> None:
     inputs, cos, signed_sin, ids = case(width, heads, groups)
     documents = find_documents(ids)
@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_float32(
         assert (mine.float() - reference).norm() < 0.005 * reference.norm()
 
 
-def test_padding_gets_zeros_and_gives_no_gradient(build: str) -> None:
+def test_padding_gets_zeros_and_gives_no_gradient(attention_build: str) -> None:
     inputs, cos, signed_sin, ids = case(32, 2, 1)
     leaves = [each.clone().requires_grad_() for each in inputs]
     out = packed_attention(
@@ -60,7 +60,7 @@ def test_padding_gets_zeros_and_gives_no_gradient(build: str) -> None:
         assert each is not None and not each[ids < 0].any()
 
 
-def test_the_result_does_not_depend_on_the_number_of_threads(build: str) -> None:
+def test_the_result_does_not_depend_on_the_number_of_threads(attention_build: str) -> None:
     inputs, cos, signed_sin, ids = case(64, 4, 2)
     found = []
     threads = torch.get_num_threads()
@@ -79,7 +79,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(build: str) -> None
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True) if a is not None and b is not None)
 
 
-def test_odd_heads_float32_and_too_little_work_are_left_to_the_general_way(build: str) -> None:
+def test_odd_heads_float32_and_too_little_work_are_left_to_the_general_way(attention_build: str) -> None:
     x = torch.zeros(1, 8, 96, dtype=torch.bfloat16)
     documents = find_documents(torch.zeros(1, 8))
     assert can_pack(x, x, x, head_dim=32, documents=documents)

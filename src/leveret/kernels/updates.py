@@ -46,7 +46,8 @@ def plain_muon_directions(
         kept.mul_(momentum).add_(scaled)
         ahead.append(scaled.add_(kept, alpha=momentum))
     directions = torch.stack(ahead)
-    return (directions / (torch.linalg.vector_norm(directions, dim=(1, 2), keepdim=True) + 1e-7)).to(torch.bfloat16)
+    lengths: Tensor = torch.linalg.vector_norm(directions, dim=(1, 2), keepdim=True)
+    return (directions / (lengths + 1e-7)).to(torch.bfloat16)
 
 
 def muon_apply_(

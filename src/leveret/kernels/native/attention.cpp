@@ -18,7 +18,11 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 48;  // queries that pass by together: even, a multiple of ROWS
+#if defined(LEVERET_TILES)
+constexpr int64_t BLOCK = 32;  // queries that pass by together: two tiles
+#else
+constexpr int64_t BLOCK = 48;  // even, and a multiple of ROWS
+#endif
 
 using Words = std::vector<word>;
 using Floats = std::vector<float>;
@@ -170,7 +174,8 @@ struct Backward {
     bfloat16 *dquery, *dkey, *dvalue;
     Loaded loaded;
     Halves turned, chances, steep;
-    Words turned_pairs, dout_pairs, chance_pairs, steep_pairs;
+    Halves slope;
+    Words turned_pairs, slope_pairs, score_pairs, score_columns;
     Floats scores, slopes, answer, key_slope, value_slope;
 
     void run(const Task& task) {
@@ -179,9 +184,9 @@ struct Backward {
         loaded.load(key + place, value + place, task.angles, task.length, step, width, true);
         for (Halves* each : {&chances, &steep}) each->resize(size_t(BLOCK * wide));
         for (Floats* each : {&scores, &slopes}) each->resize(size_t(BLOCK * wide));
-        for (Words* each : {&chance_pairs, &steep_pairs}) each->resize(size_t(BLOCK / 2 * wide));
-        for (Words* each : {&turned_pairs, &dout_pairs}) each->resize(size_t(BLOCK / 2 * width));
-        turned.resize(size_t(BLOCK * width));
+        for (Words* each : {&score_pairs, &score_columns}) each->resize(size_t(BLOCK / 2 * wide));
+        for (Words* each : {&turned_pairs, &slope_pairs}) each->resize(size_t(BLOCK / 2 * width));
+        for (Halves* each : {&turned, &slope}) each->resize(size_t(BLOCK * width));
         answer.resize(size_t(BLOCK * width));
         key_slope.assign(size_t(wide * width), 0.0f);
         value_slope.assign(size_t(wide * width), 0.0f);
@@ -195,24 +200,22 @@ struct Backward {
     }
 
     void block(const Task& task, int64_t head, int64_t first, int64_t rows, int64_t wide) {
-        int64_t width = task.width, even = (rows + 1) / 2 * 2, row_step = task.heads * width;
-        int64_t low = Span(first, task.window).first / PADDING * PADDING, high = padded(first + rows);
-        const bfloat16* slope = dout + task.queries_at(first, head);
-        for (int64_t r = 0; r < rows; r++)
-            turn(query + task.queries_at(first + r, head), task.angles.at(first + r, width), width,
-                 turned.data() + r * width);
-        pair_rows(turned.data(), width, rows, even, width, turned_pairs.data());
-        pair_rows(slope, row_step, rows, even, width, dout_pairs.data());
+        int64_t width = task.width, low = Span(first, task.window).first / PADDING * PADDING, high = padded(first + rows);
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t place = task.queries_at(first + r, head);
+            turn(query + place, task.angles.at(first + r, width), width, turned.data() + r * width);
+            std::memcpy(slope.data() + r * width, dout + place, size_t(width) * sizeof(bfloat16));
+        }
         product({as_words(turned.data()), width / 2, 1}, rows, loaded.key_columns.data() + low, wide, high - low,
                 width / 2, scores.data() + low, wide, false);
-        product({as_words(slope), row_step / 2, 1}, rows, loaded.value_columns.data() + low, wide, high - low,
+        product({as_words(slope.data()), width / 2, 1}, rows, loaded.value_columns.data() + low, wide, high - low,
                 width / 2, slopes.data() + low, wide, false);
         for (int64_t r = 0; r < rows; r++) {
-            const bfloat16 *mine = slope + r * row_step, *answered = out + task.queries_at(first + r, head);
+            const bfloat16 *mine = slope.data() + r * width, *answered = out + task.queries_at(first + r, head);
             floats means{};
             for (int64_t d = 0; d < width; d += LANES) means += load(mine + d) * load(answered + d);
-            slope_of_scores(scores.data() + r * wide, slopes.data() + r * wide, Span(first + r, task.window),
-                            low, high, task.scale, log_sums[(task.start + first + r) * task.heads + head], sum_of(means),
+            slope_of_scores(scores.data() + r * wide, slopes.data() + r * wide, Span(first + r, task.window), low, high,
+                            task.scale, log_sums[(task.start + first + r) * task.heads + head], sum_of(means),
                             chances.data() + r * wide, steep.data() + r * wide);
         }
         product({as_words(steep.data() + low), wide / 2, 1}, rows, loaded.key_pairs.data() + low / 2 * width, width,
@@ -220,12 +223,23 @@ struct Backward {
         for (int64_t r = 0; r < rows; r++)
             turn_back(answer.data() + r * width, task.angles.at(first + r, width), width, task.scale,
                       dquery + task.queries_at(first + r, head));
-        pair_rows(chances.data() + low, wide, rows, even, high - low, chance_pairs.data());
-        pair_rows(steep.data() + low, wide, rows, even, high - low, steep_pairs.data());
-        product({chance_pairs.data(), 1, high - low}, high - low, dout_pairs.data(), width, width, even / 2,
-                value_slope.data() + low * width, width, true);
-        product({steep_pairs.data(), 1, high - low}, high - low, turned_pairs.data(), width, width, even / 2,
-                key_slope.data() + low * width, width, true);
+        int64_t even = ROW_PADDING > 1 ? BLOCK : round_up(rows, 2);
+        pair_rows(turned.data(), width, rows, even, width, turned_pairs.data());
+        pair_rows(slope.data(), width, rows, even, width, slope_pairs.data());
+        add_by_key(chances, rows, even, low, high, wide, width, slope_pairs, value_slope);
+        add_by_key(steep, rows, even, low, high, wide, width, turned_pairs, key_slope);
+    }
+
+    // sums[j] += sum over the block's queries i of by_query[i][j] * right[i], for keys j from low to high.
+    void add_by_key(const Halves& by_query, int64_t rows, int64_t even, int64_t low, int64_t high, int64_t wide,
+                    int64_t width, const Words& right, Floats& sums) {
+        pair_rows(by_query.data() + low, wide, rows, even, high - low, score_pairs.data());
+        Left left{score_pairs.data(), 1, high - low};
+        if (ROW_PADDING > 1) {
+            turn_words(score_pairs.data(), high - low, score_columns.data());
+            left = {score_columns.data(), 16, 1};
+        }
+        product(left, high - low, right.data(), width, width, even / 2, sums.data() + low * width, width, true);
     }
 };
 
@@ -233,13 +247,16 @@ template <typename Work, typename Run>
 void for_each_task(Work work, int64_t documents, const int64_t* starts, const int64_t* lengths, Task common, int threads,
                    Run run) {
 #pragma omp parallel num_threads(threads) firstprivate(work)
+    {
+        Tiles tiles;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t number = 0; number < documents * common.groups; number++) {
-        Task task = common;
-        task.start = starts[number / task.groups], task.length = lengths[number / task.groups];
-        task.group = number % task.groups;
-        task.angles = common.angles.at(task.start, task.width);
-        run(work, task);
+        for (int64_t number = 0; number < documents * common.groups; number++) {
+            Task task = common;
+            task.start = starts[number / task.groups], task.length = lengths[number / task.groups];
+            task.group = number % task.groups;
+            task.angles = common.angles.at(task.start, task.width);
+            run(work, task);
+        }
     }
 }
 
@@ -268,4 +285,31 @@ LEVERET_EXPORT void leveret_packed_attention_backward(
     work.dquery = dquery, work.dkey = dkey, work.dvalue = dvalue;
     for_each_task(work, documents, starts, lengths, common, threads,
                   [](Backward& mine, const Task& task) { mine.run(task); });
+}
+
+// Whether the products of this build are right on this processor: 0, or the number of what is wrong. It is asked in a
+// process of its own before the build is used, for an instruction that is not there ends the process.
+LEVERET_EXPORT int leveret_check_products() {
+#if defined(LEVERET_TILES)
+    if (!may_use_tiles()) return 1;
+#endif
+    Tiles tiles;
+    constexpr int64_t rows = 48, columns = 64, inner = 48;  // words
+    Halves left(rows * inner * 2), right(inner * 2 * columns);
+    for (size_t i = 0; i < left.size(); i++) left[i] = to_bfloat16(float(int64_t(i * 7919 % 31) - 15));
+    for (size_t i = 0; i < right.size(); i++) right[i] = to_bfloat16(float(int64_t(i * 104729 % 29) - 14));
+    Words pairs(inner * columns);
+    pair_rows(right.data(), columns, inner * 2, inner * 2, columns, pairs.data());
+    Floats found(rows * columns, 1.0f);
+    for (bool adds : {false, true}) {
+        product({as_words(left.data()), inner, 1}, rows, pairs.data(), columns, columns, inner, found.data(), columns, adds);
+        for (int64_t m = 0; m < rows; m++)
+            for (int64_t n = 0; n < columns; n++) {
+                float exact = 0.0f;  // small whole numbers: every order of addition gives this
+                for (int64_t k = 0; k < 2 * inner; k++)
+                    exact += to_float(left[size_t(m * 2 * inner + k)]) * to_float(right[size_t(k * columns + n)]);
+                if (found[size_t(m * columns + n)] != (adds ? 2.0f : 1.0f) * exact) return adds ? 3 : 2;
+            }
+    }
+    return 0;
 }

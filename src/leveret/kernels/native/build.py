@@ -15,11 +15,12 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = ("rows.cpp", "attention.cpp", "updates.cpp")
-HEADERS = ("numbers.h", "registers.h", "products.h")
+HEADERS = ("numbers.h", "registers.h", "products.h", "tiles.h")
 
 COMMON_FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden"),
@@ -28,6 +29,7 @@ COMMON_FLAGS = (
 )
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
 X86_FLAGS = {
+    "avx512_amx": (*_AVX512, "-mavx512bf16", "-DLEVERET_TILES"),
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
     "avx512": _AVX512,
     "avx2": ("-mavx2", "-mfma"),
@@ -64,24 +66,23 @@ def build_all(folder: Path = FOLDER) -> list[str]:
     compiler = find_compiler()
     if compiler is None:
         return ["no C++ compiler was found (CXX, g++, clang++, c++)"]
-    version = f"-DLEVERET_SOURCE_HASH={source_hash()}"
     failures = []
     for name, flags in instruction_sets().items():
-        target = library_path(name, folder)
-        draft = target.with_suffix(f".{os.getpid()}.tmp")
-        command = [
-            compiler,
-            *COMMON_FLAGS,
-            *flags,
-            version,
-            *(str(FOLDER / each) for each in SOURCES),
-            "-o",
-            str(draft),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            os.replace(draft, target)
-        else:
-            draft.unlink(missing_ok=True)
-            failures.append(f"{name}: {compiler} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        problem = build_one(compiler, flags, library_path(name, folder))
+        if problem is not None:
+            failures.append(f"{name}: {problem}")
     return failures
+
+
+def build_one(compiler: str, flags: Sequence[str], target: Path) -> str | None:
+    """Compile one library into `target`, whole or not at all; returns what went wrong, None when nothing did."""
+    draft = target.with_suffix(f".{os.getpid()}.tmp")
+    version = f"-DLEVERET_SOURCE_HASH={source_hash()}"
+    sources = [str(FOLDER / each) for each in SOURCES]
+    command = [compiler, *COMMON_FLAGS, *flags, version, *sources, "-o", str(draft)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        os.replace(draft, target)
+        return None
+    draft.unlink(missing_ok=True)
+    return f"{compiler} ended with {done.returncode}: {done.stderr.strip()[-500:]}"

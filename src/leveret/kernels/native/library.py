@@ -1,9 +1,11 @@
 """Finds the compiled kernels that suit this processor, loads them once, and can say what was chosen and why.
 
     LEVERET_NATIVE=off          use the PyTorch twins only
-    LEVERET_NATIVE=avx2         use this build (avx512_bf16, avx512, avx2, plain), for comparisons
+    LEVERET_NATIVE=avx2         use this build (avx512_amx, avx512_bf16, avx512, avx2, plain), for comparisons
 
-A build whose sources have changed since is not loaded: kernels and the Python that calls them belong together.
+A build whose sources have changed since is not loaded: kernels and the Python that calls them belong together. A build
+must get a small product right before it is used. With AMX, whose instructions the system must first allow and some
+virtual machines announce but do not run, it is asked in a process of its own, which may die of it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,7 +27,7 @@ from leveret.kernels.native.build import instruction_sets, library_path, source_
 
 VARIABLE = "LEVERET_NATIVE"
 
-_RANK = {"plain": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
+_RANK = {"plain": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3, "avx512_amx": 4}
 """What a processor must be able to do, as a number; see `capability`."""
 
 
@@ -49,16 +54,27 @@ def choose() -> Choice:
     built = [name for name in runnable if library_path(name).is_file()]
     if not built:
         return Choice(None, "PyTorch kernels (no compiled ones; install leveret again where a C++ compiler is)")
-    return load(built[0])
+    skipped = ""
+    for name in built:
+        choice = load(name)
+        if choice.library is not None or len(built) == 1:
+            return Choice(choice.library, choice.reason + skipped)
+        skipped += f"; {name} was not: {choice.reason}"
+    return Choice(None, f"PyTorch kernels{skipped}")
 
 
 def capability() -> int:
     """The highest number in `_RANK` that this processor, as PyTorch sees it, can run."""
     name = torch.backends.cpu.get_cpu_capability()
-    multiplies_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    if multiplies_bf16 is not None and name.startswith(("AVX512", "AMX")) and multiplies_bf16():
-        return 3
+    if name.startswith(("AVX512", "AMX")) and _has("_is_avx512_bf16_supported"):
+        return 4 if _has("_is_amx_tile_supported") else 3
     return 2 if name.startswith(("AVX512", "AMX")) else 1 if name.startswith("AVX2") else 0
+
+
+def _has(feature: str) -> bool:
+    """What PyTorch says about the processor; False where this version of it cannot say."""
+    ask = getattr(torch.cpu, feature, None)
+    return ask is not None and bool(ask())
 
 
 def load(instruction_set: str) -> Choice:
@@ -71,7 +87,26 @@ def load(instruction_set: str) -> Choice:
     library.leveret_source_hash.restype = ctypes.c_char_p
     if library.leveret_source_hash().decode() != source_hash():
         return Choice(None, f"PyTorch kernels ({path.name} was compiled from other sources; install leveret again)")
+    if instruction_set == "avx512_amx" and (problem := _check_apart(path)) is not None:
+        return Choice(None, f"PyTorch kernels ({path.name} failed its check: {problem})")
+    if (wrong := library.leveret_check_products()) != 0:
+        return Choice(None, f"PyTorch kernels ({path.name} failed its check with {wrong})")
     return Choice(library, f"compiled kernels for {instruction_set}")
+
+
+def _check_apart(path: Path) -> str | None:
+    """Let a process of its own load the library and check its products; what went wrong, or None."""
+    program = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).leveret_check_products())"
+    found = [str(Path(torch.__file__).parent / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]  # for its libgomp
+    environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, found))}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", program, str(path)],
+            env=environment, capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return None if done.returncode == 0 else f"it ended with {done.returncode}"
 
 
 def native_for(*tensors: Tensor) -> ctypes.CDLL | None:

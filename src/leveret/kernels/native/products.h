@@ -22,11 +22,20 @@ constexpr int ROWS = 3, COLUMNS = 2;
 #else
 constexpr int ROWS = 2, COLUMNS = 4;
 #endif
-constexpr int PADDING = 16;  // numbers; a multiple of LANES everywhere
+#if defined(LEVERET_TILES)
+#include "tiles.h"
+constexpr int PADDING = 32, ROW_PADDING = 16;
+#else
+constexpr int PADDING = 16, ROW_PADDING = 1;
+struct Tiles {
+    Tiles() {}
+};
+#endif
 
 typedef word words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-static inline int64_t padded(int64_t count) { return (count + PADDING - 1) / PADDING * PADDING; }
+static inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+static inline int64_t padded(int64_t count) { return round_up(count, PADDING); }
 
 // sum + (left . right) for each lane; `left` is one word for all lanes.
 static inline floats add_dot(floats sum, word left, words right) {
@@ -44,6 +53,7 @@ struct Left {
     int64_t row, step;
 };
 
+#if !defined(LEVERET_TILES)
 template <int R, int C>
 static inline void tile(Left left, const word* right, int64_t right_row, int64_t inner, float* out, int64_t out_row,
                         bool adds) {
@@ -72,10 +82,20 @@ static void strip(Left left, int64_t rows, const word* right, int64_t right_row,
     for (; m + 2 <= rows; m += 2) tile<2, C>(at(m), right, right_row, inner, out + m * out_row, out_row, adds);
     if (m < rows) tile<1, C>(at(m), right, right_row, inner, out + m * out_row, out_row, adds);
 }
+#endif
 
 // out (rows, columns) = left (rows, 2 inner) right (2 inner, columns), or that added to out.
+// Columns are a multiple of PADDING. With tiles, rows are rounded up to ROW_PADDING (what the additional ones hold does
+// not matter, but they must be there), inner is a multiple of 16, and the left matrix has a step of 1.
 static void product(Left left, int64_t rows, const word* right, int64_t right_row, int64_t columns, int64_t inner,
                     float* out, int64_t out_row, bool adds) {
+#if defined(LEVERET_TILES)
+    for (int64_t m = 0; m < rows; m += 32)
+        for (int64_t n = 0; n < columns; n += 32) {
+            auto multiply = rows - m > 16 ? tile_product<true> : tile_product<false>;
+            multiply(left.data + m * left.row, left.row, right + n, right_row, inner, out + m * out_row + n, out_row, adds);
+        }
+#else
     int64_t n = 0, step = COLUMNS * LANES;
     for (; n + step <= columns; n += step)
         strip<COLUMNS>(left, rows, right + n, right_row, inner, out + n, out_row, adds);
@@ -83,6 +103,7 @@ static void product(Left left, int64_t rows, const word* right, int64_t right_ro
     if (rest == 1) strip<1>(left, rows, right + n, right_row, inner, out + n, out_row, adds);
     if (rest == 2) strip<2>(left, rows, right + n, right_row, inner, out + n, out_row, adds);
     if (rest == 3) strip<3>(left, rows, right + n, right_row, inner, out + n, out_row, adds);
+#endif
 }
 
 // Rows of bfloat16 (count, width) -> words (count / 2, width): word (p, d) = (row 2p, row 2p + 1) at d; missing rows 0.
@@ -146,6 +167,20 @@ static void turn_rows(const bfloat16* rows, int64_t row, int64_t count, int64_t 
             for (int64_t j = first; j < last; j++) std::memcpy(out + j, rows + j * row + 2 * p, sizeof(word));
             for (int64_t j = std::max(first, last); j < first + 16; j++) out[j] = 0;
         }
+#endif
+    }
+}
+
+// Words (16, count) -> words (count, 16); count is a multiple of 16.
+static inline void turn_words(const word* rows, int64_t count, word* to) {
+    for (int64_t first = 0; first < count; first += 16) {
+#if defined(__AVX512F__)
+        __m512i square[16];
+        for (int64_t p = 0; p < 16; p++) square[p] = _mm512_loadu_si512(rows + p * count + first);
+        turn_square(square, to + first * 16, 16);
+#else
+        for (int64_t j = first; j < first + 16; j++)
+            for (int64_t p = 0; p < 16; p++) to[j * 16 + p] = rows[p * count + j];
 #endif
     }
 }
