@@ -111,6 +111,9 @@ COMMANDS: dict[str, Command] = {
             "Run a recipe end to end with a shrunken model and few steps.",
             resolve="leveret.pipeline.rehearse:resolve",
         ),
+        _verb(
+            "plan", "plan", "PlanConfig", "Say what a recipe will take: memory, time, money, devices.", stage=False
+        ),
         _pipeline("validate", "ValidateConfig", "Check recipes and configs; print every mistake at once."),
         _verb("prepare", "prepare", "PrepareConfig", "Gather and generate the data to learn from."),
         _verb("tokenizer", "vocabulary", "TokenizerConfig", "Train a tokenizer."),

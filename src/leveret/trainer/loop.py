@@ -30,7 +30,7 @@ from leveret.errors import Stopped
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
-from leveret.trainer.memory import keep_freed_memory
+from leveret.trainer.memory import keep_freed_memory, peak_memory_bytes
 from leveret.trainer.metrics import Metrics
 from leveret.trainer.optimizer import Optimizer, build_optimizer
 from leveret.trainer.recompute import recomputed_layers
@@ -69,6 +69,8 @@ class TrainingSummary:
     seconds: float = 0.0
     tokens: int = 0
     loss: float | None = None
+    peak_memory_bytes: int | None = None
+    """Of the process, or of the accelerator."""
     validation: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,6 +100,7 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
         with keep_freed_memory(console), recomputed_layers(model, run.config.recompute), listen_for_stop() as stop:
             summary = _steps(run, schedule, optimizer, checkpoints, metrics, console, done, stop)
         status = "done"
+        summary.peak_memory_bytes = peak_memory_bytes(next(model.parameters()).device)
         return summary
     except (Stopped, KeyboardInterrupt):
         status = "stopped"

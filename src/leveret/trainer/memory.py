@@ -1,4 +1,4 @@
-"""Keep freed memory in the process while training, so that big temporaries are not paid for anew in every step.
+"""Memory while training: freed blocks stay in the process, and how high it went is known at the end.
 
 glibc's malloc gives every large block straight back to the kernel, and gets it again as fresh pages that must
 each be faulted in and zeroed: tens of thousands of page faults a step, a tenth of the CPU time of a step of 8,192
@@ -14,7 +14,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+import resource
+import sys
 from collections.abc import Iterator
+
+import torch
 
 from leveret.console import Console
 
@@ -45,3 +49,11 @@ def keep_freed_memory(console: Console) -> Iterator[bool]:
         for option, value in _AFTERWARDS:
             libc.mallopt(option, value)
         libc.malloc_trim(0)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that an accelerator's allocator held, or that this process held in RAM, up to now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kibibytes

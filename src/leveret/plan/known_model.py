@@ -1,0 +1,88 @@
+"""The model that a stage works on, as far as files and earlier stages say what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from leveret.errors import LeveretError
+from leveret.model.config import ModelConfig
+from leveret.model.families import family_for
+from leveret.recipe import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model's description and how its weights are stored."""
+
+    config: ModelConfig
+    origin: str
+    """Where this is known from, for people."""
+    bits: int = 16
+    """Of a stored weight of a Linear inside the layers."""
+    group_size: int | None = None
+    """Weights that share a scale, if they are quantized."""
+
+
+class UnknownModel(LeveretError):
+    """A stage's model cannot be described before something exists; the message says what."""
+
+
+def model_of(stage: Stage, earlier: Sequence[Stage], vocab_size: int | None) -> KnownModel:
+    """The model that `stage` makes or uses. UnknownModel says what is missing."""
+    config: Any = stage.config
+    if stage.command.name == "pretrain" and config.init_from is None:
+        rows = _vocabulary(config.tokenizer, earlier, vocab_size)
+        return KnownModel(config=config.model.decoder_config(vocab_size=rows), origin=f"stage {stage.name}")
+    reference = getattr(config, "init_from", None) or getattr(config, "model", None)
+    if not isinstance(reference, str | Path):
+        raise UnknownModel(f"stage {stage.name} names no model")
+    return _referred(str(reference), earlier, vocab_size)
+
+
+def _referred(reference: str, earlier: Sequence[Stage], vocab_size: int | None) -> KnownModel:
+    """The model of a folder that is there, or that an earlier stage will write."""
+    folder = Path(reference).expanduser()
+    for place, maker in reversed([*enumerate(earlier)]):
+        if maker.output is not None and (folder == maker.output or maker.output in folder.parents):
+            made = model_of(maker, earlier[:place], vocab_size)
+            if maker.command.name == "quantize":
+                asked: Any = maker.config
+                made = replace(made, bits=asked.bits, group_size=asked.group_size)
+            return replace(made, origin=f"stage {maker.name}")
+    if not (folder / "config.json").is_file():
+        raise UnknownModel(
+            f"{reference} is no folder with a config.json (a hub's model: download its config.json first)"
+        )
+    return _read(folder)
+
+
+def _read(folder: Path) -> KnownModel:
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = family_for(str(values.get("model_type"))).config_from_hf(values)
+    quantization = values.get("quantization_config") or {}
+    group = quantization.get("group_size")
+    return KnownModel(
+        config=config,
+        origin=str(folder),
+        bits=int(quantization.get("bits", 16)),
+        group_size=group if group and group > 0 else None,
+    )
+
+
+def _vocabulary(tokenizer: Path | None, earlier: Sequence[Stage], vocab_size: int | None) -> int:
+    if vocab_size is not None:
+        return vocab_size
+    if tokenizer is not None and (tokenizer / "tokenizer.json").is_file():
+        from leveret.tokenizer.files import Tokenizer
+
+        return Tokenizer.load(tokenizer).vocab_size
+    for maker in earlier:
+        if maker.command.name == "tokenizer" and maker.output == tokenizer:
+            asked: Any = maker.config
+            size: int = asked.vocab_size
+            return size
+    raise UnknownModel(f"the tokenizer {tokenizer} is not there yet, so its vocabulary is not known: give --vocab-size")

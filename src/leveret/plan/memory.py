@@ -1,0 +1,146 @@
+"""Memory by part, as formulas: what a stage holds at its peak, and which parts several devices can split.
+
+Training, with N parameters, n of them trained, T tokens in a micro-batch, H hidden, I intermediate, V vocabulary:
+
+    weights            N * 2 (bf16) or 4
+    fp32 masters       n * 4, unless precision is fp32 or stochastic_rounding is on
+    averages           n * 8 (adamw, muon), 4 (adamw_bf16), 2 + 8/256 (adamw_8bit)
+    gradients          n * 4, or none with optimizer_in_backward; and the largest parameter's own while it is made
+    activations        T * (layers * A + 2 H) numbers, A for one layer as below; recomputed: layers * H + A instead
+    loss               one chunk of logits, and the gradients of hidden states (T H) and head (V H, fp32)
+
+    A = 4 H + 2 q + k + 3 I    bf16 with the compiled kernels on a CPU     q = heads * head_dim, k = 2 kv heads * it
+    A = 6 H + 2 q + k + 4 I    fp32
+    A = 8 H + 2 q + k + 4 I    bf16 otherwise: PyTorch keeps more of a norm and of silu
+    with experts, E' of them a token: E' (3 H + the I term) in place of the I term
+
+What a layer keeps was counted on the decoder itself (a test counts again). ZeRO splits, stage by stage, optimizer
+state, gradients, and weights; activations belong to each device's own rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from leveret.model.config import ModelConfig
+from leveret.model.count import cache_bytes_per_token, count
+from leveret.plan.known_model import KnownModel
+from leveret.trainer.config import TrainingConfig
+
+Split = Literal["optimizer", "gradients", "weights", "nothing"]
+"""What kind of thing a part is: ZeRO 1, 2 and 3 split the first one, two and three of these."""
+
+WAYS: dict[str, tuple[Split, ...]] = {
+    "copies": (),
+    "zero-1": ("optimizer",),
+    "zero-2": ("optimizer", "gradients"),
+    "zero-3": ("optimizer", "gradients", "weights"),
+}
+"""How the parts lie on several devices: copied (DDP), or split ever further (zero-3 is FSDP)."""
+
+CHUNK_LOGITS = 2**22
+"""Logits that the loss computes at a time (kernels/cross_entropy.py; a test compares)."""
+_AVERAGES = {"adamw": 8.0, "muon": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2 + 8 / 256}
+_MOST_DEVICES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a stage's memory, on one device that does all."""
+
+    name: str
+    bytes: float
+    split: Split = "nothing"
+
+
+def training_parts(model: KnownModel, training: TrainingConfig, *, compiled_kernels: bool) -> list[Part]:
+    """What a full training step holds; `compiled_kernels`: on a CPU that has them."""
+    config = model.config
+    stored, trained = count(config).total, count(config).total
+    size = 4 if training.precision == "fp32" else 2
+    tokens = training.micro_batch_rows * training.sequence_length
+    masters = 0 if size == 4 or training.stochastic_rounding else 4 * trained
+    fp32_copy = 0 if training.optimizer_in_backward else 4 * trained
+    parts = [
+        Part(name="weights", bytes=stored * size, split="weights"),
+        Part(name="fp32 masters", bytes=masters, split="optimizer"),
+        Part(name="optimizer averages", bytes=trained * _AVERAGES[training.optimizer], split="optimizer"),
+        Part(name="gradients", bytes=fp32_copy, split="gradients"),
+        Part(name="gradient in the making", bytes=largest_parameter(config) * size),
+        Part(name="activations", bytes=activation_bytes(config, training, compiled_kernels=compiled_kernels)),
+        Part(name="loss", bytes=_loss_bytes(config, tokens, size, compiled_kernels=compiled_kernels)),
+    ]
+    return [part for part in parts if part.bytes]
+
+
+def serving_parts(model: KnownModel, *, requests: int, bytes_per_number: int) -> list[Part]:
+    """What answering `requests` at a time holds when each has filled the context."""
+    tokens = requests * model.config.context_tokens
+    return [
+        Part(name="weights", bytes=stored_bytes(model, bytes_per_number), split="weights"),
+        Part(name="KV cache, all full", bytes=tokens * cache_bytes_per_token(model.config, bytes_per_number)),
+    ]
+
+
+def stored_bytes(model: KnownModel, bytes_per_number: int = 2) -> float:
+    """The weights as they lie in memory and in files: Linears inside the layers in `bits`, the rest whole."""
+    numbers = count(model.config)
+    if model.bits >= 16:
+        return float(numbers.total * bytes_per_number)
+    outside = numbers.embedding * (1 if model.config.tie_word_embeddings else 2)
+    # A group shares one 16-bit scale and one zero point of `bits`.
+    shared = 0.0 if model.group_size is None else (2 + model.bits / 8) / model.group_size
+    return outside * bytes_per_number + (numbers.total - outside) * (model.bits / 8 + shared)
+
+
+def largest_parameter(config: ModelConfig) -> int:
+    """Numbers in the largest parameter."""
+    return config.hidden_size * max(config.vocab_size, config.intermediate_size)
+
+
+def numbers_kept_per_layer(config: ModelConfig, *, precision: str, compiled_kernels: bool) -> int:
+    """Numbers that one layer keeps of one token for backward: A of the formulas above."""
+    compiled = compiled_kernels and precision == "bf16"
+    hidden_factor, gate_factor = (4, 3) if compiled else (6, 4) if precision == "fp32" else (8, 4)
+    queries = config.num_attention_heads * config.head_dim
+    keys_and_values = 2 * config.num_key_value_heads * config.head_dim
+    inner = gate_factor * config.intermediate_size
+    if config.moe is not None:
+        inner = config.moe.experts_per_token * (inner + 3 * config.hidden_size)
+    return hidden_factor * config.hidden_size + 2 * queries + keys_and_values + inner
+
+
+def activation_bytes(config: ModelConfig, training: TrainingConfig, *, compiled_kernels: bool) -> float:
+    """What forward leaves for backward of one micro-batch."""
+    size = 4 if training.precision == "fp32" else 2
+    tokens = training.micro_batch_rows * training.sequence_length
+    layer = numbers_kept_per_layer(config, precision=training.precision, compiled_kernels=compiled_kernels)
+    if training.recompute == "layers":
+        kept = config.num_hidden_layers * config.hidden_size + layer
+    else:
+        kept = config.num_hidden_layers * layer
+    return float(tokens * (kept + 2 * config.hidden_size) * size)
+
+
+def bytes_per_device(parts: Sequence[Part], devices: int, way: str) -> float:
+    """What each of `devices` holds when the parts are split that way."""
+    return sum(part.bytes / (devices if part.split in WAYS[way] else 1) for part in parts)
+
+
+def devices_needed(parts: Sequence[Part], room: float, way: str) -> int | None:
+    """The smallest power of two of devices with `room` bytes each that hold the parts; None when no number does."""
+    devices = 1
+    while bytes_per_device(parts, devices, way) > room:
+        devices *= 2
+        if devices > _MOST_DEVICES or way == "copies":
+            return None
+    return devices
+
+
+def _loss_bytes(config: ModelConfig, tokens: int, size: int, *, compiled_kernels: bool) -> float:
+    chunk = min(tokens, max(1, CHUNK_LOGITS // config.vocab_size)) * config.vocab_size
+    buffers = size if size == 4 or compiled_kernels else size + 4
+    head = config.vocab_size * config.hidden_size
+    return chunk * buffers + 2 * tokens * config.hidden_size * size + head * (4 + size)

@@ -1,0 +1,109 @@
+"""What a stage does, in numbers that hold for every device: its model, tokens, arithmetic and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from leveret.model.count import count, flops_per_token
+from leveret.plan.known_model import KnownModel, UnknownModel, model_of
+from leveret.plan.memory import Part, serving_parts, stored_bytes, training_parts
+from leveret.plan.training_data import TrainingData, data_of
+from leveret.recipe import Stage
+from leveret.trainer.config import TrainingConfig
+
+Kind = Literal["training", "serving", "quantizing", "other"]
+_KINDS: dict[str, Kind] = {
+    "pretrain": "training", "finetune": "training", "serve": "serving", "generate": "serving", "chat": "serving",
+    "evaluate": "serving", "quantize": "quantizing",
+}  # fmt: skip
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One stage."""
+
+    stage: Stage
+    kind: Kind
+    model: KnownModel | None
+    data: TrainingData | None = None
+    notes: tuple[str, ...] = ()
+    """What is missing, and what was estimated."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The training section of a training stage."""
+        config: Any = self.stage.config
+        section: TrainingConfig = config.training
+        return section
+
+    @property
+    def precision(self) -> str:
+        """The number format that products are made in."""
+        return self.training.precision if self.kind == "training" else "bf16"
+
+    def flops_per_token(self) -> float:
+        """Arithmetic of a trained token, recomputation included."""
+        assert self.model is not None
+        config, length = self.model.config, self.training.sequence_length
+        work = flops_per_token(config, length, training=True)
+        if self.training.recompute == "layers":
+            head = 2 * config.vocab_size * config.hidden_size
+            work += flops_per_token(config, length, training=False) - head
+        return work
+
+    def optimizer_bytes_per_step(self) -> float:
+        """What one update reads and writes."""
+        assert self.model is not None
+        numbers, training = count(self.model.config).total, self.training
+        averages = {"adamw_bf16": 8, "adamw_8bit": 4}.get(training.optimizer, 16)
+        weights = 4 if training.stochastic_rounding else 8 if training.precision == "fp32" else 10
+        return float(numbers * (averages + weights + (2 if training.optimizer_in_backward else 4)))
+
+    def parts(self, *, compiled_kernels: bool) -> list[Part]:
+        """Memory by part; nothing when the model is not known or none is used."""
+        if self.model is None:
+            return []
+        if self.kind == "training":
+            return training_parts(self.model, self.training, compiled_kernels=compiled_kernels)
+        if self.kind == "quantizing":
+            # One full-precision tensor at a time, in fp32, with its rounded copy.
+            largest = self.model.config.hidden_size * self.model.config.intermediate_size
+            return [Part(name="one tensor at a time", bytes=12 * largest)]
+        config: Any = self.stage.config
+        size = _BYTES.get(getattr(config, "dtype", None) or "bfloat16", 2)
+        return serving_parts(self.model, requests=getattr(config, "max_concurrent_requests", 1), bytes_per_number=size)
+
+    def bytes_written(self) -> float:
+        """The size of the model that a quantizing stage writes."""
+        assert self.model is not None
+        config: Any = self.stage.config
+        return stored_bytes(replace(self.model, bits=config.bits, group_size=config.group_size))
+
+    def bytes_read_per_decoded_token(self) -> float:
+        """What one generated token of one stream reads: all active weights."""
+        assert self.model is not None
+        numbers = count(self.model.config)
+        return stored_bytes(self.model) * (numbers.active - numbers.embedding) / numbers.total
+
+
+def work_of(
+    stage: Stage, earlier: Sequence[Stage], *, vocab_size: int | None, tokens: int | None, bytes_per_token: float
+) -> Work:
+    """What `stage` does; what cannot be known is in the notes."""
+    kind = _KINDS.get(stage.command.name, "other")
+    if kind == "other":
+        return Work(stage=stage, kind=kind, model=None, notes=("not forecast",))
+    notes: list[str] = []
+    model = None
+    try:
+        model = model_of(stage, earlier, vocab_size)
+    except UnknownModel as error:
+        notes.append(error.message)
+    data = None
+    if kind == "training":
+        data = data_of(stage, tokens=tokens, bytes_per_token=bytes_per_token)
+        notes += data.notes
+    return Work(stage=stage, kind=kind, model=model, data=data, notes=tuple(notes))

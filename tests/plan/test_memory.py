@@ -1,0 +1,167 @@
+"""The formulas of memory, against what the decoder and the optimizers really hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from leveret.kernels import cross_entropy
+from leveret.model.config import ModelConfig, MoeConfig
+from leveret.model.decoder import Decoder
+from leveret.model.init import init_weights
+from leveret.plan.known_model import KnownModel
+from leveret.plan.memory import (
+    CHUNK_LOGITS,
+    Part,
+    activation_bytes,
+    bytes_per_device,
+    devices_needed,
+    largest_parameter,
+    numbers_kept_per_layer,
+    serving_parts,
+    stored_bytes,
+    training_parts,
+)
+from leveret.trainer.config import TrainingConfig
+from leveret.trainer.optimizer import build_optimizer
+from leveret.trainer.recompute import recomputed_layers
+
+ROWS, LENGTH = 2, 128
+
+
+def config_of(hidden=128, inner=256, layers=3, heads=2, shared=1, moe=None, vocab=512):
+    return ModelConfig(
+        family="mixtral" if moe else "mistral", vocab_size=vocab, hidden_size=hidden, intermediate_size=inner,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=shared, moe=moe,
+    )  # fmt: skip
+
+
+def kept_bytes(config, dtype, recompute="nothing"):
+    """Bytes that a forward keeps for backward, without the parameters."""
+    model = Decoder(config)
+    init_weights(model, 0)
+    model.to(dtype)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept, alive = {}, []
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    ids = torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    documents = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    with recomputed_layers(model, recompute), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.hidden(ids, document_ids=documents)
+    return sum(kept.values())
+
+
+SHAPES = [{}, {"inner": 640}, {"shared": 2}, {"hidden": 256, "heads": 4}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("precision", "compiled", "tolerance"), [("fp32", True, 0.05), ("bf16", False, 0.15), ("bf16", True, 0.10)]
+)
+def test_a_layer_keeps_what_the_formula_says(shape, precision, compiled, tolerance, monkeypatch):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    two, three = config_of(layers=2, **shape), config_of(layers=3, **shape)
+    if precision == "bf16":
+        from leveret.kernels.native import library
+
+        if compiled and library.choose().library is None:
+            pytest.skip("the compiled kernels are not built here")
+        if not compiled:
+            monkeypatch.setattr(library, "choose", lambda: library.Choice(None, "a test"))
+    one_layer = (kept_bytes(three, dtype) - kept_bytes(two, dtype)) / (ROWS * LENGTH * dtype.itemsize)
+    formula = numbers_kept_per_layer(three, precision=precision, compiled_kernels=compiled)
+    assert one_layer == pytest.approx(formula, rel=tolerance)
+
+
+@pytest.mark.parametrize("recompute", ["nothing", "layers"])
+def test_a_forward_keeps_what_the_plan_says(recompute):
+    config = config_of(layers=4)
+    training = TrainingConfig(
+        precision="fp32", sequence_length=LENGTH, micro_batch_rows=ROWS, rows_per_step=ROWS, recompute=recompute
+    )
+    planned = activation_bytes(config, training, compiled_kernels=True)
+    if recompute == "layers":  # the one layer that is computed again comes later, in backward
+        planned -= 4 * ROWS * LENGTH * numbers_kept_per_layer(config, precision="fp32", compiled_kernels=True)
+    assert kept_bytes(config, torch.float32, recompute) == pytest.approx(planned, rel=0.1)
+
+
+def test_experts_keep_what_the_formula_says():
+    two, three = (config_of(layers=n, moe=MoeConfig(num_experts=4, experts_per_token=2)) for n in (2, 3))
+    one_layer = (kept_bytes(three, torch.float32) - kept_bytes(two, torch.float32)) / (ROWS * LENGTH * 4)
+    formula = numbers_kept_per_layer(three, precision="fp32", compiled_kernels=True)
+    assert one_layer == pytest.approx(formula, rel=0.1)
+
+
+def test_the_chunk_of_the_loss_is_that_of_the_kernel():
+    assert CHUNK_LOGITS == cross_entropy.CHUNK_LOGITS
+
+
+LEAN = {"optimizer": "adamw_8bit", "stochastic_rounding": True}
+BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": None, "rows_per_step": 8}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "fp32"}, {"optimizer": "muon"}, {"optimizer": "adamw_bf16"}, LEAN, {**LEAN, **BACKWARD}],
+)
+def test_weights_and_optimizer_are_as_large_as_planned(changes):
+    config, training = config_of(hidden=256, inner=512), TrainingConfig(**changes)
+    model = Decoder(config)
+    dtype = torch.float32 if training.precision == "fp32" else torch.bfloat16
+    optimizer = build_optimizer(model, training, dtype=dtype, seed=0)
+    tensors = [optimizer.weights, optimizer.gradients, *optimizer.state().values()]
+    held = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors if tensor.numel()}
+    parts = {
+        p.name: p.bytes for p in training_parts(KnownModel(config=config, origin=""), training, compiled_kernels=True)
+    }
+    names = ("weights", "fp32 masters", "optimizer averages", "gradients")
+    assert sum(held.values()) == pytest.approx(sum(parts.get(name, 0) for name in names), rel=0.02)
+    assert largest_parameter(config) == max(parameter.numel() for parameter in model.parameters())
+
+
+PARTS = [
+    Part(name="weights", bytes=14.0, split="weights"),
+    Part(name="states", bytes=84.0, split="optimizer"),
+    Part(name="gradients", bytes=28.0, split="gradients"),
+    Part(name="activations", bytes=10.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("way", "on_four", "needed"),
+    [
+        ("copies", 136.0, None),
+        ("zero-1", 14 + 21 + 28 + 10, 4),
+        ("zero-2", 14 + 21 + 7 + 10, 2),
+        ("zero-3", 3.5 + 21 + 7 + 10, 2),
+    ],
+)
+def test_zero_splits_one_kind_of_thing_after_another(way, on_four, needed):
+    assert bytes_per_device(PARTS, 4, way) == on_four
+    assert devices_needed(PARTS, 80.0, way) == needed
+    assert devices_needed(PARTS, 136.0, way) == 1
+
+
+def test_activations_that_alone_are_too_large_fit_on_no_number_of_devices():
+    assert devices_needed(PARTS, 9.0, "zero-3") is None
+
+
+def test_quantized_weights_are_bits_and_the_scales_of_their_groups():
+    config = config_of(hidden=128, inner=256, vocab=512)
+    whole, packed = (KnownModel(config=config, origin="", bits=bits, group_size=32) for bits in (16, 4))
+    outside = 2 * 512 * 128
+    inside = stored_bytes(whole) / 2 - outside
+    assert stored_bytes(packed) == pytest.approx(outside * 2 + inside * (0.5 + 2.5 / 32))
+
+
+def test_the_cache_of_a_server_is_full_contexts_times_requests():
+    config = config_of(layers=3, heads=2, shared=1)
+    _, cache = serving_parts(KnownModel(config=config, origin=""), requests=5, bytes_per_number=2)
+    assert cache.bytes == 5 * config.context_tokens * 3 * 2 * 64 * 2
