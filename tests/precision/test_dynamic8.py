@@ -64,3 +64,14 @@ def test_zeros_stay_zeros_and_an_outlier_spoils_only_its_block():
     numbers[0] = 1e6
     back = code.dequantize(*code.quantize(numbers))
     assert torch.equal(back, numbers)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_table_finds_the_code_that_a_binary_search_finds(signed):
+    code = DynamicCode(signed=signed, device=CPU)
+    upper = torch.arange(2**16, dtype=torch.int64)
+    lower = torch.randint(0, 2**16, (4, 2**16), generator=torch.Generator().manual_seed(0))
+    shares = ((upper << 16) | lower).to(torch.int32).view(torch.float32).flatten()
+    shares = torch.cat([shares[shares.abs() <= 1], code._borders, torch.tensor([-1.0, 0.0, -0.0, 1.0])])
+    shares = shares if signed else shares[shares >= 0]
+    assert torch.equal(code._nearest(shares), torch.bucketize(shares, code._borders, out_int32=True))
