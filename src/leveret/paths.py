@@ -55,11 +55,15 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def sweep_drafts(directory: str | Path) -> None:
-    """Remove the drafts below a folder that `atomic_write` left behind in processes of this machine killed since."""
-    pattern = re.compile(r"\..+\." + re.escape(_host()) + r"-(\d+)")
-    for leftover in Path(directory).rglob(".*"):
+    """Remove the drafts below a folder that processes of this machine left behind when they were killed."""
+    pattern = re.compile(r"\..+\.(draft-)?" + re.escape(_host()) + r"-(\d+)")
+    for leftover in list(Path(directory).rglob(".*")):
         found = pattern.fullmatch(leftover.name)
-        if found is not None and leftover.is_file() and not _is_alive(int(found[1])):
+        if found is None or _is_alive(int(found[2]), since=leftover.stat().st_mtime):
+            continue
+        if found[1]:
+            shutil.rmtree(leftover, ignore_errors=True)
+        elif leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
@@ -123,7 +127,7 @@ def _sweep_leftovers(path: Path) -> None:
     pattern = re.compile(re.escape(f".{path.name}.") + r"(draft|aside)-" + re.escape(_host()) + r"-(\d+)")
     for leftover in sorted(path.parent.iterdir()):
         found = pattern.fullmatch(leftover.name)
-        if found is None or _is_alive(int(found[2])):
+        if found is None or _is_alive(int(found[2]), since=leftover.stat().st_mtime):
             continue
         if found[1] == "aside" and not path.exists():
             os.replace(leftover, path)
@@ -131,16 +135,27 @@ def _sweep_leftovers(path: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _is_alive(process: int) -> bool:
-    if process == os.getpid():
-        return True
+def _is_alive(process: int, *, since: float) -> bool:
+    """Whether a process with this number runs, and did at the time `since`: a container that is started again gives
+    its first process the number and the host name of the one that was killed."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    started = _start_time(process)
+    return started is None or started <= since + 1.0  # /proc counts in hundredths, a file system perhaps in seconds
+
+
+def _start_time(process: int) -> float | None:
+    """When a process began, in seconds since 1970; None on systems that do not say."""
+    try:
+        after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+        return float(boot.split()[1]) + int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
 
 
 def _sync_tree(directory: Path) -> None:

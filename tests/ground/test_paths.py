@@ -130,3 +130,25 @@ def test_drafts_of_killed_processes_are_swept_and_those_of_living_ones_are_not(t
     assert len([path for path in tmp_path.rglob(".*") if path.is_file()]) == 4
     sweep_drafts(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([mine, other])
+
+
+def test_a_draft_of_an_earlier_process_with_my_number_is_no_longer_in_the_way(tmp_path: Path) -> None:
+    """As in a container that was killed and started again: the same host name, the same process number."""
+    host = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+    draft, file = tmp_path / f".model.draft-{host}-{os.getpid()}", tmp_path / f".c.json.{host}-{os.getpid()}"
+    (draft / "inner").mkdir(parents=True)
+    file.write_text("half")
+    for path in (draft, file):
+        os.utime(path, (1e9, 1e9))  # long before this process began
+    with atomic_directory(tmp_path / "model") as folder:
+        (folder / "a").write_text("whole")
+    sweep_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_drafts_of_folders_are_swept_with_those_of_files(tmp_path: Path) -> None:
+    code = "import os, sys; from leveret.paths import atomic_directory\nwith atomic_directory(sys.argv[1]): os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "deep" / "model")], check=False)
+    assert list((tmp_path / "deep").iterdir())
+    sweep_drafts(tmp_path)
+    assert not list((tmp_path / "deep").iterdir())

@@ -36,14 +36,14 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     saved, loaded = make_optimizer(0), make_optimizer(1)
     saved.updates = 7
     make_checkpoints(tmp_path).save(7, saved)
-    assert make_checkpoints(tmp_path).resume(loaded) == 7
+    assert make_checkpoints(tmp_path).resume(loaded).step == 7
     assert loaded.updates == 7
     for name, tensor in saved.state().items():
         assert torch.equal(tensor, loaded.state()[name])
 
 
-def test_without_checkpoints_a_run_starts_at_zero(tmp_path):
-    assert make_checkpoints(tmp_path).resume(make_optimizer()) == 0
+def test_without_checkpoints_there_is_nothing_to_resume(tmp_path):
+    assert make_checkpoints(tmp_path).resume(make_optimizer()) is None
 
 
 def test_only_the_last_ones_are_kept_and_nothing_else_lies_about(tmp_path):
@@ -73,7 +73,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_with_a_warning(
         case "manifest missing":
             manifest.unlink()
     loaded = make_optimizer(0)
-    assert checkpoints.resume(loaded) == 5
+    assert checkpoints.resume(loaded).step == 5
     assert torch.equal(loaded.masters, make_optimizer(5).masters)
     assert "step-00000010" in (tmp_path / "log").read_text()
     checkpoints.keep = 1
@@ -112,7 +112,7 @@ def test_a_full_disk_is_a_clear_error_and_the_earlier_checkpoint_survives(tmp_pa
     with pytest.raises(CheckpointError, match=r"cannot save checkpoint.*MB needed.*MB free.*No space left"):
         checkpoints.save(10, make_optimizer())
     assert names(tmp_path) == ["step-00000005"]
-    assert checkpoints.resume(make_optimizer()) == 5
+    assert checkpoints.resume(make_optimizer()).step == 5
 
 
 def test_a_disk_that_fills_up_while_writing_is_the_same_clear_error(tmp_path, small_files_only):
@@ -139,5 +139,5 @@ def test_another_number_of_threads_is_resumed_with_a_warning(tmp_path):
     folder = checkpoints.save(5, make_optimizer())
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "threads": 99}))
-    assert checkpoints.resume(make_optimizer()) == 5
+    assert checkpoints.resume(make_optimizer()).step == 5
     assert "99 CPU threads" in (tmp_path / "log").read_text()

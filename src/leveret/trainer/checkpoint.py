@@ -3,14 +3,19 @@
     checkpoints/
       step-00000200/
         state.safetensors    masters, exp_avg, exp_avg_sq (flat fp32, see adamw.py)
-        manifest.json        step, updates, layout, identity, and the SHA-256 of every other file
+        manifest.json        step, updates, layout, identity, progress, and the SHA-256 of every other file
       step-00000400/ ...
+      journal.jsonl          steps that are skipped, and why (journal.py)
+      best/                  the state with the lowest validation loss, in the same form (best.py)
 
 A checkpoint is written into a hidden folder, flushed and renamed, so a kill at any moment leaves the older ones
 and perhaps a draft that nobody reads. On resume the hashes are checked; a damaged checkpoint is passed over with
 a warning, and the one before it is used. Steps are a pure function of the seed and the step number (batches.py,
 schedule.py, and the random state, which loop.py sets anew for each step), so a checkpoint need not hold any
-random state or data position.
+random state or data position; what the loop itself must remember (the last losses, the best validation) is its
+`progress`, a few JSON values.
+
+Only what is trained is in the state: of a model whose base is frozen, the rest comes from the base again.
 
 `identity` is everything that decides what is learnt: config, data, tokenizer, starting weights. When it differs,
 resuming would mix two runs, so that is refused with the names of what differs.
@@ -22,8 +27,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +39,7 @@ from torch import Tensor
 
 from leveret.console import Console
 from leveret.errors import CheckpointError
-from leveret.paths import atomic_directory, free_bytes, sha256_file
+from leveret.paths import atomic_directory, free_bytes, sha256_file, sweep_drafts
 from leveret.trainer.optimizer import Optimizer
 
 _STATE = "state.safetensors"
@@ -52,50 +57,84 @@ class Manifest:
     identity: dict[str, Any]
     """What decides what is learnt; JSON values."""
     layout: dict[str, list[int]]
-    """`AdamW.layout()`."""
+    """`Optimizer.layout()`: name -> [start, *shape] in the flat tensors."""
     threads: int
     """CPU threads the run used; another number may change the last bits of sums."""
     files: dict[str, str]
     """Name -> SHA-256."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    """What the loop remembers from step to step; JSON values."""
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of one checkpoint folder. CheckpointError when it is not there or not readable."""
+        """The manifest of one checkpoint folder. Damaged when it is not there or not readable."""
         try:
             return cls(**json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{folder}: the manifest cannot be read ({error})") from error
+            raise Damaged(f"{folder}: the manifest cannot be read ({error})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything a checkpoint holds, at one moment of a run."""
+
+    step: int
+    updates: int
+    layout: dict[str, list[int]]
+    threads: int
+    progress: dict[str, Any]
+    state: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, step: int, progress: Mapping[str, Any] | None = None) -> Snapshot:
+        """The optimizer as it is now, after `step` steps. Its tensors are not copied."""
+        return cls(
+            step=step,
+            updates=optimizer.updates,
+            layout=optimizer.layout(),
+            threads=torch.get_num_threads(),
+            progress=json.loads(json.dumps(progress or {})),
+            state=optimizer.state(),
+        )
+
+
+class Damaged(CheckpointError):
+    """A checkpoint is not what was written; the one before it may be good."""
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
 
-    def __init__(self, folder: Path, *, identity: Mapping[str, Any], keep: int, console: Console) -> None:
+    keep: how many; besides them, the newest one that is at least `reach` steps older than the newest is kept.
+    """
+
+    def __init__(
+        self, folder: Path, *, identity: Mapping[str, Any], keep: int, console: Console, reach: int = 0
+    ) -> None:
         self.folder = folder
         self.identity = json.loads(json.dumps(identity))  # as it will be read back
         self.keep = keep
+        self.reach = reach
         self.console = console
 
     def saved(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
-    def save(self, step: int, optimizer: Optimizer) -> Path:
+    def save(self, step: int, optimizer: Optimizer, progress: Mapping[str, Any] | None = None) -> Path:
         """Write the state after `step` steps, then delete what is older than the last `keep`."""
-        target = self.folder / f"step-{step:08d}"
-        state = optimizer.state()
-        needed = sum(tensor.nbytes for tensor in state.values())
+        return self.write(Snapshot.of(optimizer, step, progress))
+
+    def write(self, snapshot: Snapshot) -> Path:
+        """Write a snapshot, then delete what is older than the last `keep`. CheckpointError when it cannot be."""
+        target = self.folder_of(snapshot.step)
+        needed = sum(tensor.nbytes for tensor in snapshot.state.values())
         try:
             with atomic_directory(target) as draft:
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft / _STATE)
-                manifest = Manifest(
-                    step=step,
-                    updates=optimizer.updates,
-                    identity=self.identity,
-                    layout=optimizer.layout(),
-                    threads=torch.get_num_threads(),
-                    files={_STATE: sha256_file(draft / _STATE)},
-                )
+                save_file({name: tensor.contiguous() for name, tensor in snapshot.state.items()}, draft / _STATE)
+                fields = {key: value for key, value in vars(snapshot).items() if key != "state"}
+                files = {_STATE: sha256_file(draft / _STATE)}
+                manifest = Manifest(identity=self.identity, files=files, **fields)
                 (draft / _MANIFEST).write_text(json.dumps(vars(manifest)), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
@@ -106,35 +145,43 @@ class Checkpoints:
         self._delete_old()
         return target
 
-    def resume(self, optimizer: Optimizer) -> int:
-        """Load the newest good checkpoint into `optimizer`; the number of steps done (0 when there is none).
+    def folder_of(self, step: int) -> Path:
+        """Where the checkpoint after `step` steps is, or would be."""
+        return self.folder / f"step-{step:08d}"
 
-        CheckpointError when the run's identity has changed, or when checkpoints exist and all are damaged.
+    def resume(self, optimizer: Optimizer, *, accept: Callable[[Manifest], bool] = lambda _: True) -> Manifest | None:
+        """Load the newest good checkpoint into `optimizer`; its manifest, or None when there is none.
+
+        accept: which checkpoints are still of this run; newer ones that are not are deleted. CheckpointError when the
+        run's identity has changed, or when checkpoints exist and none can be used.
         """
-        saved, damaged = self.saved(), list[Path]()
+        sweep_drafts(self.folder)
+        saved, damaged, abandoned = self.saved(), list[Path](), list[Path]()
         for folder in reversed(saved):
             try:
-                manifest, state = self._read(folder)
-            except CheckpointError as error:
+                manifest = Manifest.read(folder)
+                self._refuse_other_identity(folder, manifest.identity)
+                if not accept(manifest):
+                    abandoned.append(folder)
+                    continue
+                state = self._read(folder, manifest)
+            except Damaged as error:
                 self.console.warn(f"{error.message}; trying the one before it")
                 damaged.append(folder)
                 continue
-            self._refuse_other_identity(folder, manifest.identity)
-            if manifest.threads != torch.get_num_threads():
-                self.console.warn(
-                    f"{folder.name} was made with {manifest.threads} CPU threads, this run has "
-                    f"{torch.get_num_threads()}: the result may differ in the last bits"
-                )
+            self._warn_of_other_threads(folder, manifest)
             optimizer.restore(state, updates=manifest.updates, layout=manifest.layout)
             for other in damaged:  # out of the way: it must not count as the newest of those that are kept
                 _move(other, other.with_name(f"damaged-{other.name}"))
-            return manifest.step
+            for other in abandoned:
+                _delete(other)
+            return manifest
         if saved:
             raise CheckpointError(
-                f"{self.folder}: none of the {len(saved)} checkpoints can be read",
+                f"{self.folder}: none of the {len(saved)} checkpoints can be used",
                 hint=f"to start this run again from step 0, delete the folder: rm -r {self.folder}",
             )
-        return 0
+        return None
 
     def clear(self, *, keep_newest: bool = False) -> None:
         """Delete them, all or all but the newest: the run is done and its model is saved."""
@@ -144,17 +191,23 @@ class Checkpoints:
         for folder in self.saved()[:-1]:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _read(self, folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
-        manifest = Manifest.read(folder)
+    def _read(self, folder: Path, manifest: Manifest) -> dict[str, Tensor]:
         for name, expected in manifest.files.items():
             if not (folder / name).is_file():
-                raise CheckpointError(f"{folder}: {name} is missing")
+                raise Damaged(f"{folder}: {name} is missing")
             if sha256_file(folder / name) != expected:
-                raise CheckpointError(f"{folder}: {name} is damaged (its SHA-256 is not the manifest's)")
+                raise Damaged(f"{folder}: {name} is damaged (its SHA-256 is not the manifest's)")
         try:
-            return manifest, load_file(folder / _STATE)
+            return load_file(folder / _STATE)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: {_STATE} cannot be read ({error})") from error
+            raise Damaged(f"{folder}: {_STATE} cannot be read ({error})") from error
+
+    def _warn_of_other_threads(self, folder: Path, manifest: Manifest) -> None:
+        if manifest.threads != torch.get_num_threads():
+            self.console.warn(
+                f"{folder.name} was made with {manifest.threads} CPU threads, this run has "
+                f"{torch.get_num_threads()}: the result may differ in the last bits"
+            )
 
     def _refuse_other_identity(self, folder: Path, saved: dict[str, Any]) -> None:
         if saved == self.identity:
@@ -172,10 +225,25 @@ class Checkpoints:
         )
 
     def _delete_old(self) -> None:
-        for folder in self.saved()[: -self.keep]:
-            _move(folder, folder.with_name(f".{folder.name}.deleted"))  # never half a visible checkpoint
+        saved = self.saved()
+        newest = _step_of(saved[-1])
+        far = [folder for folder in saved if _step_of(folder) <= max(newest - self.reach, 0)][-1:]
+        for folder in saved[: -self.keep]:
+            if folder not in far:
+                _delete(folder)
         for leftover in self.folder.glob(".step-*.deleted"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _delete(folder: Path) -> None:
+    """Never half a visible checkpoint."""
+    aside = folder.with_name(f".{folder.name}.deleted")
+    _move(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _move(folder: Path, target: Path) -> None:

@@ -90,7 +90,8 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     schedule = Schedule(config=run.config, total_steps=run.source.total_steps)
     optimizer = build_optimizer(model, run.config, dtype=DTYPES[run.config.precision], seed=run.seed)
     checkpoints = checkpoints_of(run.folder, run.identity, run.config, console)
-    done = checkpoints.resume(optimizer)
+    resumed = checkpoints.resume(optimizer)
+    done = 0 if resumed is None else resumed.step
     if done:
         console.info(f"resuming after step {done:,} of {schedule.total_steps:,}")
     metrics = Metrics(run.folder, title=run.title, total_steps=schedule.total_steps, steps_done=done)
