@@ -27,6 +27,7 @@ from torch import nn
 
 from leveret.console import Console
 from leveret.errors import Stopped
+from leveret.kernels.native.library import choose
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
@@ -94,6 +95,8 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     done = 0 if resumed is None else resumed.step
     if done:
         console.info(f"resuming after step {done:,} of {schedule.total_steps:,}")
+    if next(model.parameters()).device.type == "cpu":
+        console.info(f"kernels: {choose().reason}")
     metrics = Metrics(run.folder, title=run.title, total_steps=schedule.total_steps, steps_done=done)
     status = "failed"
     model.train()
