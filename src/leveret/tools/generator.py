@@ -24,6 +24,10 @@ from leveret.tools.typing_habits import as_typed, final_mark
 
 Kind = Literal["single", "combined", "irrelevant"]
 
+STRANGE_VALUES = 0.12
+"""Share of the copied values in training that are of another kind: an app called "dinner with Emma". Where a value
+begins and ends must be read off the wording; a model that only knows the values themselves cannot copy a new one."""
+
 THREE_CALLS = 0.25
 """Share of the combined requests that ask for three calls; the others ask for two."""
 
@@ -105,7 +109,11 @@ class RequestGenerator:
         drawn: list[Drawn] = []
 
         def fill(slot: Slot) -> str:
-            drawn.append(self.book.draw_value(self.book.kind_of(tool, slot), rng, held_out=held_out))
+            kind = self.book.kind_of(tool, slot)
+            if not held_out and kind in self.book.open_kinds and rng.random() < STRANGE_VALUES:
+                drawn.append(self.book.draw_strange(kind, rng))
+            else:
+                drawn.append(self.book.draw_value(kind, rng, held_out=held_out))
             return drawn[-1].surface
 
         pieces = self.book.rules.pieces(nodes, rng, fill)

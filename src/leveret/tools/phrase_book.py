@@ -101,6 +101,8 @@ class PhraseBook:
         self.irrelevant = self._patterns(data.get("irrelevant", ()), "irrelevant", slots=True)
         self.connectors: tuple[str, ...] = tuple(data.get("connectors", (" ",)))
         self._check_all(tools)
+        self.open_kinds = sorted(self._used_kinds() & set(self._values))
+        """The kinds in use that are copied and have values of their own: names, messages, titles."""
 
     @classmethod
     def load(cls, path: Path, tools: ToolSet, *, plain_rules: Mapping[str, Sequence[str]] | None = None) -> PhraseBook:
@@ -120,13 +122,15 @@ class PhraseBook:
 
     def spoken_kinds(self) -> list[str]:
         """The kinds in use whose words are not their value, such as times: "half past six" is 06:30."""
-        used = {
+        return sorted(self._used_kinds() & (set(SPOKEN[self.language]) - COPIED_KINDS))
+
+    def _used_kinds(self) -> set[str]:
+        return {
             self.kind_of(name, slot)
             for name, patterns in self.tools.items()
             for pattern in patterns
             for slot in pattern.slots
         }
-        return sorted(used & (set(SPOKEN[self.language]) - COPIED_KINDS))
 
     def draw_value(self, kind: str, rng: random.Random, *, held_out: bool) -> Drawn:
         """Draw a value of `kind` from the training or the held-out split (closed sets are in both)."""
@@ -140,6 +144,14 @@ class PhraseBook:
         split = "held-out" if held_out else "training"
         problem = f"values of kind {kind!r} are too few to have a {split} part"
         raise ToolError(f"{self.source}: {problem}", hint="add more values")
+
+    def draw_strange(self, kind: str, rng: random.Random) -> Drawn:
+        """Draw a value of any open kind for a slot of `kind`, for training only: none that is held out for `kind`."""
+        for _ in range(_PATIENCE):
+            drawn = self.draw_value(pick(self.open_kinds, rng), rng, held_out=False)
+            if not is_held_out(f"{kind}: {drawn.surface.lower()}", HELD_OUT_PERCENT):
+                return drawn
+        return self.draw_value(kind, rng, held_out=False)
 
     def _draw_open(self, kind: str, rng: random.Random) -> Drawn:
         if kind in self._values:
