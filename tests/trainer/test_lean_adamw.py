@@ -247,3 +247,9 @@ def test_tied_weights_are_updated_once_in_backward(new_model, new_order):
         seen.append(flat(model))
     for one, other in itertools.pairwise(seen):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_updates_in_backward_of_several_processes_are_refused():
+    config = TrainingConfig(**BACKWARD)
+    with pytest.raises(ConfigError, match="several processes"):
+        LeanAdamW(Toy(), config, dtype=torch.float32, seed=0, sum_over_processes=lambda gradient: None)

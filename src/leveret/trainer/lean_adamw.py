@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from leveret.errors import CheckpointError
+from leveret.errors import CheckpointError, ConfigError
 from leveret.precision.dynamic8 import BLOCK
 from leveret.precision.stochastic import generator_for, round_to_bf16
 from leveret.trainer.adamw import Slot, is_decayed
@@ -47,8 +47,22 @@ FORMATS: dict[str, MomentFormat] = {"adamw": "fp32", "adamw_bf16": "bf16", "adam
 class LeanAdamW:
     """The optimizer of one model. Building it moves the model's trainable parameters into one buffer of `dtype`."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, *, dtype: torch.dtype, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        *,
+        dtype: torch.dtype,
+        seed: int,
+        sum_over_processes: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        if sum_over_processes is not None and config.optimizer_in_backward:
+            raise ConfigError(
+                "training.optimizer_in_backward updates before the gradients of several processes could be summed",
+                hint="turn it off, or train in one process",
+            )
         self.config, self.seed = config, seed
+        self._sum_over_processes = sum_over_processes
         self.updates = 0
         self.updates_in_backward = config.optimizer_in_backward
         self._decays: list[bool] = []
@@ -94,6 +108,8 @@ class LeanAdamW:
         for slot, filled in zip(self.slots, self._filled, strict=True):
             if not filled:  # no token of this step reached it (an expert nobody chose)
                 slot.view(self.gradients).zero_()
+        if self._sum_over_processes is not None:
+            self._sum_over_processes(self.gradients)
         norm: Tensor = torch.linalg.vector_norm(self.gradients)
         return norm
 
