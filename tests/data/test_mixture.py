@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from leveret.data.mixture import Mixture
-from leveret.data.packing import Sample, SampleRows, pack_samples
+from leveret.data.packing import Sample
+from leveret.data.sample_rows import SampleRows, pack_samples
 from leveret.errors import DataError
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leveret.data.examples import Document
-from leveret.data.packing import IGNORED, PackedRows, Row, Sample, pack_samples, stream_rows
+from leveret.data.packing import IGNORED, PackedRows, Row, Sample, stream_rows
+from leveret.data.sample_rows import pack_samples
 from leveret.data.shards import build_shards
 from leveret.errors import DataError, NothingToTrain
 from leveret.tokenizer.files import Tokenizer

@@ -20,6 +20,7 @@ class ToyRow:
     targets: np.ndarray
     positions: np.ndarray
     document_ids: np.ndarray
+    weights = None  # of the class, so that vars(row) has arrays only
 
 
 class ToyOrder:

@@ -43,18 +43,23 @@ class Mixture:
 
     def row_at(self, place: int) -> tuple[int, int]:
         """Which source, and which of its rows, stands at `place`."""
+        source, index, _ = self._at(place)
+        return source, index
+
+    def _at(self, place: int) -> tuple[int, int, int]:
+        """The source, its row, and which pass over that source this is."""
         epoch, place_in_epoch = divmod(place, len(self))
         slot = int(_permutation(len(self), (self._seed, _EPOCH, epoch))[place_in_epoch])
         source = int(np.searchsorted(self._ends, slot, side="right"))
         draw = epoch * self._per_epoch[source] + slot - (int(self._ends[source]) - self._per_epoch[source])
         size = len(self._sources[source])
         turn, rank = divmod(draw, size)
-        return source, int(_permutation(size, (self._seed, _SOURCE, source, turn))[rank])
+        return source, int(_permutation(size, (self._seed, _SOURCE, source, turn))[rank]), turn
 
     def row(self, place: int) -> Row:
         """The row at `place`."""
-        source, index = self.row_at(place)
-        return self._sources[source].row(index)
+        source, index, turn = self._at(place)
+        return self._sources[source].row(index, turn=turn)
 
     def key(self, place: int) -> str:
         """A name a person can find the row at `place` by."""

@@ -21,7 +21,7 @@ from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.data.files import ReadReport
 from leveret.data.mixture import Mixture
-from leveret.data.packing import SampleRows, pack_samples
+from leveret.data.sample_rows import SampleRows, pack_samples
 from leveret.errors import ConfigError
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.new_tokens import add_rows, add_tokens

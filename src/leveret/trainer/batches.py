@@ -109,5 +109,15 @@ def batch_of(rows: Sequence[Row], keys: Sequence[str], *, token_weights: Tensor 
         document_ids=stack("document_ids"),
         keys=tuple(keys),
         trained_tokens=int((targets != IGNORED).sum()),
-        weights=None if token_weights is None else token_weights[targets.clamp(min=0)],
+        weights=_weights(rows, targets, token_weights),
     )
+
+
+def _weights(rows: Sequence[Row], targets: Tensor, token_weights: Tensor | None) -> Tensor | None:
+    """How much each target counts: by what it is, times by where it stands; None if all count 1."""
+    of_ids = None if token_weights is None else token_weights[targets.clamp(min=0)]
+    if all(row.weights is None for row in rows):
+        return of_ids
+    ones = np.ones(targets.shape[1], np.float32)
+    of_places = torch.from_numpy(np.stack([ones if row.weights is None else row.weights for row in rows]))
+    return of_places if of_ids is None else of_ids * of_places
