@@ -13,6 +13,8 @@ Shape legend: B rows, T tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,14 +77,14 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
-        router: list[Tensor] | None = None,
+        router: MutableSequence[Tensor] | None = None,
     ) -> Tensor:
         """The states after the final norm, (B, T, H).
 
         positions: (B, T), each document's own count from 0; None: 0 .. T - 1.
         document_ids: (B, T); a token attends only within its document; -1 is padding.
         cache: continue what it holds, and add these tokens to it; positions follow from it, so neither may be given.
-        router: a list that collects each layer's router logits (B * T, experts), for `moe.load_balancing_loss`.
+        router: collects (`moe.RouterLogits`) each layer's router logits (B * T, experts), for the balance loss.
         """
         x = F.embedding(input_ids, self.embed_tokens.weight)  # (B, T, H)
         plan = self._plan(x, positions, document_ids, cache)
@@ -125,7 +127,7 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = SparseMixture(config.hidden_size, config.intermediate_size, config.moe)
 
-    def forward(self, x: Tensor, plan: AttentionPlan, router: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, plan: AttentionPlan, router: MutableSequence[Tensor] | None = None) -> Tensor:
         """x (B, T, H) -> (B, T, H)."""
         attended = self.self_attn(self.input_layernorm(x), plan)
         x, normed = self.post_attention_layernorm.after_adding(x, attended)

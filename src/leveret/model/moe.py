@@ -14,13 +14,21 @@ Shape legend: N tokens, E experts, k experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import UserList
+from collections.abc import MutableSequence, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from leveret.model.config import MoeConfig
 from leveret.model.feed_forward import FeedForward
+
+
+class RouterLogits(UserList[Tensor]):
+    """Collects the routers' logits, layer by layer.
+
+    It is no list: FSDP copies the lists that it finds among a layer's arguments, and what is added to a copy is lost.
+    """
 
 
 class SparseMixture(nn.Module):
@@ -32,7 +40,7 @@ class SparseMixture(nn.Module):
         self.gate = nn.Linear(hidden_size, moe.num_experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(hidden_size, intermediate_size) for _ in range(moe.num_experts))
 
-    def forward(self, x: Tensor, router: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, router: MutableSequence[Tensor] | None = None) -> Tensor:
         """Mix the experts; the router's logits (N, E) are appended to `router`, if given, for the loss below."""
         tokens = x.reshape(-1, x.shape[-1])  # (N, hidden)
         logits = self.gate(tokens)  # (N, E)

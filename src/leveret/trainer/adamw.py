@@ -66,34 +66,60 @@ class Slot:
         return flat[self.start : self.start + self.parameter.numel()].view(self.parameter.shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which parameter lies where: Muon's matrices first, then what is decayed, then the rest."""
+
+    slots: list[Slot]
+    muon_size: int
+    decayed_size: int
+    """Where the last decayed parameter ends."""
+    size: int
+
+
+def lay_out(model: nn.Module, config: TrainingConfig) -> Layout:
+    """The places of the trainable parameters; they depend on names and shapes alone, not on the number of processes."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    takes_muon = is_inner_matrix if config.optimizer == "muon" else lambda name, parameter: False
+    decayed = {name: is_decayed(p, name=name, embeddings=config.decay_embeddings) for name, p in trainable}
+    slots: list[Slot] = []
+    size = muon_size = decayed_size = 0
+    for name, parameter in sorted(trainable, key=lambda item: (not takes_muon(*item), not decayed[item[0]])):  # stable
+        slots.append(Slot(name=name, parameter=parameter, start=size))
+        size += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+        decayed_size = size if decayed[name] else decayed_size
+        muon_size = size if takes_muon(name, parameter) else muon_size
+    return Layout(slots=slots, muon_size=muon_size, decayed_size=decayed_size, size=size)
+
+
 class AdamW:
     """The optimizer of one model. Building it moves the model's trainable parameters into one buffer of `dtype`.
 
-    Until `close`, each backward pass adds to `gradients` and leaves `parameter.grad` None.
+    Until `close`, each backward pass adds to `gradients` and leaves `parameter.grad` None. sum_over_processes: where
+    several processes hold whole models, replaces a tensor by its sum over all of them.
     """
 
     updates_in_backward = False
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, *, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        *,
+        dtype: torch.dtype,
+        sum_over_processes: Callable[[Tensor], None] | None = None,
+    ) -> None:
         self.config = config
-        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        takes_muon = is_inner_matrix if config.optimizer == "muon" else lambda name, parameter: False
-        decayed = {
-            name: is_decayed(parameter, name=name, embeddings=config.decay_embeddings) for name, parameter in trainable
-        }
-        ordered = sorted(trainable, key=lambda item: (not takes_muon(*item), not decayed[item[0]]))  # stable
-        self.slots: list[Slot] = []
+        layout = lay_out(model, config)
+        self.slots, size = layout.slots, layout.size
+        self.muon_size, self.decayed_size = layout.muon_size, layout.decayed_size
         matrices: dict[tuple[int, int], list[int]] = {}
-        size = self.muon_size = self.decayed_size = 0
-        for name, parameter in ordered:
-            self.slots.append(Slot(name=name, parameter=parameter, start=size))
-            size += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-            self.decayed_size = size if decayed[name] else self.decayed_size
-            if takes_muon(name, parameter):
-                self.muon_size = size
-                matrices.setdefault((parameter.shape[0], parameter.shape[1]), []).append(self.slots[-1].start)
+        for slot in self.slots:
+            if slot.start < self.muon_size:
+                matrices.setdefault((slot.parameter.shape[0], slot.parameter.shape[1]), []).append(slot.start)
         self._matrices = {shape: torch.tensor(starts) for shape, starts in matrices.items()}
-        device = ordered[0][1].device
+        self._sum_over_processes = sum_over_processes
+        device = self.slots[0].parameter.device
         self.masters = torch.zeros(size, dtype=torch.float32, device=device)
         self.weights = self.masters if dtype == torch.float32 else torch.zeros(size, dtype=dtype, device=device)
         self.gradients, self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.masters) for _ in range(3))
@@ -120,6 +146,8 @@ class AdamW:
         for slot, filled in zip(self.slots, self._filled, strict=True):
             if not filled:  # no token of this step reached it (an expert nobody chose)
                 slot.view(self.gradients).zero_()
+        if self._sum_over_processes is not None:
+            self._sum_over_processes(self.gradients)
         norm: Tensor = torch.linalg.vector_norm(self.gradients)
         return norm
 

@@ -3,6 +3,10 @@
 Step k takes rows k * R ... k * R + R - 1 of one fixed, seeded order (R = rows_per_step; `data.mixture` computes the
 row at any place of that order directly). There is no iterator to wind forward and no buffer to save: a resumed run
 needs the step number and nothing else, and gets exactly the rows it would have had.
+
+Several processes share a step: each takes a run of neighboring rows, none twice, none left out, and counts differ by
+one at most. All have equally many micro-batches, for they meet in each; where a process has a row less, its last one
+may be a batch that trains nothing.
 """
 
 from __future__ import annotations
@@ -83,16 +87,28 @@ class BatchSource:
         self.total_rows = config.total_rows(rows_in_one_epoch)
         self.total_steps = config.total_steps(rows_in_one_epoch)
 
-    def step(self, step: int) -> list[Batch]:
-        """The micro-batches of `step`; the last step of a run may have fewer rows than the others."""
+    def places(self, step: int, *, rank: int = 0, num_ranks: int = 1) -> range:
+        """The places of `step` in the order of rows; with several processes, those of one of them."""
         first = step * self.rows_per_step
         places = range(first, min(first + self.rows_per_step, self.total_rows))
-        size = self.micro_batch_rows
-        return [self._batch(places[i : i + size]) for i in range(0, len(places), size)]
+        return places[len(places) * rank // num_ranks : len(places) * (rank + 1) // num_ranks]
+
+    def step(self, step: int, *, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
+        """The micro-batches of `step`, or one process' share of them; the last step of a run may have fewer rows."""
+        places, size = self.places(step, rank=rank, num_ranks=num_ranks), self.micro_batch_rows
+        batches = [self._batch(places[i : i + size]) for i in range(0, len(places), size)]
+        most_rows = -(-len(self.places(step)) // num_ranks)
+        missing = -(-most_rows // size) - len(batches)
+        return batches + [nothing_like(self._batch(self.places(step)[:1])) for _ in range(missing)]
 
     def _batch(self, places: Sequence[int]) -> Batch:
         rows = [self.order.row(place) for place in places]
         return batch_of(rows, [self.order.key(place) for place in places], token_weights=self.token_weights)
+
+
+def nothing_like(batch: Batch) -> Batch:
+    """A batch of the same shapes that trains nothing and has no rows of its own."""
+    return replace(batch, targets=torch.full_like(batch.targets, IGNORED), keys=(), trained_tokens=0, weights=None)
 
 
 def batch_of(rows: Sequence[Row], keys: Sequence[str], *, token_weights: Tensor | None = None) -> Batch:

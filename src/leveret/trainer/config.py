@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from leveret.config import Config, Rehearsal
+from leveret.trainer.parallel_config import ParallelConfig
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -27,6 +28,8 @@ FREE_TO_CHANGE = frozenset(
         "evaluate_rows",
         "log_every_steps",
         "recompute",
+        "device",
+        "parallel",
     }
 )
 """Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt."""
@@ -124,6 +127,10 @@ class TrainingConfig(Config):
     """AdamW's guard against division by zero."""
     max_grad_norm: Annotated[float | None, Field(gt=0)] = 1.0
     """The gradient of the whole model is scaled down to this length when longer. None: never."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is trained. auto: on an accelerator if there is one; each process on its own."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How several processes share the model."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of the weights and activations inside the model. The optimizer keeps fp32 masters, unless
     stochastic_rounding says otherwise."""
@@ -184,6 +191,12 @@ class TrainingConfig(Config):
             )
         if self.max_parameter_grad_norm is not None and not self.optimizer_in_backward:
             raise ValueError("max_parameter_grad_norm is read with optimizer_in_backward only; use max_grad_norm")
+        small = self.optimizer in ("adamw_bf16", "adamw_8bit") or self.stochastic_rounding
+        if self.parallel.is_sharded and (small or self.optimizer_in_backward):
+            raise ValueError(
+                f"parallel.mode {self.parallel.mode} cuts the state of adamw or muon into shares; smaller states, "
+                "stochastic_rounding and optimizer_in_backward go with mode: ddp or one process"
+            )
         if not self.optimizer_in_backward:
             return
         if self.optimizer == "muon":

@@ -10,12 +10,14 @@ share of the step's trained tokens: cutting a step into more micro-batches does 
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
+
 import torch
 from torch import Tensor
 
 from leveret.kernels.cross_entropy import chunked_cross_entropy
 from leveret.model.decoder import Decoder
-from leveret.model.moe import load_balancing_loss
+from leveret.model.moe import RouterLogits, load_balancing_loss
 from leveret.trainer.batches import Batch
 
 
@@ -30,14 +32,14 @@ class CausalLoss:
         moe = self.model.config.moe
         if moe is None:
             return summed_loss(self.model, batch)
-        router: list[Tensor] = []
+        router = RouterLogits()
         loss = summed_loss(self.model, batch, router=router)
         counted = (batch.document_ids >= 0).flatten().to(loss.device)
         balance = load_balancing_loss(router, moe, counted)
         return torch.add(loss, balance, alpha=moe.router_aux_loss_coef * batch.total_weight)
 
 
-def summed_loss(model: Decoder, batch: Batch, *, router: list[Tensor] | None = None) -> Tensor:
+def summed_loss(model: Decoder, batch: Batch, *, router: MutableSequence[Tensor] | None = None) -> Tensor:
     """The loss without any balance term; `router` collects the experts' logits."""
     batch = batch.to(model.lm_head.weight.device)
     hidden = model.hidden(

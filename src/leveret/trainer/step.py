@@ -10,6 +10,9 @@ then the averages (the classic accumulation bug) gives rare tokens of short batc
 with fewer micro-batches would be divided by ones that never came; here neither can happen, and 8 x 1 row equals 1
 x 8 rows.
 
+Several processes each bring some of the micro-batches (batches.py): the denominator is then the sum over all of them,
+and so are the gradient and the loss that is reported. What is refused is refused by all.
+
 Order matters for safety: backward of all, then one look at loss and gradient norm, and only if both are finite the
 update. A NaN therefore never reaches the weights; the error names the step and the rows that were in it.
 """
@@ -26,6 +29,7 @@ from torch import Tensor
 from leveret.errors import NonFiniteLoss, NothingToTrain
 from leveret.trainer.batches import Batch
 from leveret.trainer.optimizer import Optimizer
+from leveret.trainer.world import World, naming_the_lost
 
 Objective = Callable[[Batch], Tensor]
 """Batch -> the *sum* over its tokens of weight * loss, a scalar tensor that requires grad."""
@@ -47,53 +51,70 @@ class StepResult:
 
 
 def optimizer_step(
-    objective: Objective, micro_batches: Sequence[Batch], optimizer: Optimizer, *, step: int, learning_rate: float
+    objective: Objective,
+    micro_batches: Sequence[Batch],
+    optimizer: Optimizer,
+    *,
+    step: int,
+    learning_rate: float,
+    world: World | None = None,
 ) -> StepResult:
-    """Forward and backward over `micro_batches`, clip, update once.
+    """Forward and backward over `micro_batches`, clip, update once. With a `world`, these are this process's share.
 
     Raises NothingToTrain when no token is a target and NonFiniteLoss when the loss or the gradient is not finite; the
     weights and the optimizer are then as they were before the call.
     """
-    total_weight = sum(batch.total_weight for batch in micro_batches)
+    world = world or World(torch.device("cpu"))
+    total_weight, trained, tokens = world.sum(
+        sum(batch.total_weight for batch in micro_batches),
+        sum(batch.trained_tokens for batch in micro_batches),
+        sum(batch.input_ids.numel() for batch in micro_batches if batch.keys),
+    )
     if total_weight <= 0:
         raise NothingToTrain(
-            f"step {step}: none of its tokens is trained (rows {_name_rows(micro_batches)})",
+            f"step {step}: none of its tokens is trained (rows {_name_rows(micro_batches, world)})",
             hint="look at xray.html: the mask or the template leaves nothing to learn in these rows",
         )
     optimizer.start_step(learning_rate=learning_rate)
     losses = []
     for batch in micro_batches:
-        loss_sum = objective(batch)
-        if optimizer.updates_in_backward:  # after backward it would be too late
-            _refuse_non_finite([float(loss_sum.detach())], 0.0, [batch], step)
-        torch.autograd.backward(loss_sum / total_weight)
+        with naming_the_lost():
+            loss_sum = objective(batch)
+            if optimizer.updates_in_backward:  # after backward it would be too late
+                _refuse_non_finite([float(loss_sum.detach())], 0.0, [batch], step, world)
+            torch.autograd.backward(loss_sum / total_weight)
         losses.append(loss_sum.detach())
     norm = optimizer.gradient_norm()
     *sums, gradient_norm = torch.stack([*(loss.float() for loss in losses), norm]).tolist()  # one sync with a GPU
-    _refuse_non_finite(sums, gradient_norm, micro_batches, step, in_backward=optimizer.updates_in_backward)
-    optimizer.update(learning_rate=learning_rate, gradient_norm=gradient_norm)
-    return StepResult(
-        loss=sum(sums) / total_weight,
+    in_backward = optimizer.updates_in_backward
+    loss = _refuse_non_finite(sums, gradient_norm, micro_batches, step, world, in_backward=in_backward)
+    result = StepResult(
+        loss=loss / total_weight,
         gradient_norm=gradient_norm,
         learning_rate=learning_rate,
-        trained_tokens=sum(batch.trained_tokens for batch in micro_batches),
-        tokens=sum(batch.input_ids.numel() for batch in micro_batches),
+        trained_tokens=round(trained),
+        tokens=round(tokens),
     )
+    optimizer.update(learning_rate=learning_rate, gradient_norm=gradient_norm)
+    return result
 
 
 def _refuse_non_finite(
-    sums: list[float], gradient_norm: float, batches: Sequence[Batch], step: int, *, in_backward: bool = False
-) -> None:
-    for loss, batch in zip(sums, batches, strict=True):
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(
-                f"step {step}: the loss is {loss} in rows {_name_rows([batch])}; the weights were not updated",
-                hint="look at these rows; if they are sound, lower learning_rate or raise warmup_steps",
-            )
+    sums: list[float], gradient_norm: float, batches: Sequence[Batch], step: int, world: World,
+    *, in_backward: bool = False,
+) -> float:  # fmt: skip
+    """The summed loss of all processes. All of them raise, or none."""
+    (loss,) = world.sum(sum(sums))
+    if not math.isfinite(loss):
+        bad = [batch for batch, one in zip(batches, sums, strict=True) if not math.isfinite(one)]
+        raise NonFiniteLoss(
+            f"step {step}: the loss is {loss} in rows {_name_rows(bad, world)}; the weights were not updated",
+            hint="look at these rows; if they are sound, lower learning_rate or raise warmup_steps",
+        )
     if not math.isfinite(gradient_norm):
         raise NonFiniteLoss(
             f"step {step}: the gradient norm is {gradient_norm} though the loss is finite "
-            f"(rows {_name_rows(batches)}); "
+            f"(rows {_name_rows(batches, world)}); "
             + (
                 "the weights behind it were updated, go on from a checkpoint"
                 if in_backward
@@ -101,8 +122,9 @@ def _refuse_non_finite(
             ),
             hint="lower learning_rate, raise warmup_steps, or train with precision: fp32",
         )
+    return loss
 
 
-def _name_rows(batches: Sequence[Batch], limit: int = 16) -> str:
-    keys = [key for batch in batches for key in batch.keys]
+def _name_rows(batches: Sequence[Batch], world: World, limit: int = 16) -> str:
+    keys = [key for part in world.gather([key for batch in batches for key in batch.keys]) for key in part]
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
