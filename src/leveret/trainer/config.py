@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from leveret.config import Config, Rehearsal
+from leveret.trainer.deepspeed import merged, read_deepspeed
 from leveret.trainer.parallel_config import ParallelConfig
 
 FREE_TO_CHANGE = frozenset(
@@ -30,6 +31,7 @@ FREE_TO_CHANGE = frozenset(
         "recompute",
         "device",
         "parallel",
+        "deepspeed",
     }
 )
 """Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt."""
@@ -131,6 +133,8 @@ class TrainingConfig(Config):
     """Where the model is trained. auto: on an accelerator if there is one; each process on its own."""
     parallel: ParallelConfig = ParallelConfig()
     """How several processes share the model."""
+    deepspeed: Annotated[Path | None, Rehearsal(None)] = None
+    """A DeepSpeed JSON that says some of these keys; what it says and is not here is listed when training begins."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of the weights and activations inside the model. The optimizer keeps fp32 masters, unless
     stochastic_rounding says otherwise."""
@@ -148,6 +152,13 @@ class TrainingConfig(Config):
     """At most this many validation rows are used each time."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
     """Write a line to metrics.jsonl this often (the first and the last step are always written)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_deepspeed(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("deepspeed") is None:
+            return data
+        return merged(data, read_deepspeed(data["deepspeed"]), data["deepspeed"])
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

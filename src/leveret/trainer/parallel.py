@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from leveret.console import Console
 from leveret.errors import ConfigError
 from leveret.trainer.config import TrainingConfig
+from leveret.trainer.deepspeed import read_deepspeed
 from leveret.trainer.parallel_config import ParallelConfig
 from leveret.trainer.world import World
 
@@ -36,6 +37,9 @@ def placed(model: nn.Module, config: TrainingConfig, world: World, console: Cons
 
     The model's `hidden` and `layers` are what is used of it. After an error in the block, the model is of no use.
     """
+    if config.deepspeed is not None:
+        for line in read_deepspeed(config.deepspeed).unmapped:
+            console.warn(f"{config.deepspeed}: not taken over: {line}")
     if world.size > 1:
         world.refuse_difference({"start model": _checksum(model)})
     if not (world.is_group and config.parallel.is_sharded):
