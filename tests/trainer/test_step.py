@@ -121,7 +121,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_step_and_rows(new_m
     def poisoned(batch):
         return objective(batch) * (float("nan") if batch is batches[1] else 1.0)
 
-    with pytest.raises(NonFiniteLoss, match=r"step 3: the loss is nan in rows toy:26, toy:27;"):
+    with pytest.raises(NonFiniteLoss, match=r"step 4: the loss is nan in rows toy:26, toy:27;"):
         optimizer_step(poisoned, batches, optimizer, step=3, learning_rate=1e-2)
     assert all(torch.equal(before[name], tensor) for name, tensor in optimizer.state().items())
     assert optimizer.updates == 0
@@ -152,7 +152,7 @@ def test_a_step_that_trains_no_token_is_refused(new_model, new_order):
     order = new_order()
     for row in order.rows:
         row.targets[:] = IGNORED
-    with pytest.raises(NothingToTrain, match="step 0: none of its tokens is trained"):
+    with pytest.raises(NothingToTrain, match="step 1: none of its tokens is trained"):
         one_step(new_model(), make_source(order).step(0))
 
 

@@ -183,13 +183,19 @@ class Checkpoints:
             )
         return None
 
-    def clear(self, *, keep_newest: bool = False) -> None:
-        """Delete them, all or all but the newest: the run is done and its model is saved."""
-        if not keep_newest:
+    def oldest_step(self) -> int | None:
+        """The step of the oldest one there is."""
+        return next((_step_of(folder) for folder in self.saved()), None)
+
+    def clear(self, *, keep_newest: bool = False, keep_best: bool = False) -> None:
+        """Delete them, all or all but the newest or the best: the run is done and its model is saved."""
+        kept = {folder.name for folder in self.saved()[-1:] if keep_newest} | ({"best"} if keep_best else set())
+        if not kept:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        for folder in self.saved()[:-1]:
-            shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.folder.iterdir():
+            if folder.is_dir() and folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _read(self, folder: Path, manifest: Manifest) -> dict[str, Tensor]:
         for name, expected in manifest.files.items():

@@ -32,9 +32,19 @@ FREE_TO_CHANGE = frozenset(
         "device",
         "parallel",
         "deepspeed",
+        "async_checkpoints",
+        "keep_best",
+        "on_spike",
+        "spike_window",
+        "spike_threshold",
+        "spike_skip_steps",
+        "on_non_finite",
+        "max_rollbacks",
+        "report_to",
     }
 )
-"""Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt."""
+"""Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt; or how
+a run that would have ended is brought to go on (what was decided until then is in its journal)."""
 
 _READ_BY = {
     "decay_fraction": "wsd",
@@ -152,6 +162,35 @@ class TrainingConfig(Config):
     """At most this many validation rows are used each time."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
     """Write a line to metrics.jsonl this often (the first and the last step are always written)."""
+    report_to: list[Literal["tensorboard", "wandb", "swanlab", "trackio"]] = Field(default_factory=list)
+    """Programs that get the same lines, besides metrics.jsonl and metrics.html."""
+
+    async_checkpoints: bool = False
+    """Write checkpoints while the next steps run. Takes as much memory again as a checkpoint: 12 bytes a parameter with
+    adamw."""
+    keep_best: bool = False
+    """Save the state with the lowest validation loss apart, in checkpoints/best, and leave it there."""
+    publish: Literal["last", "best"] = "last"
+    """Which weights become `model/`: those after the last step, or those with the lowest validation loss."""
+    early_stop_patience: Annotated[int | None, Field(ge=1)] = None
+    """End the run after so many validations in a row without a lower loss. None: never."""
+    early_stop_min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """How much lower a validation loss must be to count, for early_stop_patience."""
+
+    on_spike: Literal["ignore", "report", "rollback"] = "report"
+    """What to do when the loss of a step stands far above the last ones. report: write forensics/step-N.html, with the
+    loss and the text of each row in it. rollback: also go back and skip that step (see spike_skip_steps)."""
+    spike_window: Annotated[int, Field(ge=4)] = 64
+    """How many of the last losses say what is typical."""
+    spike_threshold: Annotated[float, Field(gt=0)] = 8.0
+    """A spike is this many (robust) standard deviations above the median of the last losses."""
+    spike_skip_steps: Annotated[int, Field(ge=1)] = 2
+    """Steps that a roll-back skips: the one with the spike, whose rows may be odd, and those before it, whose updates
+    may have done the damage."""
+    on_non_finite: Literal["stop", "rollback"] = "stop"
+    """What to do when a loss or a gradient is not a number: end the run before the update, or go back and skip it."""
+    max_rollbacks: Annotated[int, Field(ge=1)] = 10
+    """After so many roll-backs the next one ends the run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -175,6 +214,7 @@ class TrainingConfig(Config):
             )
         self._refuse_unfit_optimizer()
         self._refuse_unfit_schedule()
+        self._refuse_unfit_ending()
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below max_steps ({self.max_steps}): "
@@ -223,6 +263,23 @@ class TrainingConfig(Config):
                 f"micro_batch_rows is {self.micro_batch_rows}; set both to the same"
             )
 
+    def _refuse_unfit_ending(self) -> None:
+        if self.early_stop_patience is None and self.early_stop_min_delta:
+            raise ValueError("early_stop_min_delta is read with early_stop_patience only")
+        by_validation = self.early_stop_patience is not None or self.publish == "best" or self.keep_best
+        if by_validation and self.evaluate_every_steps is None:
+            raise ValueError("early_stop_patience, keep_best and publish: best need evaluate_every_steps")
+        if self.publish == "best" and self.keep_final_checkpoint:
+            raise ValueError(
+                "keep_final_checkpoint keeps the last state and publish: best saves another; use keep_best to keep the "
+                "checkpoint of the published weights"
+            )
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the run may go back to a checkpoint and skip steps."""
+        return "rollback" in (self.on_spike, self.on_non_finite)
+
     def total_rows(self, rows_in_one_epoch: int) -> int:
         """Rows the whole run trains on, given how many the data holds. The last step may get fewer than the others."""
         if self.num_epochs is None:
@@ -236,4 +293,7 @@ class TrainingConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """The fields a resumed run must share with the run it goes on with (all but `FREE_TO_CHANGE`)."""
-        return self.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+        free = set(FREE_TO_CHANGE)
+        if self.early_stop_patience is not None or self.publish == "best":
+            free -= {"evaluate_every_steps", "evaluate_rows"}  # validation then decides when to stop or what to keep
+        return self.model_dump(mode="json", exclude=free)

@@ -6,38 +6,49 @@ Every step starts by seeding the random generators with (seed, step), so a step 
 optimizer, the seed and its number. That is the whole secret of bit-exact resume: kill -9 at any moment, run the same
 command, and the last checkpoint plus the remaining steps give the weights an uninterrupted run would have given.
 
-SIGTERM and Ctrl-C finish the step, save, and end (exit code 143 or 130). A non-finite loss ends the run before the
-update; the checkpoints before it stay.
+SIGTERM and Ctrl-C finish the step, save, and end (exit code 143 or 130). Before each update rescue.py judges the loss;
+a run that goes back and skips a step is the run that never made that update, to the bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import signal
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from leveret.console import Console
-from leveret.errors import Stopped
+from leveret.errors import CheckpointError, NonFiniteLoss, Stopped
 from leveret.kernels.native.library import choose
+from leveret.trainer.background import BackgroundWriter
 from leveret.trainer.batches import BatchSource
-from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.best import LOSS, Best
+from leveret.trainer.checkpoint import Checkpoints, Snapshot
+from leveret.trainer.clock import Clock
 from leveret.trainer.config import TrainingConfig
+from leveret.trainer.forensics import Forensics, Origins
+from leveret.trainer.journal import Journal
 from leveret.trainer.memory import keep_freed_memory, peak_memory_bytes
 from leveret.trainer.metrics import Metrics
-from leveret.trainer.optimizer import Optimizer, build_optimizer
+from leveret.trainer.optimizer import build_optimizer
 from leveret.trainer.recompute import recomputed_layers
+from leveret.trainer.reporters import open_reporters
+from leveret.trainer.rescue import Rescue, Setback
 from leveret.trainer.schedule import Schedule
 from leveret.trainer.step import Objective, StepResult, optimizer_step
 from leveret.trainer.stopping import StopRequest, listen_for_stop
+from leveret.trainer.summary import TrainingSummary
+
+if TYPE_CHECKING:
+    from leveret.tokenizer.files import Tokenizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -59,51 +70,27 @@ class Run:
     seed: int
     title: str
     validate: Validate | None = None
-
-
-@dataclass(kw_only=True)
-class TrainingSummary:
-    """How a run went; figures cover the steps made by this process."""
-
-    steps: int
-    resumed_from_step: int
-    seconds: float = 0.0
-    tokens: int = 0
-    loss: float | None = None
-    peak_memory_bytes: int | None = None
-    """Of the process, or of the accelerator."""
-    validation: dict[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the stage's summary."""
-        rate = round(self.tokens / self.seconds) if self.seconds else None
-        figures = {key: value for key, value in vars(self).items() if key != "validation"}
-        figures |= {"seconds": round(self.seconds, 2), "tokens_per_second": rate, **self.validation}
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+    tokenizer: Tokenizer | None = None
+    """To show the rows of a step in question as text."""
+    origins: Origins | None = None
+    """Which documents a row holds; None: the row's own key says it."""
 
 
 def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     """Train `model` in place, from the last good checkpoint if there is one, and return how it went.
 
-    Afterwards the model holds the final weights in the dtype of `config.precision`; checkpoints are still there (the
-    caller saves the model, then clears them). Raises Stopped after SIGTERM, NonFiniteLoss, CheckpointError.
+    Afterwards the model holds the final weights (or the best ones, with `publish: best`) in the dtype of
+    `config.precision`; checkpoints are still there (the caller saves the model, then clears them). Raises Stopped after
+    SIGTERM, NonFiniteLoss, CheckpointError.
     """
-    schedule = Schedule(config=run.config, total_steps=run.source.total_steps)
-    optimizer = build_optimizer(model, run.config, dtype=DTYPES[run.config.precision], seed=run.seed)
-    checkpoints = checkpoints_of(run.folder, run.identity, run.config, console)
-    resumed = checkpoints.resume(optimizer)
-    done = 0 if resumed is None else resumed.step
-    if done:
-        console.info(f"resuming after step {done:,} of {schedule.total_steps:,}")
-    if next(model.parameters()).device.type == "cpu":
-        console.info(f"kernels: {choose().reason}")
-    metrics = Metrics(run.folder, title=run.title, total_steps=schedule.total_steps, steps_done=done)
+    training = _Training(model, run, console)
     status = "failed"
     model.train()
     try:
         with keep_freed_memory(console), recomputed_layers(model, run.config.recompute), listen_for_stop() as stop:
-            summary = _steps(run, schedule, optimizer, checkpoints, metrics, console, done, stop)
-        status = "done"
+            summary = training.make_steps(stop)
+            training.finish()
+        status = "done" if summary.stopped_early_after_step is None else "stopped early"
         summary.peak_memory_bytes = peak_memory_bytes(next(model.parameters()).device)
         return summary
     except (Stopped, KeyboardInterrupt):
@@ -111,46 +98,160 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
         raise
     finally:
         model.eval()
-        optimizer.close()
-        metrics.close(status=status)
+        training.close(status)
 
 
 def checkpoints_of(folder: Path, identity: Mapping[str, Any], config: TrainingConfig, console: Console) -> Checkpoints:
     """The checkpoints of the run in `folder`."""
-    return Checkpoints(folder / "checkpoints", identity=identity, keep=config.keep_checkpoints, console=console)
+    reach = config.spike_skip_steps - 1 if config.rolls_back else 0
+    return Checkpoints(
+        folder / "checkpoints", identity=identity, keep=config.keep_checkpoints, reach=reach, console=console
+    )
 
 
-def _steps(
-    run: Run, schedule: Schedule, optimizer: Optimizer, checkpoints: Checkpoints, metrics: Metrics, console: Console,
-    done: int, stop: StopRequest,
-) -> TrainingSummary:  # fmt: skip
-    config, total = run.config, schedule.total_steps
-    summary = TrainingSummary(steps=total, resumed_from_step=done)
-    clock = _Clock()
-    with console.progress(run.title, total, "step", start=done) as progress:
-        for step in range(done, total):
-            seed_everything(run.seed, step)
-            result = optimizer_step(
-                run.objective, run.source.step(step), optimizer, step=step, learning_rate=schedule.at(step)
+class _Training:
+    """One call of `train`: the parts of a run, and how they work together."""
+
+    def __init__(self, model: nn.Module, run: Run, console: Console) -> None:
+        self.run, self.config, self.console = run, run.config, console
+        self.schedule = Schedule(config=run.config, total_steps=run.source.total_steps)
+        self.checkpoints = checkpoints_of(run.folder, run.identity, run.config, console)
+        self.best = Best(run.config, self.checkpoints, validates=run.validate is not None)
+        self.journal = Journal(self.checkpoints.folder, run.identity)
+        forensics = Forensics(run.folder, model, run.objective, tokenizer=run.tokenizer, origins=run.origins)
+        self.rescue = Rescue(run.config, self.checkpoints, self.journal, forensics, console)
+        self.writer = BackgroundWriter(enabled=run.config.async_checkpoints)
+        self.optimizer = build_optimizer(model, run.config, dtype=DTYPES[run.config.precision], seed=run.seed)
+        done = self._resume()
+        if done:
+            console.info(f"resuming after step {done:,} of {self.schedule.total_steps:,}")
+        if next(model.parameters()).device.type == "cpu":
+            console.info(f"kernels: {choose().reason}")
+        if run.config.rolls_back and not self.checkpoints.saved():
+            self._save(0)
+        self.summary = TrainingSummary(steps=self.schedule.total_steps, resumed_from_step=done)
+        reporters = open_reporters(run.config.report_to, run.folder, title=run.title, identity=run.identity)
+        self.metrics = Metrics(
+            run.folder, title=run.title, total_steps=self.schedule.total_steps, steps_done=done, reporters=reporters
+        )
+        self.clock = Clock()
+
+    def make_steps(self, stop: StopRequest) -> TrainingSummary:
+        """Every step not yet done; returns early when validation no longer improves. Raises Stopped after SIGTERM."""
+        done, total, summary = self.summary.resumed_from_step, self.schedule.total_steps, self.summary
+        with self.console.progress(self.run.title, total, "step", start=done) as progress:
+            while done < total and not self.best.is_given_up:
+                self.writer.check()
+                try:
+                    result, values = self._step(done)
+                except Setback:
+                    done = self._go_back()
+                    continue
+                done += 1
+                if result is not None:
+                    summary.loss = result.loss
+                    progress.update(done, loss=f"{result.loss:.3f}", tokens_per_second=f"{self.clock.rate():,.0f}")
+                self._look_up(done, result, values)
+                self._save_if_due(done, stop)
+        summary.stopped_early_after_step = done if done < total else None
+        return summary
+
+    def finish(self) -> None:
+        """After the last step: figures, and the best weights if they are asked for."""
+        self.writer.wait()
+        self.summary.skipped_steps = len(self.journal.skipped)
+        self.summary.best_step = self.best.step if self.best.saves else None
+        if self.run.validate and not self.summary.validation:  # it was killed after its last checkpoint
+            self.summary.validation = self.run.validate()
+        if self.config.publish == "best" and self.best.step is not None:
+            self.best.load(self.optimizer)
+            self.summary.validation = self.best.values
+            self.console.info(
+                f"publishing the weights after step {self.best.step:,}, of the lowest {LOSS}: {self.best.loss:.4f}"
             )
-            steps_done, last = step + 1, step + 1 == total
-            clock.add(result)
-            summary.loss, summary.tokens, summary.seconds = result.loss, clock.tokens, clock.seconds()
-            progress.update(steps_done, loss=f"{result.loss:.3f}", tokens_per_second=f"{clock.rate():,.0f}")
-            values = _record(result, clock) if last or step == 0 or steps_done % config.log_every_steps == 0 else {}
-            if run.validate and (last or _is_due(steps_done, config.evaluate_every_steps)):
-                with clock.paused():
-                    summary.validation = run.validate()
-                values |= summary.validation
-            if values:
-                metrics.write(steps_done, **values)
-            due = stop or _is_due(steps_done, config.checkpoint_every_steps)
-            if config.keep_final_checkpoint if last else due:
-                with clock.paused():
-                    folder = checkpoints.save(steps_done, optimizer)
-                if stop:
-                    _leave(stop, steps_done, folder, console)
-    return summary
+
+    def close(self, status: str) -> None:
+        """Let go of everything, whatever happened."""
+        try:
+            self.writer.wait()
+        except CheckpointError as error:  # something else has ended the run already
+            self.console.warn(error.message)
+        self.optimizer.close()
+        self.metrics.close(status=status)
+
+    def _step(self, step: int) -> tuple[StepResult | None, dict[str, Any]]:
+        """One step, and what must be told about it; no result when it is skipped."""
+        if (reason := self.journal.reason_to_skip(step)) is not None:
+            return None, {"skipped": reason}
+        seed_everything(self.run.seed, step)
+        batches = self.run.source.step(step)
+        values: dict[str, Any] = {}
+
+        def judge(found: StepResult) -> None:
+            if self.rescue.judge(step, batches, found) is not None:
+                self.summary.spikes += 1
+                values["spike"] = True
+
+        try:
+            result = optimizer_step(
+                self.run.objective, batches, self.optimizer, step=step, learning_rate=self.schedule.at(step),
+                before_update=judge,
+            )  # fmt: skip
+        except NonFiniteLoss as error:
+            self.rescue.non_finite(step, batches, error)
+        self.clock.add(result.tokens)
+        self.summary.tokens, self.summary.seconds = self.clock.tokens, self.clock.seconds()
+        return result, values
+
+    def _look_up(self, done: int, result: StepResult | None, values: dict[str, Any]) -> None:
+        """Validate and write a line of the record, each when it is due."""
+        last = done == self.schedule.total_steps
+        if self.run.validate and (last or _is_due(done, self.config.evaluate_every_steps)):
+            with self.clock.paused():
+                self.summary.validation = self.run.validate()
+            values |= self.summary.validation
+            if self.best.see(self.summary.validation, done) and self.best.saves:
+                with self.clock.paused():
+                    self.best.save(self.writer, self._snapshot(done))
+            last = last or self.best.is_given_up
+        if result is not None and (values or last or done == 1 or _is_due(done, self.config.log_every_steps)):
+            values |= _record(result, self.clock)
+        if values:
+            self.metrics.write(done, **values)
+
+    def _save_if_due(self, done: int, stop: StopRequest) -> None:
+        """Save the state when it is time, when the run ends and that is asked for, and when it is told to end."""
+        last = done == self.schedule.total_steps or self.best.is_given_up
+        due = stop or _is_due(done, self.config.checkpoint_every_steps)
+        if self.config.keep_final_checkpoint if last else due:
+            self._save(done)
+        if stop and not last:
+            self.writer.wait()
+            _leave(stop, done, self.checkpoints.folder_of(done), self.console)
+
+    def _save(self, done: int) -> None:
+        clock = self.clock.paused() if done else contextlib.nullcontext()
+        with clock:
+            self.writer.write(self.checkpoints, self._snapshot(done))
+
+    def _snapshot(self, done: int) -> Snapshot:
+        return Snapshot.of(self.optimizer, done, self.rescue.state() | self.best.state())
+
+    def _resume(self) -> int:
+        """Take over the newest checkpoint that the journal leaves good; the steps done there."""
+        found = self.checkpoints.resume(self.optimizer, accept=self.journal.accepts)
+        progress = {} if found is None else found.progress
+        self.rescue.restore(progress)
+        self.best.restore(progress)
+        return 0 if found is None else found.step
+
+    def _go_back(self) -> int:
+        """To the newest checkpoint before the steps that are skipped from now on; the steps done there."""
+        self.writer.wait()
+        done = self._resume()
+        self.metrics.go_back(done)
+        self.console.warn(f"rolled back: going on after step {done:,}")
+        return done
 
 
 def _leave(stop: StopRequest, steps_done: int, folder: Path, console: Console) -> None:
@@ -172,7 +273,7 @@ def _is_due(steps_done: int, every: int | None) -> bool:
     return every is not None and steps_done % every == 0
 
 
-def _record(result: StepResult, clock: _Clock) -> dict[str, float]:
+def _record(result: StepResult, clock: Clock) -> dict[str, float]:
     return {
         "loss": result.loss,
         "learning_rate": result.learning_rate,
@@ -180,46 +281,3 @@ def _record(result: StepResult, clock: _Clock) -> dict[str, float]:
         "trained_tokens": result.trained_tokens,
         "tokens_per_second": round(clock.lap(), 1),
     }
-
-
-class _Clock:
-    """Training time without validation and saving: tokens and seconds in all, and since the last line written."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._started = time.perf_counter()
-        self._lap = (0, 0.0)
-
-    def add(self, result: StepResult) -> None:
-        self.tokens += result.tokens
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def rate(self) -> float:
-        """Tokens a second since the start of this process."""
-        return self.tokens / max(self.seconds(), 1e-9)
-
-    def lap(self) -> float:
-        """Tokens a second since the last lap."""
-        now = (self.tokens, self.seconds())
-        rate = (now[0] - self._lap[0]) / max(now[1] - self._lap[1], 1e-9)
-        self._lap = now
-        return rate
-
-    def paused(self) -> _Pause:
-        return _Pause(self)
-
-    def skip(self, seconds: float) -> None:
-        self._started += seconds
-
-
-class _Pause:
-    def __init__(self, clock: _Clock) -> None:
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.clock.skip(time.perf_counter() - self.began)

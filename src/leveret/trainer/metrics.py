@@ -2,7 +2,10 @@
 
 Lines are appended and flushed to the disk, so they survive a kill. When a run resumes from step k, lines about later
 steps are dropped first (the run makes them again): the file never holds two stories. A line cut in half by a kill is
-dropped the same way. The page is rewritten whole, at most every few seconds.
+dropped the same way. A run that goes back to a checkpoint drops the lines after it in the same way. The page is
+rewritten whole, at most every few seconds.
+
+A value is a number, or a word for what happened at that step ("skipped": "spike").
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from leveret.errors import TrainingError
 from leveret.paths import atomic_write
 from leveret.trainer.metrics_page import render_page
+from leveret.trainer.reporters import Reporter
 
 _SECONDS_BETWEEN_PAGES = 3.0
 
@@ -24,32 +29,39 @@ _SECONDS_BETWEEN_PAGES = 3.0
 class Metrics:
     """The record of one run in `folder`. `steps_done` says where the run starts or resumes."""
 
-    def __init__(self, folder: Path, *, title: str, total_steps: int, steps_done: int) -> None:
+    def __init__(
+        self, folder: Path, *, title: str, total_steps: int, steps_done: int, reporters: Sequence[Reporter] = ()
+    ) -> None:
         self.jsonl = folder / "metrics.jsonl"
         self.page = folder / "metrics.html"
         self.title = title
         self.total_steps = total_steps
+        self.reporters = reporters
         folder.mkdir(parents=True, exist_ok=True)
-        self.lines = [line for line in read_metrics(self.jsonl) if line["step"] <= steps_done]
-        atomic_write(self.jsonl, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self._file = open(self.jsonl, "a", encoding="utf-8")  # noqa: SIM115 - held open for the run
+        self.lines = read_metrics(self.jsonl)
         self._page_written = float("-inf")
+        self.go_back(steps_done)
 
-    def write(self, step: int, **values: float) -> None:
+    def go_back(self, steps_done: int) -> None:
+        """Forget what comes after `steps_done` steps."""
+        self.lines = [line for line in self.lines if line["step"] <= steps_done]
+        with self._explaining():
+            atomic_write(self.jsonl, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def write(self, step: int, **values: float | str) -> None:
         """Add a line. `step` counts steps done, so the first line of a run has step 1."""
         line = {"step": step, **values}
         self.lines.append(line)
-        try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write {self.jsonl}: {error}",
-                hint="free some space and run the same command again; it goes on from the last checkpoint",
-            ) from error
-        if time.monotonic() - self._page_written >= _SECONDS_BETWEEN_PAGES:
-            self.draw(status="running")
+        with self._explaining():
+            with open(self.jsonl, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if time.monotonic() - self._page_written >= _SECONDS_BETWEEN_PAGES:
+                self.draw(status="running")
+        numbers = {name: float(value) for name, value in values.items() if not isinstance(value, str)}
+        for reporter in self.reporters:
+            reporter.write(step, numbers)
 
     def draw(self, *, status: str) -> None:
         """Write the page now; `status` is "running" (it reloads itself) or how the run ended."""
@@ -60,8 +72,18 @@ class Metrics:
         """End the record: the page says how, and no longer reloads. A full disk does not hide the error before it."""
         with contextlib.suppress(OSError):
             self.draw(status=status)
-        with contextlib.suppress(OSError):
-            self._file.close()
+        for reporter in self.reporters:
+            reporter.close()
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {self.jsonl} and {self.page.name}: {error.strerror or error}",
+                hint="free some space and run the same command again; it goes on from the last checkpoint",
+            ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

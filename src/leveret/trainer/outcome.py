@@ -61,9 +61,10 @@ def publish(
     checkpoints: Checkpoints,
     figures: Mapping[str, Any],
     keep_final_checkpoint: bool = False,
+    keep_best: bool = False,
     add_files: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write model/ and outcome.json, then delete the checkpoints (but the final one if asked); the folder of the model.
+    """Write model/ and outcome.json, then delete the checkpoints (but those asked for); the folder of the model.
 
     add_files: called with the folder before it appears, to put more files in. TrainingError when the disk is full.
     """
@@ -81,6 +82,6 @@ def publish(
             f"cannot save the model in {folder} ({free_bytes(output) / 1e6:,.0f} MB free): {error}",
             hint="free some space and run the same command again; it goes on from the last checkpoint",
         ) from error
-    checkpoints.clear(keep_newest=keep_final_checkpoint)
+    checkpoints.clear(keep_newest=keep_final_checkpoint, keep_best=keep_best)
     sweep_drafts(output)
     return folder

@@ -58,8 +58,11 @@ def optimizer_step(
     step: int,
     learning_rate: float,
     world: World | None = None,
+    before_update: Callable[[StepResult], object] | None = None,
 ) -> StepResult:
     """Forward and backward over `micro_batches`, clip, update once. With a `world`, these are this process's share.
+
+    before_update: sees the result while the weights are those it was measured on, and may stop the step by raising.
 
     Raises NothingToTrain when no token is a target and NonFiniteLoss when the loss or the gradient is not finite; the
     weights and the optimizer are then as they were before the call.
@@ -72,7 +75,7 @@ def optimizer_step(
     )
     if total_weight <= 0:
         raise NothingToTrain(
-            f"step {step}: none of its tokens is trained (rows {_name_rows(micro_batches, world)})",
+            f"step {step + 1}: none of its tokens is trained (rows {_name_rows(micro_batches, world)})",
             hint="look at xray.html: the mask or the template leaves nothing to learn in these rows",
         )
     optimizer.start_step(learning_rate=learning_rate)
@@ -95,6 +98,8 @@ def optimizer_step(
         trained_tokens=round(trained),
         tokens=round(tokens),
     )
+    if before_update is not None:
+        before_update(result)
     optimizer.update(learning_rate=learning_rate, gradient_norm=gradient_norm)
     return result
 
@@ -108,12 +113,12 @@ def _refuse_non_finite(
     if not math.isfinite(loss):
         bad = [batch for batch, one in zip(batches, sums, strict=True) if not math.isfinite(one)]
         raise NonFiniteLoss(
-            f"step {step}: the loss is {loss} in rows {_name_rows(bad, world)}; the weights were not updated",
+            f"step {step + 1}: the loss is {loss} in rows {_name_rows(bad, world)}; the weights were not updated",
             hint="look at these rows; if they are sound, lower learning_rate or raise warmup_steps",
         )
     if not math.isfinite(gradient_norm):
         raise NonFiniteLoss(
-            f"step {step}: the gradient norm is {gradient_norm} though the loss is finite "
+            f"step {step + 1}: the gradient norm is {gradient_norm} though the loss is finite "
             f"(rows {_name_rows(batches, world)}); "
             + (
                 "the weights behind it were updated, go on from a checkpoint"

@@ -1,0 +1,94 @@
+"""The best validation so far: its checkpoint, and when to stop waiting for a better one.
+
+With `publish: best` or `keep_best`, the state with the lowest validation loss is saved apart, in checkpoints/best, each
+time there is a lower one. With `early_stop_patience`, the run ends after so many validations in a row that were not
+lower than the best by more than `early_stop_min_delta`. What is remembered is part of every checkpoint, so a resumed
+run stops where the uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from leveret.errors import CheckpointError, ConfigError
+from leveret.trainer.background import BackgroundWriter
+from leveret.trainer.checkpoint import Checkpoints, Snapshot
+from leveret.trainer.config import TrainingConfig
+from leveret.trainer.optimizer import Optimizer
+
+FOLDER = "best"
+LOSS = "validation_loss"
+
+
+class Best:
+    """Follows the validation losses of a run."""
+
+    def __init__(self, config: TrainingConfig, checkpoints: Checkpoints, *, validates: bool) -> None:
+        self.config = config
+        self.saves = config.keep_best or config.publish == "best"
+        if not validates and (self.saves or config.early_stop_patience is not None):
+            raise ConfigError(
+                "keep_best, publish: best and early_stop_patience go by validation, but there is no `validation`",
+                hint="name some held-out data under `validation`",
+            )
+        # A roll-back may undo the newest ones; the one before must then still be there.
+        undone = (
+            math.ceil(config.spike_skip_steps / (config.evaluate_every_steps or math.inf)) if config.rolls_back else 0
+        )
+        self.checkpoints = Checkpoints(
+            checkpoints.folder / FOLDER, identity=checkpoints.identity, keep=1 + undone, console=checkpoints.console
+        )
+        self.step: int | None = None
+        """After how many steps the loss was lowest."""
+        self.values: dict[str, float] = {}
+        """What was measured then."""
+        self._waited = 0
+        self._bar = math.inf  # what a loss must fall below by min_delta, for patience
+
+    @property
+    def loss(self) -> float:
+        """The lowest validation loss."""
+        return self.values.get(LOSS, math.inf)
+
+    def see(self, values: Mapping[str, float], step: int) -> bool:
+        """Note what was measured after `step` steps; whether the loss is the lowest so far."""
+        loss = values.get(LOSS, math.inf)
+        if loss < self._bar - self.config.early_stop_min_delta:
+            self._bar, self._waited = loss, 0
+        else:
+            self._waited += 1
+        if not loss < self.loss:
+            return False
+        self.values, self.step = dict(values), step
+        return True
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether so many validations in a row brought nothing that the run should end."""
+        patience = self.config.early_stop_patience
+        return patience is not None and self._waited >= patience
+
+    def save(self, writer: BackgroundWriter, snapshot: Snapshot) -> None:
+        """Keep this state as the best one."""
+        writer.write(self.checkpoints, snapshot)
+
+    def load(self, optimizer: Optimizer) -> int:
+        """Put the best state into `optimizer` and its model; after how many steps it was."""
+        manifest = self.checkpoints.resume(optimizer, accept=lambda found: found.step == self.step)
+        if manifest is None:
+            raise CheckpointError(f"the best checkpoint ({self.checkpoints.folder}, step {self.step}) is not there")
+        return manifest.step
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this."""
+        bar = None if math.isinf(self._bar) else self._bar
+        return {"best": {"step": self.step, "values": self.values, "waited": self._waited, "bar": bar}}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Go on from a checkpoint; better ones made after it are made again."""
+        known = progress.get("best", {})
+        self.step, self.values = known.get("step"), known.get("values", {})
+        self._waited, bar = known.get("waited", 0), known.get("bar")
+        self._bar = math.inf if bar is None else bar

@@ -1,0 +1,161 @@
+"""What was in a step whose loss stood out: each row with its own loss, its text, and the files it came from.
+
+    forensics/
+      step-57.json    everything, for programs
+      step-57.html    the rows with the highest losses and their texts, for people
+
+The losses are those of the rows alone, by a forward pass over the weights as they were before the step's update,
+without dropout and without gradients. So the page tells bad data (one row far above the others) from a model that has
+gone astray (all rows high). The keys on it are those that `exclude_rows` takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from leveret.paths import atomic_write
+from leveret.trainer.batches import Batch
+from leveret.trainer.forensics_page import render_report
+from leveret.trainer.step import Objective
+
+if TYPE_CHECKING:
+    from leveret.tokenizer.files import Tokenizer
+
+ROWS_WITH_TEXT = 24
+"""The rows with the highest losses get their texts and origins; of the others only key and loss are kept."""
+_EXCERPT_TOKENS = 160
+_EXCERPT_CHARACTERS = 400
+
+Origins = Callable[[str], Sequence[str]]
+"""The key of a row -> the keys of the documents in it, in order: `file:line` where that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentReport:
+    """One document of a row."""
+
+    key: str | None
+    """Where it comes from; None when that is not known."""
+    tokens: int
+    text: str
+    """Its beginning in the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowReport:
+    """One row of the step."""
+
+    key: str
+    loss: float
+    """Mean over its trained tokens; NaN if it trains none."""
+    trained_tokens: int
+    documents: list[DocumentReport]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What is known of a step."""
+
+    step: int
+    """From 1, as in metrics.jsonl."""
+    reason: str
+    """"spike" or "non-finite"."""
+    action: str
+    """What the run does about it, for people."""
+    facts: dict[str, Any]
+    """Loss, what was typical, gradient norm, learning rate, as far as known."""
+    rows: list[RowReport]
+    """The highest loss first."""
+
+
+class Forensics:
+    """Writes the reports of one run."""
+
+    def __init__(
+        self, folder: Path, model: nn.Module, objective: Objective, *,
+        tokenizer: Tokenizer | None = None, origins: Origins | None = None,
+    ) -> None:  # fmt: skip
+        self.folder = folder / "forensics"
+        self.model, self.objective, self.tokenizer = model, objective, tokenizer
+        self.origins = origins or (lambda key: [key])
+
+    def report(
+        self, step: int, batches: Sequence[Batch], *, reason: str, action: str, facts: dict[str, Any]
+    ) -> tuple[StepReport, Path]:
+        """Look into `step` (from 0) and write it down; the report and the page."""
+        losses = row_losses(self.model, self.objective, batches)
+        rows = [row for batch in batches for row in single_rows(batch)]
+        ranked = sorted(zip(losses, rows, strict=True), key=lambda pair: (math.isfinite(pair[0]), -pair[0]))
+        described = [
+            RowReport(
+                key=row.keys[0],
+                loss=loss,
+                trained_tokens=row.trained_tokens,
+                documents=self._documents(row) if place < ROWS_WITH_TEXT else [],
+            )
+            for place, (loss, row) in enumerate(ranked)
+        ]
+        report = StepReport(step=step + 1, reason=reason, action=action, facts=facts, rows=described)
+        page = self.folder / f"step-{step + 1}.html"
+        text = json.dumps(_finite(asdict(report)), ensure_ascii=False, indent=1, allow_nan=False)
+        atomic_write(page.with_suffix(".json"), text + "\n")
+        atomic_write(page, render_report(report))
+        return report, page
+
+    def _documents(self, row: Batch) -> list[DocumentReport]:
+        ids, documents = row.input_ids[0].tolist(), row.document_ids[0].tolist()
+        keys: Sequence[str | None] = self.origins(row.keys[0])
+        found = sorted({document for document in documents if document >= 0})
+        keys = keys if len(keys) == len(found) else [None] * len(found)
+        reports = []
+        for key, document in zip(keys, found, strict=True):
+            part = [token for token, owner in zip(ids, documents, strict=True) if owner == document]
+            reports.append(DocumentReport(key=key, tokens=len(part), text=self._excerpt(part)))
+        return reports
+
+    def _excerpt(self, ids: list[int]) -> str:
+        shown = ids[:_EXCERPT_TOKENS]
+        if self.tokenizer is None:
+            return " ".join(map(str, shown))
+        text = self.tokenizer.decode(shown)
+        cut = len(ids) > len(shown) or len(text) > _EXCERPT_CHARACTERS
+        return text[:_EXCERPT_CHARACTERS] + (" …" if cut else "")
+
+
+@torch.no_grad()
+def row_losses(model: nn.Module, objective: Objective, batches: Sequence[Batch]) -> list[float]:
+    """The mean loss of each row's trained tokens, with the model in evaluation mode; then as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        sums = [(objective(row), row.total_weight) for batch in batches for row in single_rows(batch)]
+    finally:
+        model.train(was_training)
+    return [float(loss) / weight if weight else math.nan for loss, weight in sums]
+
+
+def single_rows(batch: Batch) -> list[Batch]:
+    """A batch of B rows as B batches of one; a batch without keys has no rows of its own."""
+    names = ("input_ids", "targets", "positions", "document_ids", "weights")
+    rows = []
+    for place, key in enumerate(batch.keys):
+        parts = {name: getattr(batch, name)[place : place + 1] for name in names if getattr(batch, name) is not None}
+        rows.append(replace(batch, keys=(key,), trained_tokens=int((parts["targets"] >= 0).sum()), **parts))
+    return rows
+
+
+def _finite(value: Any) -> Any:
+    """With null for every number that JSON has no form for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
