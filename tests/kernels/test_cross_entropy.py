@@ -29,6 +29,7 @@ def outcome(function, states: Tensor, weight: Tensor, targets: Tensor, **options
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_LOGITS", 40 * 7)  # 7 positions, which do not divide the 33 trained ones
+    monkeypatch.setattr(cross_entropy, "CHUNK_POSITIONS", 1)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -52,6 +53,15 @@ def test_bfloat16_gradient_of_the_weight_is_summed_in_float32() -> None:
     exact_states, exact_weight = (x.detach().float().requires_grad_() for x in (states, weight))
     exact = outcome(plain_cross_entropy, exact_states, exact_weight, targets)[3]
     assert (chunked - exact).norm() / exact.norm() < 0.01
+
+
+def test_a_chunk_has_positions_enough_for_a_product_and_not_too_many_logits() -> None:
+    assert cross_entropy.chunk_positions(100_000, 4096) == 1024
+    assert cross_entropy.chunk_positions(100_000, 100) == 41_943
+    assert cross_entropy.chunk_positions(100_000, 32_000) == 1024
+    assert cross_entropy.chunk_positions(100_000, 152_000) == 441
+    assert cross_entropy.chunk_positions(7, 4096) == 7
+    assert cross_entropy.chunk_positions(0, 10**9) == 1
 
 
 def test_ignored_positions_get_no_gradient_and_cost_nothing() -> None:

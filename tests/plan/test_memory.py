@@ -11,10 +11,10 @@ from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.plan.known_model import KnownModel
 from leveret.plan.memory import (
-    CHUNK_LOGITS,
     Part,
     activation_bytes,
     bytes_per_device,
+    chunk_positions,
     devices_needed,
     largest_parameter,
     numbers_kept_per_layer,
@@ -100,7 +100,9 @@ def test_experts_keep_what_the_formula_says():
 
 
 def test_the_chunk_of_the_loss_is_that_of_the_kernel():
-    assert CHUNK_LOGITS == cross_entropy.CHUNK_LOGITS
+    for vocabulary in (100, 4096, 32_000, 152_000, 10**9):
+        for positions in (1, 700, 100_000):
+            assert chunk_positions(positions, vocabulary) == cross_entropy.chunk_positions(positions, vocabulary)
 
 
 LEAN = {"optimizer": "adamw_8bit", "stochastic_rounding": True}

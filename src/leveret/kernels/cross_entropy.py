@@ -23,12 +23,19 @@ import torch
 from torch import Tensor
 
 from leveret.kernels.native.library import native_for, pointer, size
+from leveret.kernels.updates import collect_
 
 IGNORED = -100
 """The target of a position that trains nothing."""
 
 CHUNK_LOGITS = 2**22
-"""Logits computed at a time: 16 MB in float32, large enough for a fast product, small next to the model."""
+"""Logits computed at a time, if they are enough positions: 8 MB in bfloat16, small next to the model."""
+
+CHUNK_POSITIONS = 1024
+"""Positions computed at a time, if they are not too many logits: each chunk costs a pass over the weight's gradient."""
+
+MOST_CHUNK_LOGITS = 2**26
+"""Too many logits: 128 MB in bfloat16."""
 
 
 def chunked_cross_entropy(
@@ -61,6 +68,12 @@ def plain_cross_entropy(
     return losses.sum(), (targets != IGNORED).sum()
 
 
+def chunk_positions(positions: int, vocabulary: int) -> int:
+    """How many positions are computed at a time."""
+    wanted = max(CHUNK_LOGITS // vocabulary, min(CHUNK_POSITIONS, MOST_CHUNK_LOGITS // vocabulary))
+    return max(1, min(positions, wanted))
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Loss and both gradients in forward; backward multiplies them by the incoming scalar."""
 
@@ -70,7 +83,7 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         loss_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if wanted else None
-        chunk = max(1, min(len(hidden), CHUNK_LOGITS // len(weight)))
+        chunk = chunk_positions(len(hidden), len(weight))
         several = torch.float32 if chunk < len(hidden) else None  # the dtype of a sum over chunks; one chunk needs none
         weight_grad = torch.zeros_like(weight, dtype=several) if wanted else None
         buffer = hidden.new_empty((chunk, len(weight)))
@@ -102,8 +115,8 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         scale = grads[0]
-        from_hidden = (hidden_grad * scale).to(hidden_dtype) if ctx.needs_input_grad[0] else None
-        from_weight = (weight_grad * scale).to(weight_dtype) if ctx.needs_input_grad[1] else None
+        from_hidden = hidden_grad.mul_(scale).to(hidden_dtype) if ctx.needs_input_grad[0] else None
+        from_weight = weight_grad.mul_(scale).to(weight_dtype) if ctx.needs_input_grad[1] else None
         return from_hidden, from_weight, None, None, None
 
 
@@ -136,7 +149,7 @@ def _native_loss_and_slope(
 def _add_product(total: Tensor, slope: Tensor, piece: Tensor, *, first: bool) -> None:
     """total (V, H) += slope^T (V, C) @ piece (C, H), where total is 0 before the `first`."""
     if piece.dtype != total.dtype:
-        total.add_(slope.t() @ piece)
+        collect_(total, slope.t() @ piece, adds=True)
     elif first:
         torch.mm(slope.t(), piece, out=total)
     else:

@@ -40,8 +40,8 @@ WAYS: dict[str, tuple[Split, ...]] = {
 }
 """How the parts lie on several devices: copied (DDP), or split ever further (zero-3 is FSDP)."""
 
-CHUNK_LOGITS = 2**22
-"""Logits that the loss computes at a time (kernels/cross_entropy.py; a test compares)."""
+CHUNK_LOGITS, CHUNK_POSITIONS, MOST_CHUNK_LOGITS = 2**22, 1024, 2**26
+"""What decides how much of the loss is computed at a time (kernels/cross_entropy.py; a test compares)."""
 _AVERAGES = {"adamw": 8.0, "muon": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2 + 8 / 256}
 _MOST_DEVICES = 4096
 
@@ -139,8 +139,14 @@ def devices_needed(parts: Sequence[Part], room: float, way: str) -> int | None:
     return devices
 
 
+def chunk_positions(positions: int, vocabulary: int) -> int:
+    """Positions whose loss is computed at a time; the same as in kernels/cross_entropy.py, which needs torch."""
+    wanted = max(CHUNK_LOGITS // vocabulary, min(CHUNK_POSITIONS, MOST_CHUNK_LOGITS // vocabulary))
+    return max(1, min(positions, wanted))
+
+
 def _loss_bytes(config: ModelConfig, tokens: int, size: int, *, compiled_kernels: bool) -> float:
-    chunk = min(tokens, max(1, CHUNK_LOGITS // config.vocab_size)) * config.vocab_size
+    chunk = chunk_positions(tokens, config.vocab_size) * config.vocab_size
     buffers = size if size == 4 or compiled_kernels else size + 4
     head = config.vocab_size * config.hidden_size
     return chunk * buffers + 2 * tokens * config.hidden_size * size + head * (4 + size)
