@@ -36,6 +36,8 @@ class Plan:
     vocab_size: int
     rows: int
     sequence_length: int
+    compiled: bool = False
+    """The peer goes through torch.compile."""
 
     def batch(self, step: int) -> np.ndarray:
         """The ids (rows, sequence_length) of `step`."""
@@ -84,6 +86,7 @@ def make_theirs(plan: Plan) -> Works:
     model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=torch.float32).train()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    forward = torch.compile(model) if plan.compiled else model
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
     steps = count()
@@ -92,7 +95,7 @@ def make_theirs(plan: Plan) -> Works:
         ids = torch.from_numpy(plan.batch(next(steps)))
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
