@@ -147,7 +147,19 @@ class StreamRows(PackedRows):
         return pieces
 
     def key(self, index: int) -> str:
-        return f"{self._shards.directory}, row {index}"
+        return f"{self._shards.directory.name}, row {index}"
+
+    def index_of(self, key: str) -> int | None:
+        """The index of the row with this key; None when it is not one of these rows."""
+        name, _, number = key.rpartition(", row ")
+        return int(number) if name == self._shards.directory.name and number.isdecimal() else None
+
+    def documents(self, index: int) -> range:
+        """The numbers of the documents that a row has parts of, counted from 0 in their shards."""
+        start = index * self.sequence_length
+        stop = min(start + self.sequence_length, self._shards.num_tokens)
+        first, last = np.searchsorted(self._shards.document_offsets, [start, stop - 1], side="right") - 1
+        return range(int(first), int(last) + 1)
 
 
 def stream_rows(shards: TokenShards, sequence_length: int) -> StreamRows:
