@@ -41,6 +41,8 @@ class Command:
     """`package.module:function` with the signature above."""
     stage: bool = True
     """Whether a recipe may use it as a stage."""
+    parallel: bool = False
+    """Whether all processes that `leveret launch` started may run it together."""
     resolve: str | None = None
     """`package.module:function` from its config to what `--dry-run` prints, where that is more than the config."""
 
@@ -73,9 +75,18 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _verb(name: str, folder: str, config: str, help: str, *, stage: bool = True) -> Command:
+def _verb(
+    name: str, folder: str, config: str, help: str, *, stage: bool = True, parallel: bool = False,
+    resolve: str | None = None,
+) -> Command:  # fmt: skip
     return Command(
-        name=name, help=help, config=f"leveret.{folder}.config:{config}", run=f"leveret.{folder}.run:run", stage=stage
+        name=name,
+        help=help,
+        config=f"leveret.{folder}.config:{config}",
+        run=f"leveret.{folder}.run:run",
+        stage=stage,
+        parallel=parallel,
+        resolve=resolve,
     )
 
 
@@ -85,13 +96,14 @@ def _desk(name: str, config: str, help: str, *, stage: bool = False) -> Command:
     )
 
 
-def _pipeline(name: str, config: str, help: str, *, resolve: str | None = None) -> Command:
+def _pipeline(name: str, config: str, help: str, *, resolve: str | None = None, parallel: bool = False) -> Command:
     return Command(
         name=name,
         help=help,
         config=f"leveret.pipeline.config:{config}",
         run=f"leveret.pipeline.{name}:run",
         stage=False,
+        parallel=parallel,
         resolve=resolve,
     )
 
@@ -104,21 +116,29 @@ COMMANDS: dict[str, Command] = {
             "RunConfig",
             "Run a recipe: its stages in order, skipping those that are done.",
             resolve="leveret.pipeline.run:resolve",
+            parallel=True,
         ),
         _pipeline(
             "rehearse",
             "RehearseConfig",
             "Run a recipe end to end with a shrunken model and few steps.",
             resolve="leveret.pipeline.rehearse:resolve",
+            parallel=True,
         ),
         _verb(
-            "plan", "plan", "PlanConfig", "Say what a recipe will take: memory, time, money, devices.", stage=False
+            "launch",
+            "launch",
+            "LaunchConfig",
+            "Run a recipe in several processes, on one machine or many.",
+            stage=False,
+            resolve="leveret.launch.run:resolve",
         ),
+        _verb("plan", "plan", "PlanConfig", "Say what a recipe will take: memory, time, money, devices.", stage=False),
         _pipeline("validate", "ValidateConfig", "Check recipes and configs; print every mistake at once."),
         _verb("prepare", "prepare", "PrepareConfig", "Gather and generate the data to learn from."),
         _verb("tokenizer", "vocabulary", "TokenizerConfig", "Train a tokenizer."),
-        _verb("pretrain", "pretrain", "PretrainConfig", "Train a model from random weights on text."),
-        _verb("finetune", "finetune", "FinetuneConfig", "Teach a model conversations and tool calls."),
+        _verb("pretrain", "pretrain", "PretrainConfig", "Train a model from random weights on text.", parallel=True),
+        _verb("finetune", "finetune", "FinetuneConfig", "Teach a model conversations and tool calls.", parallel=True),
         _verb("quantize", "quantize", "QuantizeConfig", "Store a model's weights in 8 or 4 bits."),
         _verb("certify", "certify", "CertifyConfig", "Prove that two forms of a model give the same answers."),
         _verb("evaluate", "evaluate", "EvaluateConfig", "Score a model."),

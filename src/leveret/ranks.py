@@ -3,12 +3,15 @@
 torchrun starts a group of processes and tells each of them, in RANK, WORLD_SIZE and so on, which one it is. Process 0
 is the *main* one: it prints and writes. A process that was started in any other way belongs to no group.
 
-Nothing is imported for this: the command line asks it too.
+Nothing large is imported for this: the command line asks it too.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -68,3 +71,10 @@ class Ranks:
 
     def __str__(self) -> str:
         return f"process {self.rank} of {self.world_size}"
+
+
+def end_with_parent() -> None:
+    """Ask the system (Linux) to end this process, politely, when the one that started it ends in whatever way."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

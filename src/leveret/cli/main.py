@@ -18,7 +18,8 @@ import click
 
 from leveret.commands import COMMANDS, Command
 from leveret.console import Console
-from leveret.errors import LeveretError
+from leveret.errors import ConfigError, LeveretError
+from leveret.ranks import Ranks, end_with_parent
 from leveret.spelling import suggest
 from leveret.version import VERSION
 
@@ -43,9 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     _let_waiting_threads_sleep()
     try:
+        if Ranks.from_environment() is not None:
+            end_with_parent()  # torchrun itself may be killed
         _CommandLine().main(args=arguments, prog_name="leveret", standalone_mode=False)
     except LeveretError as error:
-        console.error(str(error))
+        ranks = Ranks.from_environment()
+        console.error(str(error) if ranks is None or ranks.is_main else f"{ranks}: {error}")
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -124,6 +128,14 @@ class _CommandLine(click.Group):
 
 
 def _run(command: Command, config: Config, console: Console) -> None:
+    ranks = Ranks.from_environment()
+    if ranks is not None and not command.parallel:
+        raise ConfigError(
+            f"leveret {command.name} runs in one process, but torchrun started {ranks.world_size}",
+            hint=f"call `leveret {command.name}` without torchrun or `leveret launch`",
+        )
+    if ranks is not None and not ranks.is_main:
+        console = Console(quiet=True)  # it still tells its errors
     result = command.load_run()(config, console)
     if result.output is not None:
         figures = ", ".join(f"{name} {value}" for name, value in result.summary.items() if not isinstance(value, dict))

@@ -31,6 +31,9 @@ class FinetuneConfig(Config):
     """Conversations, or requests with the calls that answer them (`{"query", "calls"}`), each with a weight."""
     validation: list[Path] = Field(default_factory=list)
     """Held-out data in the same formats; its loss is measured during training and at the end."""
+    exclude_rows: list[str] | Path = Field(default_factory=list)
+    """Training samples to leave out, by the keys that forensics/ and the X-ray show (`chats.jsonl:12`); a list, or a
+    file with one key on each line."""
     template: str | None = None
     """Chat template: a built-in name or a Jinja file. None: the model's own."""
     tools: Path | None = None

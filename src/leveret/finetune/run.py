@@ -19,6 +19,7 @@ import torch
 from leveret.chat.template import BUILTIN_NAMES, ChatTemplate, builtin_template, template_for
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.data.excluding import Exclusions
 from leveret.data.files import ReadReport
 from leveret.data.mixture import Mixture
 from leveret.data.sample_rows import SampleRows, pack_samples
@@ -37,19 +38,27 @@ from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
 from leveret.trainer.validation import Validation
+from leveret.trainer.world import World, joined
 from leveret.weights.load import load_model
 
 
 def run(config: FinetuneConfig, console: Console) -> StageResult:
     """Fine-tune as `config` says; `output/model` is the result. Resumes, or finds that all is done."""
+    with joined(config.training) as world:
+        return _run(config, world, console)
+
+
+def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
     start = resolve_model(config.model)
     tokenizer = Tokenizer.load(start)
     template = _template(config.template, tokenizer)
     tools = None if config.tools is None else ToolSet.load(config.tools)
     added = add_tokens(tokenizer, template, tools)
     dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
-    rows = [_rows(source.path, config, tokenizer, template, dialect, console) for source in config.data]
-    held_out = [_rows(path, config, tokenizer, template, dialect, console) for path in config.validation]
+    excluded, none = Exclusions.of(config.exclude_rows), Exclusions([])
+    rows = [_rows(source.path, config, tokenizer, template, dialect, console, excluded) for source in config.data]
+    excluded.refuse_unknown()
+    held_out = [_rows(path, config, tokenizer, template, dialect, console, none) for path in config.validation]
     weights = [source.weight for source in config.data]
     identity = {
         "model": model_fingerprint(start),
@@ -61,12 +70,13 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
         "training": config.training.identity(),
         "seed": config.seed,
     }
-    if (figures := finished_figures(config.output, identity, console)) is not None:
+    if (figures := finished_figures(config.output, identity, console, world)) is not None:
         console.info(f"{config.output / MODEL} is there already, trained with these settings")
         return StageResult(output=config.output, summary=figures)
     sources = {str(source.path): part.samples for source, part in zip(config.data, rows, strict=True)}
     labels = xray.examine(sources, tokenizer=tokenizer, stops=template.stops)
-    xray.show(labels, tokenizer=tokenizer, console=console, page=config.output / "xray.html")
+    if world.is_main:
+        xray.show(labels, tokenizer=tokenizer, console=console, page=config.output / "xray.html")
     model = _model(start, config, tokenizer, template, dialect, added)
     mixture = Mixture(list(zip(rows, weights, strict=True)), seed=config.seed)
     training = Run(
@@ -80,11 +90,13 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
         identity=identity,
         seed=config.seed,
         title="finetune",
-        validate=Validation(model, held_out, config.training, tokenizer) if held_out else None,
+        tokenizer=tokenizer,
+        world=world,
+        validate=Validation(model, held_out, config.training, tokenizer, world) if held_out else None,
     )  # fmt: skip
     summary: dict[str, Any] = train(model, training, console).as_dict()
     tokenizer.chat_template = template.source
-    checkpoints = checkpoints_of(config.output, identity, config.training, console)
+    checkpoints = checkpoints_of(config.output, identity, config.training, console, world)
     more = None if tools is None else tools.save
     folder = publish(
         model,
@@ -93,6 +105,7 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
         checkpoints=checkpoints,
         figures=summary,
         keep_final_checkpoint=config.training.keep_final_checkpoint,
+        keep_best=config.training.keep_best,
         add_files=more,
     )
     console.info(f"saved {folder}")
@@ -111,10 +124,11 @@ def _template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
 
 def _rows(
     path: Path, config: FinetuneConfig, tokenizer: Tokenizer, template: ChatTemplate,
-    dialect: FunctionalDialect | None, console: Console,
+    dialect: FunctionalDialect | None, console: Console, excluded: Exclusions,
 ) -> SampleRows:  # fmt: skip
     reading = ReadReport()
     samples = read_samples(path, reading, tokenizer=tokenizer, template=template, dialect=dialect)
+    samples = list(excluded.without(samples, lambda sample: sample.key, reading))
     for line in reading.lines():
         console.info(f"{path}: {line}")
     rows = pack_samples(

@@ -20,9 +20,11 @@ from leveret.console import Console
 from leveret.errors import ConfigError
 from leveret.paths import atomic_write
 from leveret.pipeline.dependencies import ContentHashes, Parts, combine, explain_change, parts_of
+from leveret.pipeline.group import Invitations, follow
 from leveret.pipeline.isolation import run_isolated
 from leveret.pipeline.ledger import Ledger, Record
 from leveret.pipeline.lock import locked
+from leveret.ranks import Ranks
 from leveret.recipe import Recipe, Stage
 from leveret.yaml_files import dump_yaml
 
@@ -52,12 +54,17 @@ class _Done:
 def execute(recipe: Recipe, options: Options, console: Console) -> StageResult:
     """Run a recipe in its output folder; only one process at a time may work there."""
     _check_stage_names(recipe, options)
+    ranks = Ranks.from_environment()
+    if ranks is not None and not options.isolate:
+        raise ConfigError("several processes need isolate: true; each training stage is a meeting of new processes")
+    if ranks is not None and not ranks.is_main:
+        return follow(recipe, ranks, console)
     recipe.output.mkdir(parents=True, exist_ok=True)
     with locked(recipe.output / ".lock"):
         console = console.to_file(recipe.output / "log.txt")
         atomic_write(recipe.output / "recipe.yaml", dump_yaml(recipe.as_data()))
         began = time.monotonic()
-        lines = _Execution(recipe, options, console).run()
+        lines = _Execution(recipe, options, console, None if ranks is None else Invitations(ranks)).run()
         total = time.monotonic() - began
     _show(recipe, lines, total, console)
     ran = [line.stage for line in lines if line.action != "skipped"]
@@ -70,8 +77,8 @@ def execute(recipe: Recipe, options: Options, console: Console) -> StageResult:
 class _Execution:
     """One pass over the stages."""
 
-    def __init__(self, recipe: Recipe, options: Options, console: Console) -> None:
-        self._recipe, self._options, self._console = recipe, options, console
+    def __init__(self, recipe: Recipe, options: Options, console: Console, others: Invitations | None) -> None:
+        self._recipe, self._options, self._console, self._others = recipe, options, console, others
         self._ledger = Ledger(recipe.output)
         self._contents = ContentHashes(recipe.output / "inputs.json")
         self._fingerprints: dict[str, tuple[Stage, str]] = {}
@@ -84,6 +91,8 @@ class _Execution:
             lines.append(self._stage(stage, again=again))
             if stage.name == self._options.until:
                 break
+        if self._others is not None:
+            self._others.end()
         return lines
 
     def _stage(self, stage: Stage, *, again: bool) -> _Done:
@@ -125,7 +134,9 @@ class _Execution:
     def _call(self, stage: Stage) -> StageResult:
         if self._options.isolate:
             lock = self._recipe.output / ".stage-lock"
-            return run_isolated(stage.command, stage.config, self._console, lock=lock)
+            others = self._others if stage.command.parallel else None
+            gathering = None if others is None else others.invite(stage)
+            return run_isolated(stage.command, stage.config, self._console, lock=lock, gathering=gathering)
         return stage.command.load_run()(stage.config, self._console)
 
     def _write(

@@ -33,6 +33,7 @@ from leveret.config import Config
 from leveret.console import Console
 from leveret.errors import LeveretError
 from leveret.pipeline.lock import locked
+from leveret.ranks import GATHERING
 
 LAST_STAGE_ENDS_SECONDS = 30.0
 """How long to wait for the process of a killed run to be gone."""
@@ -51,13 +52,19 @@ class _Job:
     quiet: bool
     log: Path | None
     lock: Path
+    gathering: str | None
 
 
-def run_isolated(command: Command, config: Config, console: Console, *, lock: Path) -> StageResult:
-    """Run a command in a process of its own; its errors are raised here as they were there."""
+def run_isolated(
+    command: Command, config: Config, console: Console, *, lock: Path, gathering: str | None = None
+) -> StageResult:
+    """Run a command in a process of its own; its errors are raised here as they were there.
+
+    gathering: under torchrun, what all processes of the group meet for in this stage (see ranks.py).
+    """
     context = _clean_processes()
     receiver, sender = context.Pipe(duplex=False)
-    job = _Job(command=command, config=config, quiet=console.quiet, log=console.log, lock=lock)
+    job = _Job(command=command, config=config, quiet=console.quiet, log=console.log, lock=lock, gathering=gathering)
     process = context.Process(target=_stage_process, args=(job, sender), name=f"leveret {command.name}")
     process.start()
     sender.close()
@@ -126,6 +133,8 @@ def _stage_process(job: _Job, sender: Connection) -> None:
     """The main function of the stage's process."""
     os.setpgid(0, 0)
     _die_with_parent()
+    if job.gathering is not None:
+        os.environ[GATHERING] = job.gathering
     console = Console(quiet=job.quiet, log=job.log)
     try:
         with locked(job.lock, wait_seconds=LAST_STAGE_ENDS_SECONDS):

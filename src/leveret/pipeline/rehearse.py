@@ -11,13 +11,16 @@ from leveret.errors import ConfigError
 from leveret.pipeline.config import RehearseConfig
 from leveret.pipeline.execute import Options, execute
 from leveret.pipeline.ledger import Ledger
+from leveret.ranks import Ranks
 from leveret.recipe import Recipe, load_recipe
 
 
 def run(config: RehearseConfig, console: Console) -> StageResult:
     """Remove the last rehearsal, shrink every config as it declares, and run all stages."""
     recipe = load_recipe(config.recipe, config.overrides, rehearsal=True)
-    _clear(recipe)
+    ranks = Ranks.from_environment()
+    if ranks is None or ranks.is_main:
+        _clear(recipe)
     result = execute(recipe, Options(isolate=config.isolate), console)
     overrides = "".join(f" {override}" for override in config.overrides)
     console.info(f"every stage works; the real run is: leveret run {config.recipe}{overrides}")

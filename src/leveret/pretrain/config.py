@@ -102,6 +102,9 @@ class PretrainConfig(Config):
     """The text to learn: files or folders, each with a weight."""
     validation: list[Path] = Field(default_factory=list)
     """Held-out text; its loss and bits per byte are measured during training and at the end."""
+    exclude_rows: list[str] | Path = Field(default_factory=list)
+    """Training data to leave out, by the keys that forensics/ shows: documents (`corpus.jsonl:12`) or rows
+    (`train-0, row 57`); a list, or a file with one key on each line."""
     tokenizer: Path | None = None
     """Folder of the tokenizer. None: that of `init_from`."""
     model: ModelShape = ModelShape()

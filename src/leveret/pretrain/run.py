@@ -7,11 +7,15 @@ nothing. Killed at any moment, the same command goes on and ends with the same b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.data.examples import Document
+from leveret.data.excluding import Exclusions
 from leveret.data.files import ReadReport
 from leveret.data.mixture import Mixture
 from leveret.data.packing import Sample, stream_rows
@@ -24,6 +28,7 @@ from leveret.model.count import count
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.pretrain.config import ModelShape, PretrainConfig
+from leveret.pretrain.origins import Origins
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer import xray
 from leveret.trainer.batches import BatchSource
@@ -31,6 +36,7 @@ from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
 from leveret.trainer.validation import Validation
+from leveret.trainer.world import World, joined
 from leveret.weights.load import load_model
 
 _XRAY_DOCUMENTS = 8
@@ -39,31 +45,42 @@ _XRAY_TOKENS = 1000  # of a longer document, its end, where the stop token is
 
 def run(config: PretrainConfig, console: Console) -> StageResult:
     """Train as `config` says; `output/model` is the result. Resumes, or finds that all is done."""
+    with joined(config.training) as world:
+        return _run(config, world, console)
+
+
+def _run(config: PretrainConfig, world: World, console: Console) -> StageResult:
     start = None if config.init_from is None else resolve_model(config.init_from)
     tokenizer = Tokenizer.load(config.tokenizer or start or "")
     weights = [source.weight for source in config.documents]
-    texts = [
-        _shards(source.path, f"train-{i}", tokenizer, config, console) for i, source in enumerate(config.documents)
-    ]
-    held_out = [
-        _shards(path, f"validation-{i}", tokenizer, config, console) for i, path in enumerate(config.validation)
-    ]
+    excluded, none = Exclusions.of(config.exclude_rows), Exclusions([])
+    with world.main_first():  # the others find the shards
+        texts = [
+            _shards(source.path, f"train-{i}", tokenizer, config, console, excluded)
+            for i, source in enumerate(config.documents)
+        ]
+        held_out = [
+            _shards(path, f"validation-{i}", tokenizer, config, console, none)
+            for i, path in enumerate(config.validation)
+        ]
+    streams = [stream_rows(shards, config.training.sequence_length) for shards in texts]
+    rows = [excluded.without_rows(stream) for stream in streams]
+    excluded.refuse_unknown()
     identity = {
         "model": config.model.model_dump(mode="json") if start is None else model_fingerprint(start),
         "tokenizer": tokenizer.fingerprint,
         "documents": [{"content": shards.fingerprint, "weight": w} for shards, w in zip(texts, weights, strict=True)],
         "training": config.training.identity(),
         "seed": config.seed,
-    }
-    if (figures := finished_figures(config.output, identity, console)) is not None:
+    } | ({"excluded_rows": excluded.rows} if excluded.rows else {})
+    if (figures := finished_figures(config.output, identity, console, world)) is not None:
         console.info(f"{config.output / MODEL} is there already, trained with these settings")
         return StageResult(output=config.output, summary=figures)
     refuse_leaks(texts, held_out)
     model = _model(config, start, tokenizer)
-    rows = [stream_rows(shards, config.training.sequence_length) for shards in texts]
     mixture = Mixture(list(zip(rows, weights, strict=True)), seed=config.seed)
     source = BatchSource(mixture, config.training, rows_in_one_epoch=len(mixture))
-    _introduce(model, texts, source, config, tokenizer, console)
+    _introduce(model, texts, source, config, tokenizer, world, console, excluded.rows)
     validation_rows = [stream_rows(shards, config.training.sequence_length) for shards in held_out]
     training = Run(
         config=config.training,
@@ -73,10 +90,18 @@ def run(config: PretrainConfig, console: Console) -> StageResult:
         identity=identity,
         seed=config.seed,
         title="pretrain",
-        validate=Validation(model, validation_rows, config.training, tokenizer) if held_out else None,
+        tokenizer=tokenizer,
+        world=world,
+        origins=Origins(
+            [
+                (stream, partial(_documents, source.path, excluded, ReadReport()))
+                for stream, source in zip(streams, config.documents, strict=True)
+            ]
+        ),
+        validate=Validation(model, validation_rows, config.training, tokenizer, world) if held_out else None,
     )
     summary = train(model, training, console).as_dict()
-    checkpoints = checkpoints_of(config.output, identity, config.training, console)
+    checkpoints = checkpoints_of(config.output, identity, config.training, console, world)
     folder = publish(
         model,
         tokenizer,
@@ -84,6 +109,7 @@ def run(config: PretrainConfig, console: Console) -> StageResult:
         checkpoints=checkpoints,
         figures=summary,
         keep_final_checkpoint=config.training.keep_final_checkpoint,
+        keep_best=config.training.keep_best,
     )
     console.info(f"saved {folder}")
     return StageResult(output=config.output, summary=summary)
@@ -116,11 +142,17 @@ def refuse_leaks(texts: list[TokenShards], held_out: list[TokenShards]) -> None:
         )
 
 
-def _shards(path: Path, name: str, tokenizer: Tokenizer, config: PretrainConfig, console: Console) -> TokenShards:
+def _documents(path: Path, excluded: Exclusions, report: ReadReport) -> Iterator[Document]:
+    return excluded.without(read_documents(path, report), lambda document: document.source, report)
+
+
+def _shards(
+    path: Path, name: str, tokenizer: Tokenizer, config: PretrainConfig, console: Console, excluded: Exclusions
+) -> TokenShards:
     report = ReadReport()
     with console.progress(f"tokenize {path.name}", total=None, unit="documents") as progress:
         shards = build_shards(
-            read_documents(path, report),
+            _documents(path, excluded, report),
             tokenizer,
             config.output / "shards" / name,
             on_progress=lambda documents, tokens: progress.update(documents, tokens=tokens),
@@ -148,7 +180,7 @@ def _model(config: PretrainConfig, start: Path | None, tokenizer: Tokenizer) -> 
 
 def _introduce(
     model: Decoder, texts: list[TokenShards], source: BatchSource, config: PretrainConfig, tokenizer: Tokenizer,
-    console: Console,
+    world: World, console: Console, left_out: list[str],
 ) -> None:  # fmt: skip
     """Say what will be trained on what, and show it token by token."""
     size = count(model.config)
@@ -166,6 +198,9 @@ def _introduce(
         f"{size.total / 1e6:,.1f} M parameters; {tokens['documents']:,} documents, {tokens['tokens']:,} tokens; "
         f"{source.total_steps:,} steps of {config.training.rows_per_step * config.training.sequence_length:,} tokens"
     )
+    if left_out:
+        console.info(f"left out {len(left_out):,} rows: named in exclude_rows")
     stops = [tokenizer.special_tokens["eos_token"]]
     labels = xray.examine(samples, tokenizer=tokenizer, stops=stops)
-    xray.show(labels, tokenizer=tokenizer, console=console, page=config.output / "xray.html")
+    if world.is_main:
+        xray.show(labels, tokenizer=tokenizer, console=console, page=config.output / "xray.html")

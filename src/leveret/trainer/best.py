@@ -38,8 +38,9 @@ class Best:
             math.ceil(config.spike_skip_steps / (config.evaluate_every_steps or math.inf)) if config.rolls_back else 0
         )
         self.checkpoints = Checkpoints(
-            checkpoints.folder / FOLDER, identity=checkpoints.identity, keep=1 + undone, console=checkpoints.console
-        )
+            checkpoints.folder / FOLDER, identity=checkpoints.identity, keep=1 + undone, console=checkpoints.console,
+            world=checkpoints.world,
+        )  # fmt: skip
         self.step: int | None = None
         """After how many steps the loss was lowest."""
         self.values: dict[str, float] = {}

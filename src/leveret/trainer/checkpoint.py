@@ -17,6 +17,9 @@ random state or data position; what the loop itself must remember (the last loss
 
 Only what is trained is in the state: of a model whose base is frozen, the rest comes from the base again.
 
+Of several processes only the first writes, deletes and checks hashes; the others read what it chose to resume from. The
+tensors are whole, so a run goes on with another number of processes.
+
 `identity` is everything that decides what is learnt: config, data, tokenizer, starting weights. When it differs,
 resuming would mix two runs, so that is refused with the names of what differs.
 
@@ -41,6 +44,7 @@ from leveret.console import Console
 from leveret.errors import CheckpointError
 from leveret.paths import atomic_directory, free_bytes, sha256_file, sweep_drafts
 from leveret.trainer.optimizer import Optimizer
+from leveret.trainer.world import World
 
 _STATE = "state.safetensors"
 _MANIFEST = "manifest.json"
@@ -62,6 +66,8 @@ class Manifest:
     """CPU threads the run used; another number may change the last bits of sums."""
     files: dict[str, str]
     """Name -> SHA-256."""
+    processes: int = 1
+    """Processes that made it; another number may change the last bits of sums."""
     progress: dict[str, Any] = field(default_factory=dict)
     """What the loop remembers from step to step; JSON values."""
 
@@ -82,17 +88,22 @@ class Snapshot:
     updates: int
     layout: dict[str, list[int]]
     threads: int
+    processes: int
     progress: dict[str, Any]
     state: dict[str, Tensor]
+    """Empty where another process writes."""
 
     @classmethod
-    def of(cls, optimizer: Optimizer, step: int, progress: Mapping[str, Any] | None = None) -> Snapshot:
-        """The optimizer as it is now, after `step` steps. Its tensors are not copied."""
+    def of(
+        cls, optimizer: Optimizer, step: int, progress: Mapping[str, Any] | None = None, *, processes: int = 1
+    ) -> Snapshot:
+        """The optimizer as it is now, after `step` steps. Its tensors are not copied. All processes must ask for it."""
         return cls(
             step=step,
             updates=optimizer.updates,
             layout=optimizer.layout(),
             threads=torch.get_num_threads(),
+            processes=processes,
             progress=json.loads(json.dumps(progress or {})),
             state=optimizer.state(),
         )
@@ -109,9 +120,17 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, *, identity: Mapping[str, Any], keep: int, console: Console, reach: int = 0
+        self,
+        folder: Path,
+        *,
+        identity: Mapping[str, Any],
+        keep: int,
+        console: Console,
+        reach: int = 0,
+        world: World | None = None,
     ) -> None:
         self.folder = folder
+        self.world = world or World(torch.device("cpu"))
         self.identity = json.loads(json.dumps(identity))  # as it will be read back
         self.keep = keep
         self.reach = reach
@@ -123,11 +142,13 @@ class Checkpoints:
 
     def save(self, step: int, optimizer: Optimizer, progress: Mapping[str, Any] | None = None) -> Path:
         """Write the state after `step` steps, then delete what is older than the last `keep`."""
-        return self.write(Snapshot.of(optimizer, step, progress))
+        return self.write(Snapshot.of(optimizer, step, progress, processes=self.world.size))
 
     def write(self, snapshot: Snapshot) -> Path:
         """Write a snapshot, then delete what is older than the last `keep`. CheckpointError when it cannot be."""
         target = self.folder_of(snapshot.step)
+        if not self.world.is_main:
+            return target
         needed = sum(tensor.nbytes for tensor in snapshot.state.values())
         try:
             with atomic_directory(target) as draft:
@@ -155,6 +176,17 @@ class Checkpoints:
         accept: which checkpoints are still of this run; newer ones that are not are deleted. CheckpointError when the
         run's identity has changed, or when checkpoints exist and none can be used.
         """
+        found = self._choose(optimizer, accept) if self.world.is_main else None
+        step = self.world.agree(None if found is None else found.step)
+        if step is not None and not self.world.is_main:
+            folder = self.folder_of(step)
+            found = Manifest.read(folder)
+            optimizer.restore(self._read(folder, found, check=False), updates=found.updates, layout=found.layout)
+        self.world.sum(0.0)  # nothing is deleted before all have read
+        return found
+
+    def _choose(self, optimizer: Optimizer, accept: Callable[[Manifest], bool]) -> Manifest | None:
+        """What `resume` does in the first process."""
         sweep_drafts(self.folder)
         saved, damaged, abandoned = self.saved(), list[Path](), list[Path]()
         for folder in reversed(saved):
@@ -169,7 +201,7 @@ class Checkpoints:
                 self.console.warn(f"{error.message}; trying the one before it")
                 damaged.append(folder)
                 continue
-            self._warn_of_other_threads(folder, manifest)
+            self._warn_of_other_bits(folder, manifest)
             optimizer.restore(state, updates=manifest.updates, layout=manifest.layout)
             for other in damaged:  # out of the way: it must not count as the newest of those that are kept
                 _move(other, other.with_name(f"damaged-{other.name}"))
@@ -185,7 +217,7 @@ class Checkpoints:
 
     def oldest_step(self) -> int | None:
         """The step of the oldest one there is."""
-        return next((_step_of(folder) for folder in self.saved()), None)
+        return self.world.agree(next((_step_of(folder) for folder in self.saved()), None))
 
     def clear(self, *, keep_newest: bool = False, keep_best: bool = False) -> None:
         """Delete them, all or all but the newest or the best: the run is done and its model is saved."""
@@ -197,8 +229,8 @@ class Checkpoints:
             if folder.is_dir() and folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _read(self, folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-        for name, expected in manifest.files.items():
+    def _read(self, folder: Path, manifest: Manifest, *, check: bool = True) -> dict[str, Tensor]:
+        for name, expected in manifest.files.items() if check else ():
             if not (folder / name).is_file():
                 raise Damaged(f"{folder}: {name} is missing")
             if sha256_file(folder / name) != expected:
@@ -208,12 +240,16 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             raise Damaged(f"{folder}: {_STATE} cannot be read ({error})") from error
 
-    def _warn_of_other_threads(self, folder: Path, manifest: Manifest) -> None:
-        if manifest.threads != torch.get_num_threads():
-            self.console.warn(
-                f"{folder.name} was made with {manifest.threads} CPU threads, this run has "
-                f"{torch.get_num_threads()}: the result may differ in the last bits"
-            )
+    def _warn_of_other_bits(self, folder: Path, manifest: Manifest) -> None:
+        for what, then, now in (
+            ("CPU threads", manifest.threads, torch.get_num_threads()),
+            ("processes", manifest.processes, self.world.size),
+        ):
+            if then != now:
+                self.console.warn(
+                    f"{folder.name} was made with {then} {what}, this run has {now}: "
+                    "the result may differ in the last bits"
+                )
 
     def _refuse_other_identity(self, folder: Path, saved: dict[str, Any]) -> None:
         if saved == self.identity:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from leveret.paths import atomic_write
-from leveret.trainer.batches import Batch
+from leveret.trainer.batches import Batch, nothing_like
 from leveret.trainer.forensics_page import render_report
 from leveret.trainer.step import Objective
+from leveret.trainer.world import World
 
 if TYPE_CHECKING:
     from leveret.tokenizer.files import Tokenizer
@@ -34,8 +35,8 @@ ROWS_WITH_TEXT = 24
 _EXCERPT_TOKENS = 160
 _EXCERPT_CHARACTERS = 400
 
-Origins = Callable[[str], Sequence[str]]
-"""The key of a row -> the keys of the documents in it, in order: `file:line` where that is known."""
+Origins = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
+"""The keys of rows -> the keys of the documents in each, in order (`file:line`); rows not known are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,39 +82,49 @@ class Forensics:
 
     def __init__(
         self, folder: Path, model: nn.Module, objective: Objective, *,
-        tokenizer: Tokenizer | None = None, origins: Origins | None = None,
+        tokenizer: Tokenizer | None = None, origins: Origins | None = None, world: World | None = None,
     ) -> None:  # fmt: skip
+        self.world = world or World(torch.device("cpu"))
         self.folder = folder / "forensics"
         self.model, self.objective, self.tokenizer = model, objective, tokenizer
-        self.origins = origins or (lambda key: [key])
+        self.origins = origins or (lambda keys: {key: key.split(" + ") for key in keys})
 
     def report(
         self, step: int, batches: Sequence[Batch], *, reason: str, action: str, facts: dict[str, Any]
     ) -> tuple[StepReport, Path]:
-        """Look into `step` (from 0) and write it down; the report and the page."""
-        losses = row_losses(self.model, self.objective, batches)
-        rows = [row for batch in batches for row in single_rows(batch)]
+        """Look into `step` (from 0) and write it down; the report and the page.
+
+        Several processes look into their own rows, together; all know the report, and the first one writes it.
+        """
+        own = [row for batch in batches for row in single_rows(batch)]
+        missing = round(self.world.largest(len(own))) - len(own)  # all make as many forward passes
+        looked_at = own + [nothing_like(batches[0])] * missing
+        found = self.world.gather((own, row_losses(self.model, self.objective, looked_at)[: len(own)]))
+        rows, losses = [row for part, _ in found for row in part], [loss for _, part in found for loss in part]
         ranked = sorted(zip(losses, rows, strict=True), key=lambda pair: (math.isfinite(pair[0]), -pair[0]))
+        origins = self.origins([row.keys[0] for _, row in ranked[:ROWS_WITH_TEXT]])
         described = [
             RowReport(
                 key=row.keys[0],
                 loss=loss,
                 trained_tokens=row.trained_tokens,
-                documents=self._documents(row) if place < ROWS_WITH_TEXT else [],
+                documents=self._documents(row, origins) if place < ROWS_WITH_TEXT else [],
             )
             for place, (loss, row) in enumerate(ranked)
         ]
         report = StepReport(step=step + 1, reason=reason, action=action, facts=facts, rows=described)
         page = self.folder / f"step-{step + 1}.html"
+        if not self.world.is_main:
+            return report, page
         text = json.dumps(_finite(asdict(report)), ensure_ascii=False, indent=1, allow_nan=False)
         atomic_write(page.with_suffix(".json"), text + "\n")
         atomic_write(page, render_report(report))
         return report, page
 
-    def _documents(self, row: Batch) -> list[DocumentReport]:
+    def _documents(self, row: Batch, origins: Mapping[str, Sequence[str]]) -> list[DocumentReport]:
         ids, documents = row.input_ids[0].tolist(), row.document_ids[0].tolist()
-        keys: Sequence[str | None] = self.origins(row.keys[0])
         found = sorted({document for document in documents if document >= 0})
+        keys: Sequence[str | None] = origins.get(row.keys[0], [])
         keys = keys if len(keys) == len(found) else [None] * len(found)
         reports = []
         for key, document in zip(keys, found, strict=True):
@@ -131,12 +142,12 @@ class Forensics:
 
 
 @torch.no_grad()
-def row_losses(model: nn.Module, objective: Objective, batches: Sequence[Batch]) -> list[float]:
+def row_losses(model: nn.Module, objective: Objective, rows: Sequence[Batch]) -> list[float]:
     """The mean loss of each row's trained tokens, with the model in evaluation mode; then as it was."""
     was_training = model.training
     model.eval()
     try:
-        sums = [(objective(row), row.total_weight) for batch in batches for row in single_rows(batch)]
+        sums = [(objective(row), row.total_weight) for row in rows]
     finally:
         model.train(was_training)
     return [float(loss) / weight if weight else math.nan for loss, weight in sums]

@@ -57,8 +57,9 @@ class Decision:
 class Journal:
     """The decisions of one run; those of a run with another identity are not read."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, writes: bool = True) -> None:
         self.path = folder / NAME
+        self.writes = writes
         self._run = {"run": fingerprint(json.loads(json.dumps(identity)))}
         self.decisions = self._read()
 
@@ -80,7 +81,12 @@ class Journal:
         return all(manifest.step <= decision.first_skipped for decision in later)
 
     def add(self, decision: Decision) -> None:
-        """Write a decision down; it is on the disk when this returns."""
+        """Write a decision down; it is on the disk when this returns (several processes decide alike, one writes)."""
+        if self.writes:
+            self._write(decision)
+        self.decisions.append(decision)
+
+    def _write(self, decision: Decision) -> None:
         lines = [self._run, *(known.line() for known in self.decisions), decision.line()]
         try:
             atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -88,7 +94,6 @@ class Journal:
             raise CheckpointError(
                 f"cannot write {self.path}: {error}", hint="free some space and run the same command again"
             ) from error
-        self.decisions.append(decision)
 
     def _read(self) -> list[Decision]:
         if not self.path.exists():

@@ -37,8 +37,9 @@ from leveret.trainer.config import TrainingConfig
 from leveret.trainer.forensics import Forensics, Origins
 from leveret.trainer.journal import Journal
 from leveret.trainer.memory import keep_freed_memory, peak_memory_bytes
-from leveret.trainer.metrics import Metrics
+from leveret.trainer.metrics import Metrics, NoMetrics
 from leveret.trainer.optimizer import build_optimizer
+from leveret.trainer.parallel import DTYPES, placed
 from leveret.trainer.recompute import recomputed_layers
 from leveret.trainer.reporters import open_reporters
 from leveret.trainer.rescue import Rescue, Setback
@@ -46,11 +47,10 @@ from leveret.trainer.schedule import Schedule
 from leveret.trainer.step import Objective, StepResult, optimizer_step
 from leveret.trainer.stopping import StopRequest, listen_for_stop
 from leveret.trainer.summary import TrainingSummary
+from leveret.trainer.world import World, device_of
 
 if TYPE_CHECKING:
     from leveret.tokenizer.files import Tokenizer
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 Validate = Callable[[], dict[str, float]]
 """Measures the model as it is; the values go into the record (`validation_loss` is drawn beside the loss)."""
@@ -74,6 +74,8 @@ class Run:
     """To show the rows of a step in question as text."""
     origins: Origins | None = None
     """Which documents a row holds; None: the row's own key says it."""
+    world: World | None = None
+    """The processes that share the run; None: this one alone."""
 
 
 def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
@@ -83,7 +85,13 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     `config.precision`; checkpoints are still there (the caller saves the model, then clears them). Raises Stopped after
     SIGTERM, NonFiniteLoss, CheckpointError.
     """
-    training = _Training(model, run, console)
+    world = run.world or World(device_of(run.config.device, None))
+    with placed(model, run.config, world, console):
+        return _train(model, run, world, console)
+
+
+def _train(model: nn.Module, run: Run, world: World, console: Console) -> TrainingSummary:
+    training = _Training(model, run, world, console)
     status = "failed"
     model.train()
     try:
@@ -101,40 +109,52 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
         training.close(status)
 
 
-def checkpoints_of(folder: Path, identity: Mapping[str, Any], config: TrainingConfig, console: Console) -> Checkpoints:
+def checkpoints_of(
+    folder: Path, identity: Mapping[str, Any], config: TrainingConfig, console: Console, world: World | None = None
+) -> Checkpoints:
     """The checkpoints of the run in `folder`."""
     reach = config.spike_skip_steps - 1 if config.rolls_back else 0
     return Checkpoints(
-        folder / "checkpoints", identity=identity, keep=config.keep_checkpoints, reach=reach, console=console
+        folder / "checkpoints",
+        identity=identity,
+        keep=config.keep_checkpoints,
+        reach=reach,
+        console=console,
+        world=world,
     )
 
 
 class _Training:
     """One call of `train`: the parts of a run, and how they work together."""
 
-    def __init__(self, model: nn.Module, run: Run, console: Console) -> None:
-        self.run, self.config, self.console = run, run.config, console
+    def __init__(self, model: nn.Module, run: Run, world: World, console: Console) -> None:
+        self.run, self.config, self.world, self.console = run, run.config, world, console
         self.schedule = Schedule(config=run.config, total_steps=run.source.total_steps)
-        self.checkpoints = checkpoints_of(run.folder, run.identity, run.config, console)
+        self.checkpoints = checkpoints_of(run.folder, run.identity, run.config, console, world)
         self.best = Best(run.config, self.checkpoints, validates=run.validate is not None)
-        self.journal = Journal(self.checkpoints.folder, run.identity)
-        forensics = Forensics(run.folder, model, run.objective, tokenizer=run.tokenizer, origins=run.origins)
+        self.journal = Journal(self.checkpoints.folder, run.identity, writes=world.is_main)
+        forensics = Forensics(
+            run.folder, model, run.objective, tokenizer=run.tokenizer, origins=run.origins, world=world
+        )
         self.rescue = Rescue(run.config, self.checkpoints, self.journal, forensics, console)
         self.writer = BackgroundWriter(enabled=run.config.async_checkpoints)
-        self.optimizer = build_optimizer(model, run.config, dtype=DTYPES[run.config.precision], seed=run.seed)
+        dtype = DTYPES[run.config.precision]
+        self.optimizer = build_optimizer(model, run.config, dtype=dtype, seed=run.seed, world=world)
         done = self._resume()
         if done:
             console.info(f"resuming after step {done:,} of {self.schedule.total_steps:,}")
         if next(model.parameters()).device.type == "cpu":
             console.info(f"kernels: {choose().reason}")
-        if run.config.rolls_back and not self.checkpoints.saved():
+        if run.config.rolls_back and self.checkpoints.oldest_step() is None:
             self._save(0)
         self.summary = TrainingSummary(steps=self.schedule.total_steps, resumed_from_step=done)
-        reporters = open_reporters(run.config.report_to, run.folder, title=run.title, identity=run.identity)
-        self.metrics = Metrics(
-            run.folder, title=run.title, total_steps=self.schedule.total_steps, steps_done=done, reporters=reporters
-        )
+        self.metrics = self._metrics(done) if world.is_main else NoMetrics()
         self.clock = Clock()
+
+    def _metrics(self, done: int) -> Metrics:
+        run, total = self.run, self.schedule.total_steps
+        reporters = open_reporters(run.config.report_to, run.folder, title=run.title, identity=run.identity)
+        return Metrics(run.folder, title=run.title, total_steps=total, steps_done=done, reporters=reporters)
 
     def make_steps(self, stop: StopRequest) -> TrainingSummary:
         """Every step not yet done; returns early when validation no longer improves. Raises Stopped after SIGTERM."""
@@ -152,7 +172,7 @@ class _Training:
                     summary.loss = result.loss
                     progress.update(done, loss=f"{result.loss:.3f}", tokens_per_second=f"{self.clock.rate():,.0f}")
                 self._look_up(done, result, values)
-                self._save_if_due(done, stop)
+                self._save_if_due(done, self._told_to_stop(stop))
         summary.stopped_early_after_step = done if done < total else None
         return summary
 
@@ -183,8 +203,8 @@ class _Training:
         """One step, and what must be told about it; no result when it is skipped."""
         if (reason := self.journal.reason_to_skip(step)) is not None:
             return None, {"skipped": reason}
-        seed_everything(self.run.seed, step)
-        batches = self.run.source.step(step)
+        seed_everything(self.run.seed, step, self.world.rank)
+        batches = self.run.source.step(step, rank=self.world.rank, num_ranks=self.world.size)
         values: dict[str, Any] = {}
 
         def judge(found: StepResult) -> None:
@@ -195,7 +215,7 @@ class _Training:
         try:
             result = optimizer_step(
                 self.run.objective, batches, self.optimizer, step=step, learning_rate=self.schedule.at(step),
-                before_update=judge,
+                world=self.world, before_update=judge,
             )  # fmt: skip
         except NonFiniteLoss as error:
             self.rescue.non_finite(step, batches, error)
@@ -219,7 +239,12 @@ class _Training:
         if values:
             self.metrics.write(done, **values)
 
-    def _save_if_due(self, done: int, stop: StopRequest) -> None:
+    def _told_to_stop(self, stop: StopRequest) -> signal.Signals | None:
+        """The signal that some process got; all stop after the same step."""
+        number = round(self.world.largest(stop.signal or 0))
+        return signal.Signals(number) if number else None
+
+    def _save_if_due(self, done: int, stop: signal.Signals | None) -> None:
         """Save the state when it is time, when the run ends and that is asked for, and when it is told to end."""
         last = done == self.schedule.total_steps or self.best.is_given_up
         due = stop or _is_due(done, self.config.checkpoint_every_steps)
@@ -235,7 +260,8 @@ class _Training:
             self.writer.write(self.checkpoints, self._snapshot(done))
 
     def _snapshot(self, done: int) -> Snapshot:
-        return Snapshot.of(self.optimizer, done, self.rescue.state() | self.best.state())
+        progress = self.rescue.state() | self.best.state()
+        return Snapshot.of(self.optimizer, done, progress, processes=self.world.size)
 
     def _resume(self) -> int:
         """Take over the newest checkpoint that the journal leaves good; the steps done there."""
@@ -254,16 +280,19 @@ class _Training:
         return done
 
 
-def _leave(stop: StopRequest, steps_done: int, folder: Path, console: Console) -> None:
+def _leave(stop: signal.Signals, steps_done: int, folder: Path, console: Console) -> None:
     console.info(f"stopping after step {steps_done:,}: saved {folder}")
-    if stop.signal == signal.SIGINT:
+    if stop == signal.SIGINT:
         raise KeyboardInterrupt
     raise Stopped(f"asked to stop after step {steps_done:,}", hint="run the same command again to go on from there")
 
 
-def seed_everything(seed: int, step: int) -> None:
-    """Seed torch, numpy and Python from (seed, step), so that whatever is random in a step depends on nothing else."""
-    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+def seed_everything(seed: int, step: int, rank: int = 0) -> None:
+    """Seed torch, numpy and Python from (seed, step), so that whatever is random in a step depends on nothing else.
+
+    Of several processes each draws numbers of its own: they hold other rows.
+    """
+    digest = hashlib.sha256(f"{seed}:{step}".encode() + (f":{rank}".encode() if rank else b"")).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     np.random.seed(int.from_bytes(digest[8:12], "little"))
     random.seed(digest)

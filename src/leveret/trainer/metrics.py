@@ -86,6 +86,19 @@ class Metrics:
             ) from error
 
 
+class NoMetrics:
+    """Stands for `Metrics` in a process that leaves the record to another."""
+
+    def go_back(self, steps_done: int) -> None:
+        """Nothing."""
+
+    def write(self, step: int, **values: float | str) -> None:
+        """Nothing."""
+
+    def close(self, *, status: str) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, as far as they are whole; an absent file has none."""
     lines: list[dict[str, Any]] = []

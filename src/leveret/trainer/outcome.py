@@ -26,14 +26,27 @@ from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write, free_bytes, sha256_file, sweep_drafts
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.world import World
 from leveret.weights.save import save_model
 
 MODEL = "model"
 _OUTCOME = "outcome.json"
 
 
-def finished_figures(output: Path, identity: Mapping[str, Any], console: Console) -> dict[str, Any] | None:
-    """The figures of a finished run with this identity in `output`; None when there is none."""
+def finished_figures(
+    output: Path, identity: Mapping[str, Any], console: Console, world: World | None = None
+) -> dict[str, Any] | None:
+    """The figures of a finished run with this identity in `output`; None when there is none.
+
+    Of several processes the first one looks, after it is made sure that all have the same identity.
+    """
+    if world is None or world.size == 1:
+        return _finished_figures(output, identity, console)
+    world.refuse_difference({name: fingerprint(value) for name, value in identity.items()})
+    return world.agree(_finished_figures(output, identity, console) if world.is_main else None)
+
+
+def _finished_figures(output: Path, identity: Mapping[str, Any], console: Console) -> dict[str, Any] | None:
     if not (output / _OUTCOME).is_file() or not (output / MODEL / "config.json").is_file():
         return None
     try:
@@ -66,9 +79,12 @@ def publish(
 ) -> Path:
     """Write model/ and outcome.json, then delete the checkpoints (but those asked for); the folder of the model.
 
+    Of several processes the first one does it, which has the model.
     add_files: called with the folder before it appears, to put more files in. TrainingError when the disk is full.
     """
     folder = output / MODEL
+    if not checkpoints.world.is_main:
+        return folder
     try:
         with atomic_directory(folder) as draft:
             save_model(model, draft)

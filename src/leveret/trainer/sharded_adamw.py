@@ -86,7 +86,7 @@ class ShardedAdamW:
     def __init__(self, model: nn.Module, config: TrainingConfig, world: World) -> None:
         self.config, self.world = config, world
         self.updates = 0
-        self._roots = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        self._fsdp_modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
         self._layout = lay_out(model, config)
         self.shares: list[Share] = []
         for slot in self._layout.slots:
@@ -133,6 +133,7 @@ class ShardedAdamW:
                 maximize=False,
             )  # fmt: skip
         self.updates += 1
+        self._forget_gathered()
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
@@ -162,8 +163,7 @@ class ShardedAdamW:
             raise CheckpointError(
                 f"the checkpoint is of another model: {len(names)} parameters differ, first {names[0]}"
             )
-        for module in self._roots:
-            module.reshard()  # what was gathered before is old now
+        self._forget_gathered()
         for share in self.shares:
             for name in ("masters", "exp_avg", "exp_avg_sq"):
                 mine_now = share.weight if name == "masters" else getattr(share, name)
@@ -175,6 +175,11 @@ class ShardedAdamW:
         for share in self.shares:
             share.parameter.grad = None
         self.shares.clear()
+
+    def _forget_gathered(self) -> None:
+        """After a pass without gradients the root keeps its gathered weights; they are old now."""
+        for module in self._fsdp_modules:
+            module.reshard()
 
     def _groups(self) -> Iterator[tuple[list[Share], float]]:
         """The shares that AdamW updates, with their weight decay; a process may hold no row of a small parameter."""

@@ -1,0 +1,1 @@
+"""`leveret launch`: several processes, on one machine or many, train one model."""
