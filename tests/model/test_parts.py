@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.decoder import Decoder
@@ -48,6 +49,21 @@ def test_the_sparse_loop_equals_running_every_expert_on_every_token() -> None:
     weights = torch.zeros_like(probabilities).scatter(-1, chosen, best / best.sum(-1, keepdim=True))
     every = torch.stack([expert(x) for expert in mixture.experts], dim=-1)  # (B, T, H, E)
     torch.testing.assert_close(mixture(x), (every * weights.unsqueeze(2)).sum(-1))
+
+
+def test_experts_that_were_replaced_or_are_watched_are_called() -> None:
+    mixture = SparseMixture(16, 24, MoeConfig(num_experts=3, experts_per_token=2))
+    x = torch.randn(2, 7, 16)
+    expected = mixture(x)
+    seen: list[int] = []
+    watch = mixture.experts[1].up_proj.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    torch.testing.assert_close(mixture(x), expected)
+    assert sum(seen) > 0
+    watch.remove()
+    mixture.experts[1].up_proj = nn.Sequential(mixture.experts[1].up_proj)
+    torch.testing.assert_close(mixture(x), expected)
+    mixture.experts[1].up_proj = nn.Linear(16, 24)  # with a bias
+    assert not torch.allclose(mixture(x), expected)
 
 
 def test_the_balancing_loss_is_smallest_when_even_and_ignores_padding() -> None:
