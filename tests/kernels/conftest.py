@@ -46,7 +46,7 @@ def emulated_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[*sorted(instruction_sets()), "emulated tiles"])
 def attention_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """As `build`, and the emulated tiles, which attention alone uses."""
+    """As `build`, and the emulated tiles, for kernels that multiply in tiles."""
     if request.param == "emulated tiles":
         path = request.getfixturevalue("emulated_tiles")
         monkeypatch.setattr(library, "library_path", lambda name: path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from leveret.kernels.orthogonal import exact_orthogonalize, orthogonalize
 from leveret.trainer.adamw import AdamW
 from leveret.trainer.config import TrainingConfig
-from leveret.trainer.muon import MOMENTUM, muon_, orthogonalize, plain_orthogonalize, update_size
+from leveret.trainer.muon import MOMENTUM, muon_, update_size
 
 
 def moved_by_muon(
@@ -53,7 +54,7 @@ def test_orthogonalize_brings_singular_values_near_one_in_the_same_directions(sh
     for approximate, matrix in zip(fast, matrices, strict=True):
         values = torch.linalg.svdvals(approximate)
         assert values.min() > 0.3 and values.max() < 1.3
-        exact = plain_orthogonalize(matrix)
+        exact = exact_orthogonalize(matrix)
         cosine = torch.sum(approximate * exact) / (approximate.norm() * exact.norm())
         assert cosine > 0.97
 
@@ -63,7 +64,7 @@ def test_one_update_follows_the_formula_with_the_exact_decomposition() -> None:
     weight, gradient = torch.randn(12, 24, generator=generator), torch.randn(12, 24, generator=generator)
     momentum = torch.randn(12, 24, generator=generator)
     expected_momentum = MOMENTUM * momentum + gradient
-    direction = plain_orthogonalize(gradient + MOMENTUM * expected_momentum)
+    direction = exact_orthogonalize(gradient + MOMENTUM * expected_momentum)
     expected = weight * (1 - 0.01 * 0.1) - 0.01 * update_size(12, 24) * direction
     start = weight.clone()
     moved_by_muon([weight], [gradient], [momentum], lr=0.01, decay=0.1)
@@ -146,9 +147,9 @@ def test_matrices_move_as_under_torch_optim_muon(shape, decay) -> None:
     )
     start, momentum = mine.clone(), torch.zeros(shape)
     # Gradients without tiny singular values: along those, five rounds in bf16 blow rounding up in either version.
-    base = plain_orthogonalize(torch.randn(shape, generator=generator))
+    base = exact_orthogonalize(torch.randn(shape, generator=generator))
     for _ in range(4):
-        gradient = base + 0.3 * plain_orthogonalize(torch.randn(shape, generator=generator))
+        gradient = base + 0.3 * exact_orthogonalize(torch.randn(shape, generator=generator))
         theirs.grad = gradient.clone()
         optimizer.step()
         moved_by_muon([mine], [gradient], [momentum], lr=0.01, decay=decay)

@@ -27,9 +27,10 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim.adamw import adamw
 
 from leveret.errors import CheckpointError
+from leveret.kernels.orthogonal import orthogonalize_unit_
 from leveret.trainer.adamw import Slot, lay_out
 from leveret.trainer.config import TrainingConfig
-from leveret.trainer.muon import MOMENTUM, orthogonalize_unit, update_size
+from leveret.trainer.muon import MOMENTUM, update_size
 from leveret.trainer.world import World
 
 
@@ -194,6 +195,6 @@ class ShardedAdamW:
         momentum.mul_(MOMENTUM).add_(gradient)
         whole = share.whole(gradient.add_(momentum, alpha=MOMENTUM), self.world.device)  # (R, C)
         unit = (whole / (torch.linalg.vector_norm(whole) + 1e-7)).to(torch.bfloat16)
-        step = share.rows_of(orthogonalize_unit(unit.unsqueeze(0))[0]).to(share.weight)
+        step = share.rows_of(orthogonalize_unit_(unit.unsqueeze(0))[0]).to(share.weight)
         rate = learning_rate * self.config.matrix_learning_rate_ratio
         share.weight.mul_(1 - rate * self.config.weight_decay).sub_(step, alpha=rate * update_size(*whole.shape))
