@@ -11,10 +11,11 @@ import pytest
 from leveret.errors import ToolError
 from leveret.tools.generator import Kind, RequestGenerator
 from leveret.tools.made_up import made_up_rules
-from leveret.tools.phrase_book import PhraseBook, is_held_out
+from leveret.tools.phrase_book import PhraseBook
 from leveret.tools.phrase_rules import skeleton
 from leveret.tools.requests import ToolRequest
 from leveret.tools.schema import ToolSet
+from leveret.tools.wordings import is_held_out
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "phone"
 PLAIN = made_up_rules(0, ["the quick hare", "runs over the hill", "on a summer day"], count=2000)
@@ -121,10 +122,10 @@ def test_open_values_of_evaluation_are_never_trained_on(
 
 def test_wordings_of_evaluation_are_never_trained_on(generator: RequestGenerator) -> None:
     book, rng = generator.book, random.Random(0)
-    for patterns in (*book.tools.values(), book.irrelevant):
+    for wordings in book.wordings.values():
         split = []
         for held_out in (False, True):
-            drawn = [book.draw_wording(patterns, rng, held_out=held_out) for _ in range(60)]
+            drawn = [wordings.draw(rng, held_out=held_out) for _ in range(60)]
             split.append({skeleton(one[1]) for one in drawn if one is not None})
         assert not split[0] & split[1] and all(split)
 

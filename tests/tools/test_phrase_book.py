@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import pytest
 
 from leveret.errors import ConfigError, ToolError
 from leveret.tools.made_up import common_han_characters, made_up_rules
-from leveret.tools.phrase_book import PhraseBook, is_held_out
+from leveret.tools.phrase_book import PhraseBook
 from leveret.tools.phrase_rules import skeleton
-from leveret.tools.phrases import Pattern, parse_pattern
 from leveret.tools.schema import ToolSet
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "phone"
@@ -57,36 +55,6 @@ def test_closed_sets_are_in_both_splits_and_say_their_value(phone: ToolSet) -> N
             ("on", "true", False),
             ("off", "false", False),
         }
-
-
-def skeletons(book: PhraseBook, patterns: Sequence[Pattern], *, held_out: bool, draws: int = 400) -> set[str]:
-    """The wordings of one split that some draws find."""
-    rng = random.Random(0)
-    drawn = [book.draw_wording(patterns, rng, held_out=held_out) for _ in range(draws)]
-    return {skeleton(one[1]) for one in drawn if one is not None}
-
-
-def test_wordings_are_split_by_their_text_wherever_they_stand(phone: ToolSet) -> None:
-    line = "<p>(call|ring|phone) {name}(| now| today| soon| again)(|!)"
-    small = book(phone, tools={"call_contact": [line], "toggle_setting": SMALL["tools"]["toggle_setting"]})
-    patterns = small.tools["call_contact"]
-    train, held_out = (skeletons(small, patterns, held_out=side) for side in (False, True))
-    assert len(train | held_out) == 30 and not train & held_out
-    assert 1 <= len(held_out) <= 9 and all(is_held_out(one, 12) for one in held_out)
-    assert "<p>ring {name} now!" in train | held_out  # polite starts do not count, choices do
-    assert held_out == skeletons(small, patterns * 2, held_out=True)
-    again = parse_pattern("<p>(phone|ring|call) {name}(|!| now| now!| soon| soon!)")
-    assert skeletons(small, [again], held_out=True) <= held_out
-
-
-def test_a_wording_that_no_split_has_is_none(phone: ToolSet) -> None:
-    small = book(phone)
-    lonely = small.tools["call_contact"][:1]
-    side = is_held_out(skeleton(lonely[0].nodes), 12)
-    found = small.draw_wording(lonely, random.Random(0), held_out=side)
-    assert found == (lonely[0], list(lonely[0].nodes))
-    assert small.draw_wording(lonely, random.Random(0), held_out=not side) is None
-    assert small.draw_wording([], random.Random(0), held_out=side) is None
 
 
 @pytest.mark.parametrize(
@@ -149,8 +117,13 @@ def phone_book(request: pytest.FixtureRequest, phone: ToolSet) -> PhraseBook:
 
 def test_every_tool_of_the_phone_has_many_wordings_in_both_splits(phone_book: PhraseBook, phone: ToolSet) -> None:
     assert set(phone_book.tools) == set(phone.names)
-    for patterns in (*phone_book.tools.values(), phone_book.irrelevant):
-        train, held_out = (skeletons(phone_book, patterns, held_out=side, draws=100) for side in (False, True))
+    for wordings in phone_book.wordings.values():
+        splits = []
+        for side in (False, True):
+            rng = random.Random(0)
+            drawn = [wordings.draw(rng, held_out=side) for _ in range(100)]
+            splits.append({skeleton(one[1]) for one in drawn if one is not None})
+        train, held_out = splits
         assert len(held_out) >= 4 and len(train) >= 30 and not train & held_out
 
 

@@ -3,7 +3,7 @@
 A draw is: a pattern of the wanted split, a value for each slot of the same split, then the habits of real typing (see
 `typing_habits.py`). The expected calls are built along with the text, so they are right by construction: values that
 are copied are read off the finished text. Training and evaluation share neither a wording nor an open value (see
-`PhraseBook.draw_wording` and `PhraseBook.draw_value`).
+`Wordings.draw` and `PhraseBook.draw_value`).
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class RequestGenerator:
         self._turns = [name for turn in rounds for name in self._names if book.shares[name] > turn]
         for name in self._names:
             for split, held_out in (("training", False), ("held-out", True)):
-                if book.draw_wording(book.tools[name], random.Random(seed), held_out=held_out) is None:
+                if book.wordings[name].draw(random.Random(seed), held_out=held_out) is None:
                     hint = "write more patterns for it"
                     raise ToolError(f"{book.source}: tool {name} has no {split} wording", hint=hint)
         self._refuses = all(
-            book.draw_wording(book.irrelevant, random.Random(seed), held_out=held_out) for held_out in (False, True)
+            book.wordings[None].draw(random.Random(seed), held_out=held_out) for held_out in (False, True)
         )
 
     @property
@@ -99,8 +99,7 @@ class RequestGenerator:
         return chosen
 
     def _part(self, tool: str | None, rng: random.Random, held_out: bool) -> _Part:
-        patterns = self.book.irrelevant if tool is None else self.book.tools[tool]
-        chosen = self.book.draw_wording(patterns, rng, held_out=held_out)
+        chosen = self.book.wordings[tool].draw(rng, held_out=held_out)
         if chosen is None:
             raise ToolError(
                 f"{self.book.source}: the wordings of {tool or 'irrelevant'} are too few", hint="add patterns"

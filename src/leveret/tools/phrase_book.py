@@ -17,13 +17,12 @@ slot that is no argument, an unknown kind, an argument that no wording fills, a 
 that shows the line.
 
 What is *held out* (used for evaluation only) is decided by a hash of the text itself, never by its place in a file or a
-list: a wording (a pattern with its own choices made; polite starts and ends, which are shared rules, do not count), and
-every open value. That measures new ways to combine known words; requests by other people measure more.
+list: wordings (see wordings.py) and every open value. That measures new ways to combine known words; requests by other
+people measure more.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,21 +31,16 @@ from typing import Any
 
 from leveret.config import read_yaml
 from leveret.errors import ToolError
-from leveret.tools.phrase_rules import PhraseRules, pick, skeleton, wording
-from leveret.tools.phrases import Node, Pattern, Slot, parse_pattern
+from leveret.tools.phrase_rules import PhraseRules, pick
+from leveret.tools.phrases import Pattern, Slot, parse_pattern
 from leveret.tools.schema import Parameter, Tool, ToolSet
 from leveret.tools.spoken import SPOKEN
-
-HELD_OUT_PERCENT = 12
-"""Share of wordings, and of values, that training never sees."""
+from leveret.tools.wordings import HELD_OUT_PERCENT, PATIENCE, Wordings, is_held_out
 
 COPIED_KINDS = frozenset(("phone",))
 """Spoken kinds whose value is the words themselves."""
 
 SECTIONS = ("language", "slots", "rules", "values", "surfaces", "tools", "shares", "irrelevant", "connectors")
-
-_PATIENCE = 1000
-"""Draws before a kind of value, or a tool's wording, is said to have no part in a split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +95,10 @@ class PhraseBook:
         self.irrelevant = self._patterns(data.get("irrelevant", ()), "irrelevant", slots=True)
         self.connectors: tuple[str, ...] = tuple(data.get("connectors", (" ",)))
         self._check_all(tools)
+        self.wordings: dict[str | None, Wordings] = {
+            name: Wordings(patterns) for name, patterns in (*self.tools.items(), (None, self.irrelevant))
+        }
+        """For each tool, and None for requests that no tool serves."""
         self.open_kinds = sorted(self._used_kinds() & set(self._values))
         """The kinds in use that are copied and have values of their own: names, messages, titles."""
 
@@ -137,7 +135,7 @@ class PhraseBook:
         if (ways := self._surfaces.get(kind)) is not None:
             value = pick(tuple(ways), rng)
             return Drawn(surface=self.rules.text(pick(ways[value], rng), rng), value=value, verbatim=False)
-        for _ in range(_PATIENCE):
+        for _ in range(PATIENCE):
             drawn = self._draw_open(kind, rng)
             if is_held_out(f"{kind}: {drawn.surface.lower()}", HELD_OUT_PERCENT) == held_out:
                 return drawn
@@ -147,7 +145,7 @@ class PhraseBook:
 
     def draw_strange(self, kind: str, rng: random.Random) -> Drawn:
         """Draw a value of any open kind for a slot of `kind`, for training only: none that is held out for `kind`."""
-        for _ in range(_PATIENCE):
+        for _ in range(PATIENCE):
             drawn = self.draw_value(pick(self.open_kinds, rng), rng, held_out=False)
             if not is_held_out(f"{kind}: {drawn.surface.lower()}", HELD_OUT_PERCENT):
                 return drawn
@@ -167,20 +165,6 @@ class PhraseBook:
             if not isinstance(share, int) or isinstance(share, bool) or share < 1:
                 raise ToolError(f"{self.source}: the share of {name} is {share!r}; it must be a whole number from 1 up")
         return {name: given.get(name, 1) for name in self.tools}
-
-    def draw_wording(
-        self, patterns: Sequence[Pattern], rng: random.Random, *, held_out: bool
-    ) -> tuple[Pattern, list[Node]] | None:
-        """A pattern and one wording of it (its own choices made) from the training or the held-out split.
-
-        None when there seems to be no wording in that split: a thousand draws have found none.
-        """
-        for _ in range(_PATIENCE if patterns else 0):
-            pattern = pick(patterns, rng)
-            nodes = wording(pattern.nodes, rng)
-            if is_held_out(skeleton(nodes), HELD_OUT_PERCENT) == held_out:
-                return pattern, nodes
-        return None
 
     def _patterns(self, lines: object, where: str, *, slots: bool) -> tuple[Pattern, ...]:
         where = f"{self.source}: {where}"
@@ -240,16 +224,6 @@ def typed_value(value: str | int, parameter: Parameter) -> str | int | float | b
     if parameter.type == "boolean":
         return {"true": True, "false": False}.get(str(value).lower(), value)
     return str(value)
-
-
-def text_hash(text: str) -> int:
-    """A fixed number between 0 and 2^32 for a text, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def is_held_out(text: str, percent: int) -> bool:
-    """Whether `text` belongs to the evaluation split: its hash decides, about `percent` in a hundred do."""
-    return text_hash(text) % 100 < percent
 
 
 def _language(data: Mapping[str, Any], source: str) -> str:
