@@ -14,6 +14,7 @@ from leveret.tools.made_up import common_han_characters, made_up_rules
 from leveret.tools.phrase_book import PhraseBook
 from leveret.tools.phrase_rules import skeleton
 from leveret.tools.schema import ToolSet
+from leveret.tools.wordings import is_held_out
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "phone"
 PLAIN = made_up_rules(0, ["a stretch of text"], count=300)
