@@ -9,6 +9,7 @@ import torch
 
 from leveret.console import Console
 from leveret.errors import CheckpointError, NonFiniteLoss, Stopped
+from leveret.model.config import MoeConfig
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.loop import Run, train
@@ -19,6 +20,9 @@ BASE = {
     "max_steps": 8, "rows_per_step": 4, "micro_batch_rows": 4, "learning_rate": 1e-2, "checkpoint_every_steps": 3,
     "log_every_steps": 1, "precision": "fp32", "sequence_length": 24, "warmup_steps": 1,
 }  # fmt: skip
+
+
+MIXTURE = {"family": "mixtral", "moe": MoeConfig(num_experts=4, experts_per_token=2)}
 
 
 class Died(BaseException):
@@ -50,12 +54,14 @@ class Noisy(CausalLoss):
 
 @pytest.fixture
 def start(tmp_path, new_model, new_order):
-    def run(folder="run", *, die_at=None, objective=CausalLoss, validate=None, seed=0, poison=None, **changes):
+    def run(
+        folder="run", *, die_at=None, objective=CausalLoss, validate=None, seed=0, poison=None, mixture=False, **changes
+    ):
         settings = {**BASE, **changes}
         config = TrainingConfig(**{key: value for key, value in settings.items() if value != "leave out"})
-        model = new_model()
+        model = new_model(**MIXTURE if mixture else {})
         order = Spy(new_order(), die_at, config.rows_per_step)
-        target = objective(model) if poison is None else poison(objective(model))
+        target = objective(model, config) if poison is None else poison(objective(model, config))
         record = Run(
             config=config,
             source=BatchSource(order, config, rows_in_one_epoch=40),
@@ -242,6 +248,9 @@ KNOBS = {  # knob -> a value; where it shows
     "eps": (1e-2, "weights"),
     "max_grad_norm": (0.01, "weights"),
     "precision": ("bf16", "weights"),
+    "router_aux_loss_coef": (0.5, "weights"),
+    "router_z_loss_coef": (0.5, "weights"),
+    "freeze_router": (True, "weights"),
     "keep_checkpoints": (1, "checkpoints"),
     "keep_final_checkpoint": (True, "checkpoints"),
     "checkpoint_every_steps": (2, "checkpoints"),
@@ -249,7 +258,9 @@ KNOBS = {  # knob -> a value; where it shows
     "evaluate_every_steps": (2, "validations"),
     "micro_batch_rows": (2, "forwards"),
 }
+OF_MIXTURES = {"router_aux_loss_coef", "router_z_loss_coef", "freeze_router"}
 ELSEWHERE = {
+    "router_balance": "test_routing.py",
     "matrix_learning_rate_ratio": "test_muon.py",
     "decay_embeddings": "test_adamw.py",
     "stochastic_rounding": "test_lean_adamw.py",
@@ -305,7 +316,7 @@ def test_each_knob_has_an_observable_effect(start, knob):
             counts["validations"] += 1
             return {}
 
-        _, model, _ = start(folder, poison=counting, validate=validate, **changes)
+        _, model, _ = start(folder, poison=counting, validate=validate, mixture=knob in OF_MIXTURES, **changes)
         path = start.folder / folder
         seen.append(
             {

@@ -85,7 +85,7 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
             mixture, config.training, rows_in_one_epoch=len(mixture),
             token_weights=_token_weights(config, tokenizer, dialect),
         ),
-        objective=CausalLoss(model),
+        objective=CausalLoss(model, config.training),
         folder=config.output,
         identity=identity,
         seed=config.seed,

@@ -85,7 +85,7 @@ def _run(config: PretrainConfig, world: World, console: Console) -> StageResult:
     training = Run(
         config=config.training,
         source=source,
-        objective=CausalLoss(model),
+        objective=CausalLoss(model, config.training),
         folder=config.output,
         identity=identity,
         seed=config.seed,

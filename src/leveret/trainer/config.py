@@ -145,6 +145,15 @@ class TrainingConfig(Config):
     """How several processes share the model."""
     deepspeed: Annotated[Path | None, Rehearsal(None)] = None
     """A DeepSpeed JSON that says some of these keys; what it says and is not here is listed when training begins."""
+    router_aux_loss_coef: Annotated[float | None, Field(ge=0)] = None
+    """Weight of the loss that spreads tokens evenly over a mixture's experts. None: what the model's config says."""
+    router_z_loss_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss that keeps the routers' logits small (ST-MoE trained with 0.001). 0: none."""
+    router_balance: Literal["micro_batch", "step"] = "micro_batch"
+    """Over which tokens the load is to be even. step: all of the step's, in all processes; with several micro-batches
+    a process, that takes a third more arithmetic."""
+    freeze_router: bool = False
+    """Leave the routers of a mixture as they are, and train everything else."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of the weights and activations inside the model. The optimizer keeps fp32 masters, unless
     stochastic_rounding says otherwise."""

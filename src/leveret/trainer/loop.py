@@ -43,8 +43,9 @@ from leveret.trainer.parallel import DTYPES, placed
 from leveret.trainer.recompute import recomputed_layers
 from leveret.trainer.reporters import open_reporters
 from leveret.trainer.rescue import Rescue, Setback
+from leveret.trainer.routing import freeze_routers
 from leveret.trainer.schedule import Schedule
-from leveret.trainer.step import Objective, StepResult, optimizer_step
+from leveret.trainer.step import Objective, StepResult, WatchingObjective, optimizer_step
 from leveret.trainer.stopping import StopRequest, listen_for_stop
 from leveret.trainer.summary import TrainingSummary
 from leveret.trainer.world import World, device_of
@@ -86,6 +87,8 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     SIGTERM, NonFiniteLoss, CheckpointError.
     """
     world = run.world or World(device_of(run.config.device, None))
+    if run.config.freeze_router:
+        freeze_routers(model)
     with placed(model, run.config, world, console):
         return _train(model, run, world, console)
 
@@ -170,7 +173,8 @@ class _Training:
                 done += 1
                 if result is not None:
                     summary.loss = result.loss
-                    progress.update(done, loss=f"{result.loss:.3f}", tokens_per_second=f"{self.clock.rate():,.0f}")
+                    rate = f"{self.clock.rate():,.0f}"
+                    progress.update(done, loss=f"{result.loss:.3f}", tokens_per_second=rate, **self._more_progress())
                 self._look_up(done, result, values)
                 self._save_if_due(done, self._told_to_stop(stop))
         summary.stopped_early_after_step = done if done < total else None
@@ -236,8 +240,14 @@ class _Training:
             last = last or self.best.is_given_up
         if result is not None and (values or last or done == 1 or _is_due(done, self.config.log_every_steps)):
             values |= _record(result, self.clock)
+            if isinstance(self.run.objective, WatchingObjective):
+                values |= self.run.objective.record(self.world, self.console)
         if values:
             self.metrics.write(done, **values)
+
+    def _more_progress(self) -> dict[str, str]:
+        objective = self.run.objective
+        return objective.progress() if isinstance(objective, WatchingObjective) else {}
 
     def _told_to_stop(self, stop: StopRequest) -> signal.Signals | None:
         """The signal that some process got; all stop after the same step."""

@@ -5,7 +5,7 @@ steps are dropped first (the run makes them again): the file never holds two sto
 dropped the same way. A run that goes back to a checkpoint drops the lines after it in the same way. The page is
 rewritten whole, at most every few seconds.
 
-A value is a number, or a word for what happened at that step ("skipped": "spike").
+A value is a number, a word for what happened at that step ("skipped": "spike"), or a table of numbers ("expert_load").
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from leveret.errors import TrainingError
 from leveret.paths import atomic_write
 from leveret.trainer.metrics_page import render_page
 from leveret.trainer.reporters import Reporter
+
+Value = float | str | list[list[float]]
+"""What a line may say under a name."""
 
 _SECONDS_BETWEEN_PAGES = 3.0
 
@@ -48,7 +51,7 @@ class Metrics:
         with self._explaining():
             atomic_write(self.jsonl, "".join(json.dumps(line) + "\n" for line in self.lines))
 
-    def write(self, step: int, **values: float | str) -> None:
+    def write(self, step: int, **values: Value) -> None:
         """Add a line. `step` counts steps done, so the first line of a run has step 1."""
         line = {"step": step, **values}
         self.lines.append(line)
@@ -59,7 +62,7 @@ class Metrics:
                 os.fsync(file.fileno())
             if time.monotonic() - self._page_written >= _SECONDS_BETWEEN_PAGES:
                 self.draw(status="running")
-        numbers = {name: float(value) for name, value in values.items() if not isinstance(value, str)}
+        numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
         for reporter in self.reporters:
             reporter.write(step, numbers)
 
@@ -92,7 +95,7 @@ class NoMetrics:
     def go_back(self, steps_done: int) -> None:
         """Nothing."""
 
-    def write(self, step: int, **values: float | str) -> None:
+    def write(self, step: int, **values: Value) -> None:
         """Nothing."""
 
     def close(self, *, status: str) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leveret.trainer.expert_load_page import load_figure
+
 _WIDTH, _HEIGHT = 560, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 30
 _MOST_POINTS = 400
@@ -32,6 +34,8 @@ svg { width:100%; height:auto; display:block; } text { fill:var(--soft); font:11
 .grid { stroke:var(--line); } .a { stroke:var(--a); } .b { stroke:var(--b); }
 polyline { fill:none; stroke-width:1.8; stroke-linejoin:round; } circle { stroke:none; }
 circle.b { fill:var(--b); } circle.a { fill:var(--a); }
+rect { fill:var(--a); stroke:var(--line); } rect.idle { stroke:var(--b); stroke-width:2; }
+text.field { fill:var(--ink); pointer-events:none; }
 .track { height:6px; border-radius:3px; background:var(--line); margin:0 0 20px; }
 .track div { height:6px; border-radius:3px; background:var(--a); }
 table { border-collapse:collapse; font-variant-numeric:tabular-nums; } td { padding:2px 18px 2px 0; }
@@ -59,6 +63,12 @@ _CHARTS = (
     _Chart(title="gradient norm", keys=("gradient_norm",), names=("",), from_zero=True),
     _Chart(title="tokens per second", keys=("tokens_per_second",), names=("",), from_zero=True),
 )
+_CHART_OF_EXPERTS = _Chart(
+    title="load of experts (1 is an even share)",
+    keys=("busiest_expert", "idlest_expert"),
+    names=("busiest", "idlest"),
+    from_zero=True,
+)
 
 Points = list[tuple[float, float]]
 
@@ -70,8 +80,11 @@ def render_page(title: str, lines: Sequence[dict[str, Any]], *, total_steps: int
     latest: dict[str, Any] = {}
     for line in lines:
         latest |= line
-    charts = "".join(_figure(chart, lines, total_steps) for chart in _CHARTS)
-    rows = "".join(f"<tr><td>{html.escape(key)}<td>{_short(value)}" for key, value in latest.items())
+    shown = (*_CHARTS, _CHART_OF_EXPERTS) if "busiest_expert" in latest else _CHARTS
+    charts = "".join(_figure(chart, lines, total_steps) for chart in shown) + load_figure(lines)
+    rows = "".join(
+        f"<tr><td>{html.escape(key)}<td>{_short(value)}" for key, value in latest.items() if not isinstance(value, list)
+    )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{refresh}'
         f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'

@@ -4,39 +4,54 @@
 nothing is to be learnt), so nothing is shifted here. The trunk gives hidden states; the head's product and the
 softmax are done in pieces by `chunked_cross_entropy`, so the (tokens, vocabulary) logits never exist at once.
 
-With experts, the load-balancing loss of the micro-batch is added, times its coefficient and the micro-batch's
-share of the step's trained tokens: cutting a step into more micro-batches does not make it count more.
+With experts, the losses of their routers are added (routing.py), as long as gradients are taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence
+from collections.abc import MutableSequence, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from leveret.console import Console
 from leveret.kernels.cross_entropy import chunked_cross_entropy
 from leveret.model.decoder import Decoder
-from leveret.model.moe import RouterLogits, load_balancing_loss
+from leveret.model.moe import RouterLogits
 from leveret.trainer.batches import Batch
+from leveret.trainer.config import TrainingConfig
+from leveret.trainer.routing import routing_of
+from leveret.trainer.world import World
 
 
 class CausalLoss:
     """Batch -> sum over trained tokens of weight * -log p(target), in nats: an objective of `optimizer_step`."""
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: Decoder, training: TrainingConfig | None = None) -> None:
         self.model = model
+        self.routing = routing_of(model, training or TrainingConfig())
 
     def __call__(self, batch: Batch) -> Tensor:
         """The summed loss of one micro-batch, with the graph for backward."""
-        moe = self.model.config.moe
-        if moe is None:
+        if self.routing is None or not torch.is_grad_enabled():
             return summed_loss(self.model, batch)
         router = RouterLogits()
         loss = summed_loss(self.model, batch, router=router)
-        counted = (batch.document_ids >= 0).flatten().to(loss.device)
-        balance = load_balancing_loss(router, moe, counted)
-        return torch.add(loss, balance, alpha=moe.router_aux_loss_coef * batch.total_weight)
+        return torch.add(loss, self.routing.loss(router, batch))
+
+    def start_step(self, batches: Sequence[Batch], world: World) -> None:
+        """Let the routers' losses know what they are part of."""
+        if self.routing is not None:
+            self.routing.start_step(batches, world)
+
+    def record(self, world: World, console: Console) -> dict[str, Any]:
+        """The load of the experts."""
+        return {} if self.routing is None else self.routing.load.record(world, console)
+
+    def progress(self) -> dict[str, str]:
+        """The range of the experts' loads."""
+        return {} if self.routing is None else self.routing.load.progress()
 
 
 def summed_loss(model: Decoder, batch: Batch, *, router: MutableSequence[Tensor] | None = None) -> Tensor:

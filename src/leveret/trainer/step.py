@@ -22,10 +22,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from leveret.console import Console
 from leveret.errors import NonFiniteLoss, NothingToTrain
 from leveret.trainer.batches import Batch
 from leveret.trainer.optimizer import Optimizer
@@ -33,6 +35,20 @@ from leveret.trainer.world import World, naming_the_lost
 
 Objective = Callable[[Batch], Tensor]
 """Batch -> the *sum* over its tokens of weight * loss, a scalar tensor that requires grad."""
+
+
+@runtime_checkable
+class WatchingObjective(Protocol):
+    """An objective that is told of each step before it, and has more to say than its loss."""
+
+    def start_step(self, batches: Sequence[Batch], world: World) -> None:
+        """Called before the first forward pass with this process's micro-batches; all processes have as many."""
+
+    def record(self, world: World, console: Console) -> dict[str, Any]:
+        """What it has seen since it was last asked, for a line of metrics.jsonl; all processes ask together."""
+
+    def progress(self) -> dict[str, str]:
+        """What to show beside the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +95,8 @@ def optimizer_step(
             hint="look at xray.html: the mask or the template leaves nothing to learn in these rows",
         )
     optimizer.start_step(learning_rate=learning_rate)
+    if isinstance(objective, WatchingObjective):
+        objective.start_step(micro_batches, world)
     losses = []
     for batch in micro_batches:
         with naming_the_lost():
