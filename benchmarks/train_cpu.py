@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,8 @@ class Plan:
     sequence_length: int
     compiled: bool = False
     """The peer goes through torch.compile."""
+    loaded_with: Mapping[str, Any] = field(default_factory=dict)
+    """What the peer's from_pretrained is told besides."""
 
     def batch(self, step: int) -> np.ndarray:
         """The ids (rows, sequence_length) of `step`."""
@@ -83,7 +87,7 @@ def make_theirs(plan: Plan) -> Works:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=torch.float32).train()
+    model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=torch.float32, **plan.loaded_with).train()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     forward = torch.compile(model) if plan.compiled else model
