@@ -1,8 +1,10 @@
 """A tiny model and rows of random documents, for everything that needs a step."""
 
 import contextlib
+import importlib.util
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,3 +87,26 @@ def small_files_only():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture(scope="session")
+def groups():
+    """Groups of processes; see groups.py."""
+    spec = importlib.util.spec_from_file_location("groups", Path(__file__).with_name("groups.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    groups = module.Groups()
+    yield groups
+    groups.close()
+
+
+@pytest.fixture
+def group(groups, tmp_path):
+    """What each member of a group returns from a function; all must end well."""
+
+    def run(function, processes, **arguments):
+        codes, returned = groups.run(function, processes, tmp_path / "group", **arguments)
+        assert not any(codes), (codes, *returned)
+        return returned
+
+    return run
