@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from leveret.kernels import cross_entropy
 from leveret.kernels.cross_entropy import chunked_cross_entropy, plain_cross_entropy
@@ -109,3 +110,16 @@ def test_the_compiled_kernel_gives_the_loss_and_gradients_of_float32(build: str,
     for mine, reference in zip((hidden, weight), exact, strict=True):
         assert mine.grad is not None and reference.grad is not None
         assert (mine.grad.float() - reference.grad).norm() < 0.006 * reference.grad.norm()
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_head_costs_no_gradient_and_changes_none(dtype: torch.dtype) -> None:
+    states, weight, targets = problem(dtype)
+    *_, expected, _ = outcome(chunked_cross_entropy, states, weight, targets)
+    states.grad, weight = None, weight.detach()
+    with FlopCounterMode(display=False) as flops:
+        loss, count = chunked_cross_entropy(states, weight, targets)
+        (loss / count).backward()
+    assert torch.equal(states.grad, expected)
+    assert flops.get_total_flops() == 2 * 2 * int(count) * weight.numel()  # logits, and the gradient of the states

@@ -85,7 +85,8 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wanted else None
         chunk = chunk_positions(len(hidden), len(weight))
         several = torch.float32 if chunk < len(hidden) else None  # the dtype of a sum over chunks; one chunk needs none
-        weight_grad = torch.zeros_like(weight, dtype=several) if wanted else None
+        trains_weight = wanted and ctx.needs_input_grad[1]  # a frozen head needs none
+        weight_grad = torch.zeros_like(weight, dtype=several) if trains_weight else None
         buffer = hidden.new_empty((chunk, len(weight)))
         native = native_for(hidden, weight, buffer)
         same = hidden.dtype == torch.float32 or native is not None
@@ -102,10 +103,11 @@ class _ChunkedLoss(torch.autograd.Function):
                 if scores.dtype != logits.dtype:
                     scores.copy_(logits)
                 loss_sum += _loss_and_slope(scores, targets[rows], factors, slope=wanted)
-            if hidden_grad is not None and weight_grad is not None:
+            if hidden_grad is not None:
                 slope = logits if scores.dtype == logits.dtype else logits.copy_(scores)
                 torch.mm(slope, weight, out=hidden_grad[rows])
-                _add_product(weight_grad, slope, piece, first=start == 0)
+                if weight_grad is not None:
+                    _add_product(weight_grad, slope, piece, first=start == 0)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.save_for_backward(hidden_grad, weight_grad)
         return loss_sum
