@@ -10,6 +10,7 @@ from torch import nn
 
 from leveret.errors import ConfigError
 from leveret.kernels.int_matmul import matmul_packed, matmul_plain, prepack
+from leveret.kernels.integer_product import compiled_refusal, multiply_compiled
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.int4 import Int4Linear
 from leveret.precision.int8 import Int8Linear
@@ -23,6 +24,16 @@ def a_linear(inputs: int = 128, outputs: int = 48, bias: bool = False) -> nn.Lin
 
 def some_rows(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.fixture(params=["kernels", "operators"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who reads the integers: the compiled kernels, or PyTorch's operators where there are none."""
+    if request.param == "operators":
+        monkeypatch.setattr("leveret.precision.linear.compiled_refusal", lambda **_: "not compiled")
+    elif (refusal := compiled_refusal(in_features=128, group_size=32, device=torch.device("cpu"))) is not None:
+        pytest.skip(refusal)
+    return str(request.param)
 
 
 @pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
@@ -65,11 +76,12 @@ def test_the_packed_product_agrees_with_the_plain_one(
     ],
 )
 def test_integers_are_read_where_that_is_faster(
-    monkeypatch: pytest.MonkeyPatch, product: str, dtype: torch.dtype, rows: int, reads_integers: bool
+    monkeypatch: pytest.MonkeyPatch, reader: str, product: str, dtype: torch.dtype, rows: int, reads_integers: bool
 ) -> None:
     calls: list[int] = []
+    product_of = {"kernels": multiply_compiled, "operators": matmul_packed}[reader]
     monkeypatch.setattr(
-        "leveret.precision.linear.matmul_packed", lambda x, packed: calls.append(1) or matmul_packed(x, packed)
+        f"leveret.precision.linear.{product_of.__name__}", lambda x, packed: calls.append(1) or product_of(x, packed)
     )
     quantized = Int4Linear.from_linear(a_linear(), group_size=32)
     quantized.product = product
@@ -81,11 +93,11 @@ def test_integers_are_read_where_that_is_faster(
 
 
 def test_a_packed_product_that_disagrees_is_not_used_and_warned_of_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, reader: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     quantized = Int4Linear.from_linear(a_linear(), group_size=32)
     x = some_rows(torch.bfloat16)[0]
-    monkeypatch.setattr("leveret.precision.linear.matmul_packed", lambda x, packed: torch.zeros(*x.shape[:-1], 48))
+    monkeypatch.setattr("leveret.precision.linear._multiply", lambda x, packed: torch.zeros(*x.shape[:-1], 48))
     with caplog.at_level(logging.WARNING, logger="leveret.precision"):
         for quantized.product in ("copy", "packed"):
             torch.testing.assert_close(quantized(x), matmul_plain(x, quantized.integers()))
@@ -96,7 +108,10 @@ def test_a_packed_product_that_disagrees_is_not_used_and_warned_of_once(
     ("group_size", "symmetric", "bits", "why"),
     [(16, True, 4, "not 16"), (32, True, 8, "not groups of 32"), (None, False, 8, "symmetric")],
 )
-def test_the_packed_product_says_why_it_cannot(group_size: int | None, symmetric: bool, bits: int, why: str) -> None:
+def test_the_packed_product_says_why_it_cannot(
+    monkeypatch: pytest.MonkeyPatch, group_size: int | None, symmetric: bool, bits: int, why: str
+) -> None:
+    monkeypatch.setattr("leveret.precision.linear.compiled_refusal", lambda **_: "not compiled")
     kind = Int4Linear if bits == 4 else Int8Linear
     refusal = kind.from_linear(a_linear(), group_size=group_size, symmetric=symmetric).packed_refusal()
     assert refusal is not None and why in refusal

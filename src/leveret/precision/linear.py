@@ -5,8 +5,8 @@ Linears has exactly the state dict that lies in the file. How the product is for
 
     copy    write the weight out on first use and keep it in the dtype of the activations; costs the memory that storage
             saved. For few rows of bfloat16 (generating) the integers are read instead, which is several times faster.
-    packed  never keep a copy: PyTorch's operators read the integers, in bfloat16 the only ones that are fast. For
-            models whose written-out weights would be large.
+    packed  never keep a copy: the compiled kernels read the integers (kernels/integer_product.py), or PyTorch's
+            operators, both in bfloat16. For models whose written-out weights would be large.
     plain   write the weight out on every call. Slow, small, always right: the twin the others are tested against.
 
 Whatever was chosen, activations that need a gradient go through a route that has one.
@@ -30,10 +30,13 @@ from leveret.kernels.int_matmul import (
     packed_refusal,
     prepack,
 )
+from leveret.kernels.integer_product import CompiledWeight, compiled_refusal, multiply_compiled, pack_compiled
 from leveret.precision.gptq_layout import GptqStorage, pack, packed_shapes, unpack
 from leveret.precision.rounding import check_group_size, round_to_nearest
 
 Product = Literal["copy", "packed", "plain"]
+
+Packed = CompiledWeight | PackedWeight
 
 PACKED_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Largest relative error at which the packed product counts as equal to the plain one, by dtype of the activations."""
@@ -78,7 +81,7 @@ class QuantizedLinear(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device), requires_grad=False) if bias else None
         self._written_out: tuple[Any, torch.Tensor] | None = None
-        self._prepacked: tuple[Any, PackedWeight | None] | None = None
+        self._prepacked: tuple[Any, Packed | None] | None = None
 
     @classmethod
     def from_linear(
@@ -120,7 +123,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) -> (..., out_features), in the dtype of x."""
         if self._reads_integers(x) and (packed := self._packed(x.dtype)) is not None:
-            y = matmul_packed(x, packed)
+            y = _multiply(x, packed)
         elif self.product == "copy":
             y = F.linear(x, self._copy(x.dtype))
         else:
@@ -134,6 +137,8 @@ class QuantizedLinear(nn.Module):
 
     def packed_refusal(self) -> str | None:
         """Why the packed product cannot be used for this layer; None when it can."""
+        if self.compiled_refusal() is None:
+            return None
         inputs = self.in_features
         return packed_refusal(
             bits=self.bits,
@@ -141,8 +146,16 @@ class QuantizedLinear(nn.Module):
             in_features=inputs,
             out_features=self.out_features,
             symmetric=self.storage.symmetric,
-            device=torch.device("cpu") if self.qweight.is_meta else self.qweight.device,
+            device=self._device(),
         )
+
+    def compiled_refusal(self) -> str | None:
+        """Why the compiled kernels cannot multiply this layer; None when they can."""
+        group_size = self.storage.group_size or self.in_features
+        return compiled_refusal(in_features=self.in_features, group_size=group_size, device=self._device())
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.qweight.is_meta else self.qweight.device
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -155,8 +168,8 @@ class QuantizedLinear(nn.Module):
             self._written_out = (key, self.dequantize(dtype))
         return self._written_out[1]
 
-    def _packed(self, dtype: torch.dtype) -> PackedWeight | None:
-        """The weight as PyTorch's operators want it; None when they refuse it or their product differs."""
+    def _packed(self, dtype: torch.dtype) -> Packed | None:
+        """The weight as the kernels or operators want it; None when they refuse it or their product differs."""
         key = (dtype, *self._versions())
         if self._prepacked is None or self._prepacked[0] != key:
             packed, error = (None, 0.0) if self.packed_refusal() else self._prepack(dtype)
@@ -167,13 +180,16 @@ class QuantizedLinear(nn.Module):
         return self._prepacked[1]
 
     @torch.no_grad()
-    def _prepack(self, dtype: torch.dtype) -> tuple[PackedWeight, float]:
+    def _prepack(self, dtype: torch.dtype) -> tuple[Packed | None, float]:
         """The packed weight and its relative error against the plain product on one fixed row."""
         integers = self.integers()
-        packed = prepack(integers, dtype)
+        packed: Packed | None = pack_compiled(integers) if self.compiled_refusal() is None else None
+        if packed is None and self.storage.desc_act:
+            return None, 0.0
+        packed = packed or prepack(integers, dtype)
         row = torch.linspace(-1, 1, self.in_features, device=self.qweight.device).cos().to(dtype).unsqueeze(0)
         wanted = matmul_plain(row, integers).float()
-        error = (matmul_packed(row, packed).float() - wanted).norm() / wanted.norm().clamp(min=1e-12)
+        error = (_multiply(row, packed).float() - wanted).norm() / wanted.norm().clamp(min=1e-12)
         return packed, float(error)
 
     def _versions(self) -> tuple[Any, ...]:
@@ -190,3 +206,7 @@ class QuantizedLinear(nn.Module):
             self.scales = moved.to(torch.float16) if scales.is_meta else scales.to(moved.device)
         self._written_out = self._prepacked = None
         return self
+
+
+def _multiply(x: torch.Tensor, packed: Packed) -> torch.Tensor:
+    return multiply_compiled(x, packed) if isinstance(packed, CompiledWeight) else matmul_packed(x, packed)

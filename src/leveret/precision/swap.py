@@ -107,7 +107,9 @@ def _best_product(layers: list[QuantizedLinear]) -> tuple[Product, str]:
     refusals = {refusal for layer in layers if (refusal := layer.packed_refusal()) is not None}
     if refusals:
         return "plain", f"{size}, too large to keep, and {min(refusals)}"
-    return "packed", f"{size}, too large to keep; PyTorch {torch.__version__} reads the integers, in bfloat16"
+    compiled = all(layer.compiled_refusal() is None for layer in layers)
+    reader = "the compiled kernels read" if compiled else f"PyTorch {torch.__version__} reads"
+    return "packed", f"{size}, too large to keep; {reader} the integers, in bfloat16"
 
 
 def _is_quantized(name: str, stored: str, storage: GptqStorage) -> bool:

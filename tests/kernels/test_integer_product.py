@@ -1,0 +1,94 @@
+"""Products with stored integers: every compiled build against the weight written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from leveret.kernels.int_matmul import GroupedIntegers, dequantize
+from leveret.kernels.integer_product import FEW_ROWS, compiled_refusal, multiply_compiled, pack_compiled
+from leveret.kernels.native import library
+
+CPU = torch.device("cpu")
+
+
+def some_weight(
+    bits: int, *, outputs: int = 100, inputs: int = 320, group: int = 64, zeros: bool = True
+) -> GroupedIntegers:
+    generator = torch.Generator().manual_seed(bits)
+    groups = inputs // group
+    middle = torch.full((groups, outputs), 2 ** (bits - 1), dtype=torch.int32)
+    return GroupedIntegers(
+        levels_OI=torch.randint(0, 2**bits, (outputs, inputs), dtype=torch.uint8, generator=generator),
+        scales_GO=(torch.rand(groups, outputs, generator=generator) * 0.02 + 1e-3).half(),
+        zeros_GO=torch.randint(0, 2**bits, (groups, outputs), dtype=torch.int32, generator=generator)
+        if zeros
+        else middle,
+        group_of_input=(torch.arange(inputs) // group).int(),
+        bits=bits,
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, FEW_ROWS, FEW_ROWS + 1, 16, 37])
+def test_the_product_is_that_of_the_written_out_weight(attention_build: str, bits: int, zeros: bool, rows: int) -> None:
+    weight = some_weight(bits, zeros=zeros)
+    packed = pack_compiled(weight)
+    assert packed is not None and (packed.zeros is None) == (not zeros)
+    x = torch.randn(rows, 320, generator=torch.Generator().manual_seed(rows)).bfloat16()
+    exact = x.double() @ dequantize(weight, torch.float64).T
+    found = multiply_compiled(x, packed)
+    assert found.dtype == torch.bfloat16 and found.shape == (rows, 100)
+    # Few rows: rounded once, at the end. Many: each weight is rounded to bfloat16 as well.
+    assert (found - exact).norm() / exact.norm() < (3e-3 if rows <= FEW_ROWS else 5e-3)
+    if rows <= FEW_ROWS:
+        wide = multiply_compiled(x.float(), packed)
+        assert wide.dtype == torch.float32 and (wide - exact).norm() / exact.norm() < 2e-6
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_groups_in_another_order_are_put_in_order(build: str, rows: int) -> None:
+    plain = some_weight(4)
+    shuffled = GroupedIntegers(
+        levels_OI=plain.levels_OI, scales_GO=plain.scales_GO, zeros_GO=plain.zeros_GO, bits=4,
+        group_of_input=plain.group_of_input[torch.randperm(320, generator=torch.Generator().manual_seed(0))],
+    )  # fmt: skip
+    packed = pack_compiled(shuffled)
+    assert packed is not None and packed.order is not None
+    x = torch.randn(2, rows, 320).bfloat16()
+    exact = x.double() @ dequantize(shuffled, torch.float64).T
+    found = multiply_compiled(x, packed)
+    assert found.shape == (2, rows, 100) and (found - exact).norm() / exact.norm() < 5e-3
+
+
+def test_outputs_do_not_depend_on_the_rows_beside_them_or_on_threads(build: str) -> None:
+    packed = pack_compiled(some_weight(4, outputs=200))
+    assert packed is not None
+    x = torch.randn(4, 320).bfloat16()
+    together = multiply_compiled(x, packed)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(multiply_compiled(x, packed), together)
+    finally:
+        torch.set_num_threads(threads)
+    alone = torch.cat([multiply_compiled(row[None], packed) for row in x])
+    assert torch.equal(alone, together)
+
+
+def test_it_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "on cuda" in str(compiled_refusal(in_features=64, group_size=32, device=torch.device("cuda")))
+    monkeypatch.setattr("leveret.kernels.integer_product.choose", lambda: library.Choice(None, "no compiler"))
+    assert compiled_refusal(in_features=64, group_size=32, device=CPU) == "no compiler"
+    monkeypatch.undo()
+    if library.choose().library is not None:
+        assert "multiples of 32, not 64 and 16" in str(compiled_refusal(in_features=64, group_size=16, device=CPU))
+        assert compiled_refusal(in_features=64, group_size=48, device=CPU) == "its groups are unequal"
+        assert compiled_refusal(in_features=64, group_size=32, device=CPU) is None
+
+
+def test_groups_of_unequal_size_are_left_to_others() -> None:
+    weight = some_weight(4)
+    weight.group_of_input[:10] = 1
+    assert pack_compiled(weight) is None
