@@ -11,7 +11,7 @@ from leveret.launch.config import LaunchConfig
 from leveret.launch.run import inner_words, resolve, run
 from leveret.launch.torchrun import starts_of
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+TORCHRUN = (sys.executable, "-m", "leveret.launch.agent")
 LEVERET = ("-m", "leveret", "run", "recipe.yaml", "seed=1")
 INNER = ["run", "recipe.yaml", "seed=1"]
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 
 from leveret.console import Console
+from leveret.launch.agent import said
 from leveret.launch.torchrun import Start
 from leveret.ranks import end_with_parent
 
@@ -33,7 +34,7 @@ def run_together(starts: Sequence[Start], *, grace_seconds: float, console: Cons
             failed = {host: process.returncode for host, process in running.items() if process.returncode}
             if deadline is None and (failed or came):
                 for host, status in failed.items():
-                    console.warn(f"{host} ended with {_said(status)}; ending all")
+                    console.warn(f"{host} ended with {said(status)}; ending all")
                 code = next(iter(failed.values()), 0)
                 deadline = time.monotonic() + grace_seconds
                 _signal(running.values(), came[0] if came else signal.SIGTERM)
@@ -63,10 +64,6 @@ def _signal(processes: Iterable[subprocess.Popen[bytes]], number: int) -> None:
                     os.killpg(process.pid, number)
                 else:
                     process.send_signal(number)
-
-
-def _said(status: int) -> str:
-    return f"code {status}" if status > 0 else signal.Signals(-status).name
 
 
 @contextlib.contextmanager

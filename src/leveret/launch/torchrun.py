@@ -2,7 +2,7 @@
 
 torchrun is PyTorch's own starter: on each machine it starts the processes, tells them who they are (ranks.py), keeps
 the store they meet at, and ends all of its machine when one dies. What is left to us is to start it everywhere, with
-the same numbers, and to end all machines when one of them fails (together.py).
+the same numbers, and to end all machines when one of them fails (together.py). agent.py is torchrun with less noise.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def torchrun(machines: Sequence[Machine], node: int, config: LaunchConfig, inner
             f"--nnodes={len(machines)}", f"--node-rank={node}", slots,
             f"--master-addr={machines[0].address}", f"--master-port={config.master_port}",
         ]  # fmt: skip
-    return [sys.executable, "-m", "torch.distributed.run", *where, "-m", "leveret", *inner]
+    return [sys.executable, "-m", "leveret.launch.agent", *where, "-m", "leveret", *inner]
 
 
 def _everywhere(

@@ -186,5 +186,5 @@ def naming_the_lost() -> Iterator[None]:
         first = text.strip().splitlines()[0]
         raise TrainingError(
             f"another process of this run is gone, or cannot be reached: {first}",
-            hint="its own message is above; the same command goes on from the last checkpoint",
+            hint="it says why itself, above or below; the same command goes on from the last checkpoint",
         ) from error
