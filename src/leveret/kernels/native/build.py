@@ -20,7 +20,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = ("rows.cpp", "attention.cpp", "updates.cpp", "orthogonal.cpp", "integers.cpp", "experts.cpp")
-HEADERS = ("numbers.h", "registers.h", "products.h", "tiles.h")
+HEADERS = ("numbers.h", "registers.h", "products.h", "tiles.h", "integers.h")
 
 COMMON_FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden"),

@@ -1,8 +1,24 @@
 // What a mixture of experts does between its products: the gate with its weight, and the way back to the tokens.
 //
-// The rows of all experts lie one expert after the other; row `places[n * choices + j]` is what the j-th expert of token
+// The rows of all experts lie one expert after the other, filled up with zeros; row `places[n * choices + j]` is what the j-th expert of token
 // n answered. So every token finds its rows, and no two threads ever write the same one.
 #include "registers.h"
+
+// out[i] = rows[wanted[i]], or zeros where that is -1.
+LEVERET_EXPORT void leveret_gather(const bfloat16* rows, const int64_t* wanted, bfloat16* out, int64_t count,
+                                   int64_t width, int threads) {
+    size_t bytes = size_t(width) * sizeof(bfloat16);
+#pragma omp parallel num_threads(threads)
+    {
+        Share share(count, omp_get_thread_num(), omp_get_num_threads());
+        for (int64_t i = share.first; i < share.last; i++) {
+            if (wanted[i] < 0)
+                std::memset(out + i * width, 0, bytes);
+            else
+                std::memcpy(out + i * width, rows + wanted[i] * width, bytes);
+        }
+    }
+}
 
 // out[n] = sum over j of weights[n, j] * rows[places[n, j]]; weights may be null (1 each).
 LEVERET_EXPORT void leveret_combine(const bfloat16* rows, const int64_t* places, const float* weights, bfloat16* out,
