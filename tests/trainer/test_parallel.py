@@ -48,7 +48,7 @@ def steps(settings, shape):
         reports, seen = [], []
         with placed(model, config, world, Console(quiet=True)):
             optimizer = build_optimizer(model, config, dtype=DTYPES[config.precision], seed=0, world=world)
-            objective = CausalLoss(model)
+            objective = CausalLoss(model, config)
             for step in range(STEPS):
                 batches = source.step(step, rank=world.rank, num_ranks=world.size)
                 seen.append(([key for batch in batches for key in batch.keys], sum(b.trained_tokens for b in batches)))
@@ -79,7 +79,7 @@ def assert_same(one, many, *, tolerance):
     assert all(member["reports"] == first["reports"] for member in many)
     for ours, theirs in zip(first["reports"], one["reports"], strict=True):
         assert ours[2:] == theirs[2:]
-        assert ours[:2] == pytest.approx(theirs[:2], rel=1e-5 if tolerance < 1e-4 else 1e-3)
+        assert ours[:2] == pytest.approx(theirs[:2], rel=1e-5 if tolerance < 1e-3 else 1e-3)
     assert first["dtypes"] == one["dtypes"]
     for kind in ("weights", "state"):
         assert first[kind].keys() == one[kind].keys()
@@ -147,6 +147,14 @@ def test_processes_train_the_model_of_one_within_rounding(both, case):
     assert_same(one, many, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_experts_balanced_over_a_step_do_not_see_how_it_is_cut(both, mode, rows):
+    settings = {"router_balance": "step", "router_aux_loss_coef": 1.0, "parallel": {"mode": mode}}
+    one, two = both(2, {**settings, "micro_batch_rows": rows}, MOE, alone={"micro_batch_rows": 8})
+    assert_same(one, two, tolerance=3e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fsdp", "hsdp"])
 def test_muon_updates_whole_matrices_where_processes_hold_shares(both, mode):
@@ -170,7 +178,7 @@ def trained(folder, settings, stop_rank=None, stop_step=3, die_at=None):
     config, model, source = make(settings, {})
     with joined(config) as world:
         calls = itertools.count(1)
-        objective = CausalLoss(model)
+        objective = CausalLoss(model, config)
 
         def poked(batch):
             call = next(calls)
