@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leveret.kernels.grouped_matmul import grouped_experts, plain_experts, sort_by_expert
+from leveret.kernels.grouped_matmul import block_rows, grouped_experts, plain_experts, sort_by_expert
 
 HIDDEN, INNER = 40, 56
 
@@ -59,6 +59,7 @@ def layer(num_tokens: int, *, num_experts: int = 4, choices: int = 2, idle: int 
 
 CASES = {
     "many": layer(67),
+    "filled up to blocks of 8": layer(300),
     "one token": layer(1),
     "one choice": layer(33, choices=1),
     "three choices": layer(33, choices=3),
@@ -117,7 +118,20 @@ def test_sorting_puts_each_expert_s_tokens_side_by_side_in_their_order() -> None
     groups = sort_by_expert(torch.tensor([[2, 0], [0, 2], [3, 2]]), 5)
     assert groups.tokens.tolist() == [0, 1, 0, 1, 2, 2]
     assert groups.slices == [(0, slice(0, 2)), (2, slice(2, 5)), (3, slice(5, 6))]
-    assert groups.pairs[groups.places].tolist() == list(range(6))
+    assert groups.places.tolist() == [2, 0, 1, 3, 5, 4]
+
+
+def test_groups_are_filled_up_to_blocks_and_every_pair_still_finds_its_row() -> None:
+    groups = sort_by_expert(torch.tensor([[2, 0], [0, 2], [3, 2]]), 5, block=4)
+    assert groups.tokens.tolist() == [0, 1, -1, -1, 0, 1, 2, -1, 2, -1, -1, -1]
+    assert groups.slices == [(0, slice(0, 4)), (2, slice(4, 8)), (3, slice(8, 12))]
+    assert groups.tokens[groups.places].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("pairs", "block"), [(2, 1), (128, 1), (256, 2), (4095, 16), (8192, 64), (10**6, 64)])
+def test_blocks_add_few_rows_and_there_are_few_numbers_of_them(pairs: int, block: int) -> None:
+    assert block_rows(pairs, 8) == block
+    assert block * 8 <= pairs / 16 or block == 1
 
 
 def test_all_at_once_is_what_transformers_experts_answer() -> None:
