@@ -12,7 +12,7 @@ Training, with N parameters, n of them trained, T tokens in a micro-batch, H hid
     A = 4 H + 2 q + k + 3 I    bf16 with the compiled kernels on a CPU     q = heads * head_dim, k = 2 kv heads * it
     A = 6 H + 2 q + k + 4 I    fp32
     A = 8 H + 2 q + k + 4 I    bf16 otherwise: PyTorch keeps more of a norm and of silu
-    with experts, E' of them a token: E' (3 H + the I term) in place of the I term
+    with experts, E' of them a token: 2 E' I in place of the I term
 
 What a layer keeps was counted on the decoder itself (a test counts again). ZeRO splits, stage by stage, optimizer
 state, gradients, and weights; activations belong to each device's own rows.
@@ -108,7 +108,7 @@ def numbers_kept_per_layer(config: ModelConfig, *, precision: str, compiled_kern
     keys_and_values = 2 * config.num_key_value_heads * config.head_dim
     inner = gate_factor * config.intermediate_size
     if config.moe is not None:
-        inner = config.moe.experts_per_token * (inner + 3 * config.hidden_size)
+        inner = config.moe.experts_per_token * 2 * config.intermediate_size
     return hidden_factor * config.hidden_size + 2 * queries + keys_and_values + inner
 
 
