@@ -21,6 +21,7 @@ from leveret.errors import ConfigError
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.lora import LoraLinear, LoraSettings, init_lora, wrap
+from leveret.model.token_rows import TokenRows
 
 ALL_LINEAR = "all-linear"
 LEFT_OUT = ("lm_head", "gate", "router")
@@ -120,6 +121,5 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_inside_another(model: nn.Module, name: str) -> bool:
-    """Whether it is a part of a wrapped Linear."""
-    owner = name.rpartition(".")[0]
-    return bool(owner) and _is_linear(model.get_submodule(owner))
+    """Whether it is a part of a wrapped Linear or table."""
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), LoraLinear | TokenRows)
