@@ -57,6 +57,11 @@ class Exclusions:
         if not self.keys - self._found:
             return rows
         out = [index for index in range(len(rows)) if self._leaves_out(rows.key(index))]
+        if out and len(out) == len(rows):
+            raise DataError(
+                f"all {len(rows):,} rows of {rows.key(0).rpartition(', row ')[0]} are named in exclude_rows",
+                hint="take the whole source out of the recipe instead",
+            )
         self.rows += [rows.key(index) for index in out]
         return RowsWithout(rows, sorted({*range(len(rows))} - {*out})) if out else rows
 

@@ -101,7 +101,7 @@ class Forensics:
         looked_at = own + [nothing_like(batches[0])] * missing
         found = self.world.gather((own, row_losses(self.model, self.objective, looked_at)[: len(own)]))
         rows, losses = [row for part, _ in found for row in part], [loss for _, part in found for loss in part]
-        ranked = sorted(zip(losses, rows, strict=True), key=lambda pair: (math.isfinite(pair[0]), -pair[0]))
+        ranked = sorted(zip(losses, rows, strict=True), key=_place)
         origins = self.origins([row.keys[0] for _, row in ranked[:ROWS_WITH_TEXT]])
         described = [
             RowReport(
@@ -151,6 +151,14 @@ def row_losses(model: nn.Module, objective: Objective, rows: Sequence[Batch]) ->
     finally:
         model.train(was_training)
     return [float(loss) / weight if weight else math.nan for loss, weight in sums]
+
+
+def _place(found: tuple[float, Batch]) -> tuple[int, float]:
+    """Where a row stands in the report: no number first, then the highest loss; last what trains nothing."""
+    loss, row = found
+    if not row.trained_tokens:
+        return 2, 0.0
+    return (1, -loss) if math.isfinite(loss) else (0, 0.0)
 
 
 def single_rows(batch: Batch) -> list[Batch]:

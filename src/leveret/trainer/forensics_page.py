@@ -61,8 +61,8 @@ def render_report(report: StepReport) -> str:
 
 def _row(row: RowReport, *, top: float, limit: float) -> str:
     finite = math.isfinite(row.loss)
-    high = not finite or row.loss > limit
-    share = 100.0 if not finite else 100 * max(row.loss, 0.0) / max(top, 1e-9)
+    high = row.trained_tokens > 0 and not row.loss <= limit  # NaN is high too
+    share = 100 * max(row.loss, 0.0) / max(top, 1e-9) if finite else 100.0 * high
     return (
         f'<section class="{"high" if high else ""}"><header><b>{_number(row.loss)}</b>'
         f"<code>{html.escape(row.key)}</code>"
