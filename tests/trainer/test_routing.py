@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from leveret.trainer.metrics import read_metrics
 from leveret.trainer.objective import CausalLoss, summed_loss
 from leveret.trainer.routing import freeze_routers
 from leveret.trainer.step import optimizer_step
-from leveret.trainer.world import World
+from leveret.trainer.world import World, joined
 
 MOE = MoeConfig(num_experts=4, experts_per_token=2, router_aux_loss_coef=0.5)
 CPU = torch.device("cpu")
@@ -238,3 +239,34 @@ def test_the_load_is_that_of_all_processes(tmp_path):
     for record in in_processes(work, 2):
         assert record["expert_load"] == [[0.75, 1.25]]
         assert record["balance_loss"] == pytest.approx(2.5)
+
+
+def frozen(folder):
+    """A short run of a mixture whose routers are frozen, in shares of bf16; whether routers and the rest moved."""
+    from conftest import ToyOrder, make_model  # beside this file, in the process that forks
+
+    config = TrainingConfig(
+        max_steps=3, rows_per_step=4, micro_batch_rows=2, sequence_length=24, freeze_router=True, device="cpu",
+        router_balance="step", log_every_steps=1, checkpoint_every_steps=None, parallel={"mode": "fsdp"},
+    )  # fmt: skip
+    model = make_model(family="mixtral", moe=MOE)
+    before = {name: p.detach().bfloat16().float() for name, p in model.named_parameters()}
+    source = BatchSource(ToyOrder(), config, rows_in_one_epoch=40)
+    with joined(config) as world:
+        run = Run(
+            config=config, source=source, objective=CausalLoss(model, config), folder=Path(folder), identity={},
+            seed=0, title="test", world=world,
+        )  # fmt: skip
+        train(model, run, Console(quiet=True))
+        if not world.is_main:
+            return None
+    return sorted(name for name, p in model.named_parameters() if torch.equal(p.float(), before[name]))
+
+
+@pytest.mark.slow
+def test_frozen_routers_stay_in_shares_too_and_the_record_has_the_load(group, tmp_path):
+    same, nothing = group("test_routing.frozen", 2, folder=str(tmp_path / "run"))
+    assert nothing is None
+    assert same == ["layers.0.mlp.gate.weight", "layers.1.mlp.gate.weight"]
+    lines = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [len(line["expert_load"]) for line in lines] == [2, 2, 2]
