@@ -1,6 +1,6 @@
 """An adapter's folder in peft's layout: written from a trained model, and put back on the model underneath.
 
-    adapter_config.json          what it is like, and the model underneath (adapter_config.py)
+    adapter_config.json          what it is like, and the model underneath (adapter_layout.py)
     adapter_model.safetensors    the trained tensors, by the names that the model underneath has in its files:
         base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight          (rank, inputs)
         base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight          (outputs, rank)
@@ -35,7 +35,7 @@ from leveret.model.lora import LoraLinear, LoraSettings
 from leveret.model.lora_targets import linears_by_stored_name, shortest_targets
 from leveret.model.token_rows import TokenRows
 from leveret.paths import atomic_write
-from leveret.weights.adapter_config import CONFIG, AdapterConfig
+from leveret.weights.adapter_layout import CONFIG, AdapterConfig
 from leveret.weights.placing import stacked
 
 TENSORS = "adapter_model.safetensors"

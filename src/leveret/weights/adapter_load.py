@@ -25,7 +25,7 @@ from leveret.model.lora import LoraLinear, lora_modules, wrap
 from leveret.model.lora_targets import linears_by_stored_name
 from leveret.model.token_rows import TokenRows, train_rows
 from leveret.weights.adapter import FINGERPRINT, MAGNITUDE, PREFIX, ROWS, SUFFIXES, TENSORS, WHOLE, A, B
-from leveret.weights.adapter_config import AdapterConfig
+from leveret.weights.adapter_layout import AdapterConfig
 from leveret.weights.placing import assign, split
 from leveret.weights.safetensors import name_some
 from leveret.weights.tokens import resize_tokens
