@@ -1,22 +1,16 @@
 """Many processes train the model that one trains: in every mode, whatever falls to whom, and over changes of number."""
 
-import hashlib
 import itertools
-import os
-import signal
-from pathlib import Path
 
 import pytest
 import torch
 
 from leveret.console import Console
-from leveret.errors import ConfigError, Stopped
+from leveret.errors import ConfigError
 from leveret.model.config import MoeConfig
 from leveret.ranks import Ranks
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
-from leveret.trainer.loop import Run, train
-from leveret.trainer.metrics import read_metrics
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.optimizer import build_optimizer
 from leveret.trainer.parallel import DTYPES, mesh_of, placed
@@ -171,76 +165,6 @@ def test_every_row_falls_to_exactly_one_process(new_order, rows):
         keys = [key for share in shares for batch in share for key in batch.keys]
         assert keys == [key for batch in source.step(step) for key in batch.keys]
         assert len({len(share) for share in shares}) == 1  # they meet in each
-
-
-def trained(folder, settings, stop_rank=None, stop_step=3, die_at=None):
-    """The loop to its end, or to a signal that one of the processes gets while it makes a step."""
-    config, model, source = make(settings, {})
-    with joined(config) as world:
-        calls = itertools.count(1)
-        objective = CausalLoss(model, config)
-
-        def poked(batch):
-            call = next(calls)
-            if world.rank == stop_rank and call == stop_step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            if world.rank == die_at and call == stop_step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return objective(batch)
-
-        run = Run(
-            config=config, source=source, objective=poked, folder=Path(folder), seed=3, title="test", world=world,
-            identity={"config": config.identity()},
-        )  # fmt: skip
-        try:
-            summary = train(model, run, Console(quiet=True))
-        except Stopped as stopped:
-            return stopped.message
-        weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
-        return summary.resumed_from_step, hashlib.sha256(weights).hexdigest() if world.is_main else ""
-
-
-LOOP = {"max_steps": 6, "checkpoint_every_steps": 2, "log_every_steps": 1, "keep_final_checkpoint": True}
-
-
-@pytest.mark.parametrize("mode", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_a_run_goes_on_with_another_number_of_processes(group, tmp_path, mode):
-    settings = {**LOOP, "parallel": {"mode": mode}}
-    folders = [str(tmp_path / name) for name in ("whole", "grown", "shrunk")]
-    ((_, whole),) = group("test_parallel.trained", 0, folder=folders[0], settings=LOOP)
-    for folder, before, after in ((folders[1], 0, 2), (folders[2], 2, 0)):
-        stopped = group("test_parallel.trained", before, folder=folder, settings=settings, stop_rank=0)
-        assert set(stopped) == {f"asked to stop after step {3 if before else 2}"}
-        (resumed, found), *_ = group("test_parallel.trained", after, folder=folder, settings=settings)
-        assert resumed == (3 if before else 2)
-        assert found == whole
-        assert [line["step"] for line in read_metrics(Path(folder, "metrics.jsonl"))] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_signal_to_one_process_saves_the_same_step_in_all(group, tmp_path):
-    (_, whole), _ = group("test_parallel.trained", 2, folder=str(tmp_path / "whole"), settings=LOOP)
-    folder = tmp_path / "stopped"
-    assert (
-        group("test_parallel.trained", 2, folder=str(folder), settings=LOOP, stop_rank=1)
-        == ["asked to stop after step 3"] * 2
-    )
-    assert sorted(each.name for each in (folder / "checkpoints").glob("step-*")) == ["step-00000002", "step-00000003"]
-    (resumed, found), _ = group("test_parallel.trained", 2, folder=str(folder), settings=LOOP)
-    assert (resumed, found) == (3, whole)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_is_an_error_of_the_other_and_the_run_goes_on(groups, group, tmp_path, rank):
-    (_, whole), _ = group("test_parallel.trained", 2, folder=str(tmp_path / "whole"), settings=LOOP)
-    folder = str(tmp_path / "killed")
-    for _ in range(2):
-        codes, returned = groups.run(
-            "test_parallel.trained", 2, tmp_path / "group", folder=folder, settings=LOOP, die_at=rank
-        )
-        assert codes[rank] == signal.SIGKILL and codes[1 - rank] != 0
-        assert "another process of this run is gone" in returned[1 - rank]
-    (resumed, found), _ = group("test_parallel.trained", 2, folder=folder, settings=LOOP)
-    assert (resumed, found) == (4, whole)
 
 
 def test_processes_that_start_from_other_weights_are_refused(groups, tmp_path):
