@@ -79,7 +79,7 @@ def test_outputs_do_not_depend_on_the_rows_beside_them_or_on_threads(build: str)
 
 def test_it_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "on cuda" in str(compiled_refusal(in_features=64, group_size=32, device=torch.device("cuda")))
-    monkeypatch.setattr("leveret.kernels.integer_product.choose", lambda: library.Choice(None, "no compiler"))
+    monkeypatch.setattr(library, "choose", lambda: library.Choice(None, "no compiler"))
     assert compiled_refusal(in_features=64, group_size=32, device=CPU) == "no compiler"
     monkeypatch.undo()
     if library.choose().library is not None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from leveret.engine.compiled_step import CompiledStep
 from leveret.engine.request import Completion, FinishReason, Request
 from leveret.engine.sampler import RowSampler
 from leveret.model.cache import KVCache
@@ -95,9 +96,17 @@ class Progress:
 class Batch:
     """Rows that step together over one KV cache; made by `Engine.start`."""
 
-    def __init__(self, model: Decoder, requests: Sequence[Request], *, prefill_chunk_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        requests: Sequence[Request],
+        *,
+        prefill_chunk_tokens: int,
+        compiled_step: CompiledStep | None = None,
+    ) -> None:
         self.rows = [Row(request) for request in requests]
         self._model = model
+        self._compiled_step = compiled_step
         self._chunk = prefill_chunk_tokens
         self._device = model.embed_tokens.weight.device
         planned = torch.tensor([len(request.prompt_ids) + request.params.max_tokens for request in requests])
@@ -158,6 +167,8 @@ class Batch:
         """Final hidden state (B, H) after each row's last fed id; the cache then holds what was fed."""
         counts = [len(ids) for ids in fed]
         width = max(counts)
+        if width == 1 and self._compiled_step is not None:
+            return self._compiled_step(torch.tensor([ids[0] for ids in fed]), self._cache)
         padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in fed], device=self._device)  # (B, T)
         hidden: Tensor = self._model.hidden(padded, cache=self._cache)  # (B, T, H)
         if min(counts) == width:

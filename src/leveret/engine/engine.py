@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from leveret.engine.batch import Batch
+from leveret.engine.compiled_step import CompiledStep
 from leveret.engine.request import Completion, Request
 from leveret.errors import RequestError
 from leveret.model.decoder import Decoder
@@ -70,7 +71,8 @@ class Engine:
         assert requests, "a batch needs a request"
         for request in requests:
             self.check(request)
-        return Batch(self._model, requests, prefill_chunk_tokens=self._chunk)
+        step = CompiledStep.of(self._model)
+        return Batch(self._model, requests, prefill_chunk_tokens=self._chunk, compiled_step=step)
 
     def check(self, request: Request) -> None:
         """Raise RequestError, with the numbers, when the prompt is empty, foreign to the model or too long."""

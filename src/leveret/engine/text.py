@@ -42,7 +42,7 @@ from leveret.engine.tool_calls import (
     with_calls_rendered,
 )
 from leveret.errors import RequestError, TemplateError
-from leveret.hub import resolve_model
+from leveret.hub import model_under, resolve_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.constraint import CallConstraint
@@ -96,24 +96,35 @@ class TextModel:
         self.dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: torch.dtype | str | None = None, device: str = "cpu") -> TextModel:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: str = "cpu",
+        adapter: str | Path | None = None,
+    ) -> TextModel:
         """Load a model directory, or a model of the Hugging Face hub by name.
 
         Args:
             path: the directory or the name.
             dtype: type of the weights in memory ("float32", torch.bfloat16 ...); None as stored.
             device: "cpu", "cuda:0" ...
+            adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
         Raises HubError, WeightsError, TokenizerError, TemplateError or ToolError, naming the file that is wrong.
         """
         directory = resolve_model(str(path))
-        tokenizer = Tokenizer.load(directory)
+        top = directory if adapter is None else resolve_model(str(adapter))
+        own = (top, model_under(directory))  # an adapter brings what differs from its model
+        tokenizer = Tokenizer.load(_first_with("tokenizer.json", own))
+        tools = _first_with("tools.json", own)
         return cls(
-            load_model(directory, dtype=dtype, device=device).eval(),
+            load_model(directory, dtype=dtype, device=device, adapter=None if adapter is None else top).eval(),
             tokenizer,
             template=None if tokenizer.chat_template is None else template_for(tokenizer),
-            tools=ToolSet.load(directory) if (directory / "tools.json").exists() else None,
-            defaults=read_defaults(directory),
-            name=directory.resolve().name,
+            tools=ToolSet.load(tools) if (tools / "tools.json").exists() else None,
+            defaults=read_defaults(_first_with("generation_config.json", own)),
+            name=top.resolve().name,
         )
 
     def generate(self, prompt: str, **options: Unpack[SamplingOptions]) -> str:
@@ -322,6 +333,11 @@ def _messages(messages: Messages) -> list[Message]:
                 code="invalid_value",
             )
     return conversation
+
+
+def _first_with(name: str, folders: Sequence[Path]) -> Path:
+    """The first folder that has a file of this name; the last one if none has."""
+    return next((folder for folder in folders if (folder / name).is_file()), folders[-1])
 
 
 def _adds_bos(tokenizer: Tokenizer) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from leveret.kernels.int_matmul import GroupedIntegers
-from leveret.kernels.native.library import choose, pointer, size
+from leveret.kernels.native.library import compiled, missing, pointer, size
 
 TILE = 64
 """Outputs that lie side by side; others are added with scale 0."""
@@ -49,8 +49,8 @@ def compiled_refusal(*, in_features: int, group_size: int | None, device: torch.
     """Why the compiled kernels cannot multiply such a weight; None when they can."""
     if device.type != "cpu":
         return f"the compiled kernels are for the CPU and the weight is on {device.type}"
-    if choose().library is None:
-        return choose().reason
+    if (reason := missing()) is not None:
+        return reason
     if group_size is None or in_features % group_size:
         return "its groups are unequal"
     if in_features % STEP or group_size % STEP:
@@ -86,7 +86,7 @@ def multiply_compiled(x: Tensor, weight: CompiledWeight) -> Tensor:
     bfloat16 = x.dtype == torch.bfloat16
     assert bfloat16 or x.dtype == torch.float32
     out = torch.empty((rows.shape[0], weight.out_features), dtype=x.dtype)
-    library = choose().library
+    library = compiled()
     assert library is not None
     library.leveret_integer_product(
         pointer(rows), size(rows.shape[0]), int(bfloat16), int(bfloat16 and rows.shape[0] > FEW_ROWS), weight.bits,

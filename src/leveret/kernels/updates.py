@@ -15,7 +15,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from leveret.kernels.native.library import choose, pointer, size
+from leveret.kernels.native.library import compiled, pointer, size
 
 
 def muon_directions(
@@ -96,7 +96,7 @@ def _library(*tensors: Tensor) -> ctypes.CDLL | None:
     """The compiled kernels, if all of these are whole tensors on the CPU."""
     if any(each.device.type != "cpu" or not each.is_contiguous() or type(each) is not Tensor for each in tensors):
         return None
-    return choose().library
+    return compiled()
 
 
 def _pieces(flat: Tensor, starts: Tensor, shape: tuple[int, int]) -> list[Tensor]:

@@ -154,6 +154,11 @@ class QuantizedLinear(nn.Module):
         group_size = self.storage.group_size or self.in_features
         return compiled_refusal(in_features=self.in_features, group_size=group_size, device=self._device())
 
+    def compiled_weight(self) -> CompiledWeight | None:
+        """The weight as the compiled kernels read it in bfloat16; None when they cannot, or must not (`product`)."""
+        packed = None if self.product == "plain" else self._packed(torch.bfloat16)
+        return packed if isinstance(packed, CompiledWeight) else None
+
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.qweight.is_meta else self.qweight.device
 

@@ -63,6 +63,16 @@ def choose() -> Choice:
     return Choice(None, f"PyTorch kernels{skipped}")
 
 
+def compiled() -> ctypes.CDLL | None:
+    """The compiled kernels; None where the PyTorch twins serve."""
+    return choose().library
+
+
+def missing() -> str | None:
+    """Why there are no compiled kernels; None when there are."""
+    return choose().reason if choose().library is None else None
+
+
 def capability() -> int:
     """The highest number in `_RANK` that this processor, as PyTorch sees it, can run."""
     name = torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,128 @@
+"""Whether a model's next tokens can be computed by one compiled call, and the call.
+
+Between two tokens of a small model Python would start a few hundred operations of a few microseconds each. The compiled
+step (kernels/decode_step.py) reads the same weights and the same cache. It takes plain models: bfloat16 on a CPU, dense
+feed-forward blocks, Linears that are nn.Linear or quantized and nothing else (an adapter, a hook or an expert is
+somebody else's code, which must run). For the rest `Decoder.hidden` stays, which is also the step's twin.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leveret.kernels.decode_step import STEP, DecodeLayer, DecodeShape, DecodeStep, DecodeWeight, weight_refusal
+from leveret.kernels.native.library import missing
+from leveret.model.cache import KVCache
+from leveret.model.decoder import Decoder, DecoderLayer
+from leveret.model.feed_forward import FeedForward
+from leveret.precision.linear import QuantizedLinear
+
+logger = logging.getLogger(__name__)
+
+
+class CompiledStep:
+    """The compiled step of one model."""
+
+    def __init__(self, model: Decoder, step: DecodeStep) -> None:
+        self._model, self._step = model, step
+
+    @classmethod
+    def of(cls, model: Decoder) -> Self | None:
+        """The step for a model as it is now; None, with the reason in the log, when it must go through its modules."""
+        try:
+            step = _build(model)
+        except _Refused as refusal:
+            logger.info("each token goes through the model's modules: %s", refusal)
+            return None
+        return cls(model, step)
+
+    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """ids (B,), one for each row of the cache, which then holds it -> the states after the final norm (B, H)."""
+        model = self._model
+        slots = cache.reserve(1)
+        lengths = cache.planned_lengths.unsqueeze(1) if model.config.rope.kind == "dynamic" else None
+        cos, signed_sin = (
+            each.expand(len(ids), 1, 1, -1).reshape(len(ids), -1).contiguous()
+            for each in model.rope(slots.positions, lengths, torch.bfloat16)
+        )
+        x = F.embedding(ids, model.embed_tokens.weight)
+        states = self._step(x, cache.keys, cache.values, slots.starts, cos, signed_sin)
+        cache.advance(1)
+        return states
+
+
+class _Refused(Exception):
+    pass
+
+
+def _build(model: Decoder) -> DecodeStep:
+    config = model.config
+    if (reason := missing()) is not None:
+        raise _Refused(reason)
+    sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    for name, number in (*sizes.items(), ("head_dim", config.head_dim)):
+        if number % STEP:
+            raise _Refused(f"{name} {number} is no multiple of {STEP}")
+    if model.training:
+        raise _Refused("it is being trained")
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise _Refused(f"{name or 'the model'} has a hook")
+    norms = [model.norm.weight, model.embed_tokens.weight]
+    if any(weight_refusal(each.view(1, -1) if each.ndim == 1 else each) for each in norms):
+        raise _Refused("it is not in bfloat16 on a CPU")
+    layers = [_layer(layer) for layer in model.layers if isinstance(layer, DecoderLayer)]
+    if len(layers) != len(model.layers):
+        raise _Refused("a layer was replaced")
+    shape = DecodeShape(
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        window=config.sliding_window,
+        eps=config.rms_norm_eps,
+        scales_in_float32=config.norm_scales_in_float32,
+    )
+    return DecodeStep(shape, layers, model.norm.weight.detach())
+
+
+def _layer(layer: DecoderLayer) -> DecodeLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    if type(mlp) is not FeedForward:
+        raise _Refused(f"its feed-forward block is a {type(mlp).__name__}")
+    norms = [layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()]
+    if any(weight_refusal(norm.view(1, -1)) for norm in norms):
+        raise _Refused("a norm is not in bfloat16 on a CPU")
+    return DecodeLayer(
+        attention_norm=norms[0],
+        feed_forward_norm=norms[1],
+        query=_weight(attention.q_proj),
+        key=_weight(attention.k_proj),
+        value=_weight(attention.v_proj),
+        out=_weight(attention.o_proj),
+        gate=_weight(mlp.gate_proj),
+        up=_weight(mlp.up_proj),
+        down=_weight(mlp.down_proj),
+    )
+
+
+def _weight(linear: nn.Module) -> DecodeWeight:
+    bias = getattr(linear, "bias", None)
+    if bias is not None:
+        raise _Refused("a Linear has a bias")
+    weight: DecodeWeight | None = None
+    if type(linear) is nn.Linear:
+        weight = linear.weight.detach()
+    elif isinstance(linear, QuantizedLinear):
+        weight = linear.compiled_weight()
+    if weight is None:
+        raise _Refused(f"a Linear is a {type(linear).__name__}")
+    if (refusal := weight_refusal(weight)) is not None:
+        raise _Refused(f"a weight cannot be read: {refusal}")
+    return weight

@@ -1,0 +1,160 @@
+"""One new token of every row through all layers of a decoder, by one compiled call.
+
+What it computes is what the decoder's modules compute one after the other (the twin: `Decoder.hidden` with a cache),
+rounded to bfloat16 in the same places. Weights may be plain bfloat16 matrices or the integers of `integer_product.py`,
+each as it lies in memory; nothing is copied. Here are the tables of pointers that the call takes; which model has them
+is said in `engine/compiled_step.py`.
+
+Shape legend: B rows, H hidden, D head width, K key-value heads, C capacity of the cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leveret.kernels.integer_product import CompiledWeight
+from leveret.kernels.native.library import compiled, pointer, size
+
+STEP = 32
+"""What widths of heads and sizes of layers are multiples of."""
+
+DecodeWeight = Tensor | CompiledWeight
+"""A Linear's weight: (outputs, inputs) in bfloat16, or integers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLayer:
+    """The weights of one layer."""
+
+    attention_norm: Tensor
+    feed_forward_norm: Tensor
+    query: DecodeWeight
+    key: DecodeWeight
+    value: DecodeWeight
+    out: DecodeWeight
+    gate: DecodeWeight
+    up: DecodeWeight
+    down: DecodeWeight
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeShape:
+    """The numbers of a decoder that a step needs."""
+
+    hidden_size: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    window: int | None
+    eps: float
+    scales_in_float32: bool
+    """See model/norm.py."""
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("bits", "inputs", "outputs", "columns", "group")),
+        *((name, ctypes.c_void_p) for name in ("data", "scales", "zeros")),
+        ("zero", ctypes.c_double),
+    ]
+
+
+_LINEARS = ("query", "key", "value", "out", "gate", "up", "down")
+_NORMS = ("attention_norm", "feed_forward_norm")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _NORMS),
+        *((name, _Linear) for name in _LINEARS),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+    ]
+
+
+_SHAPE = ("layers", "hidden", "heads", "groups", "width", "intermediate", "window")
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _SHAPE),
+        ("eps", ctypes.c_double),
+        ("rounds_before_scale", ctypes.c_int64),
+    ]
+
+
+class DecodeStep:
+    """The tables of one model; holds its tensors, whose memory must stay where it is."""
+
+    def __init__(self, shape: DecodeShape, layers: Sequence[DecodeLayer], last_norm: Tensor) -> None:
+        self._held = (tuple(layers), last_norm)
+        self._last_norm = pointer(last_norm)
+        self._shape = _Shape(
+            layers=len(layers),
+            hidden=shape.hidden_size,
+            heads=shape.num_heads,
+            groups=shape.num_key_value_heads,
+            width=shape.head_dim,
+            intermediate=shape.intermediate_size,
+            window=shape.window or 0,
+            eps=shape.eps,
+            rounds_before_scale=int(not shape.scales_in_float32),
+        )
+        self._layers = (_Layer * len(layers))()
+        for table, layer in zip(self._layers, layers, strict=True):
+            for name in _NORMS:
+                setattr(table, name, getattr(layer, name).data_ptr())
+            for name in _LINEARS:
+                setattr(table, name, _linear(getattr(layer, name)))
+
+    def __call__(
+        self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], positions: Sequence[int], cos: Tensor,
+        signed_sin: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Embeddings of the new tokens (B, H) -> the states after the final norm, (B, H), in place.
+
+        keys, values: for each layer (B, K, C, D); the new ones are written at `positions`, one for each row.
+        cos, signed_sin: (B, D). All bfloat16 and in one piece.
+        """
+        for table, layer_keys, layer_values in zip(self._layers, keys, values, strict=True):
+            table.keys, table.values = layer_keys.data_ptr(), layer_values.data_ptr()
+        library = compiled()
+        assert library is not None and max(positions) < keys[0].shape[2]
+        library.leveret_decode_step(
+            ctypes.byref(self._shape), self._layers, self._last_norm, pointer(x), size(x.shape[0]),
+            (ctypes.c_int64 * len(positions))(*positions), size(keys[0].shape[2]), pointer(cos), pointer(signed_sin),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return x
+
+
+def weight_refusal(weight: DecodeWeight) -> str | None:
+    """Why a step cannot read such a weight; None when it can."""
+    if isinstance(weight, CompiledWeight):
+        return None if weight.order is None else "its columns are in another order"
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not weight.is_contiguous():
+        return f"it is {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
+    return None if weight.shape[1] % STEP == 0 else f"its {weight.shape[1]} inputs are no multiple of {STEP}"
+
+
+def _linear(weight: DecodeWeight) -> _Linear:
+    if isinstance(weight, Tensor):
+        outputs, inputs = weight.shape
+        return _Linear(bits=16, inputs=inputs, outputs=outputs, columns=outputs, group=inputs, data=weight.data_ptr())
+    groups, padded = weight.scales.shape
+    return _Linear(
+        bits=weight.bits,
+        inputs=weight.in_features,
+        outputs=padded,
+        columns=weight.out_features,
+        group=weight.in_features // groups,
+        data=weight.words.data_ptr(),
+        scales=weight.scales.data_ptr(),
+        zeros=None if weight.zeros is None else weight.zeros.data_ptr(),
+        zero=2 ** (weight.bits - 1),
+    )

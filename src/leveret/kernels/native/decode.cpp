@@ -1,0 +1,255 @@
+// One token of every row through all layers of a decoder: one call where there were a dozen for each layer.
+//
+// A token costs a small model far less than the calls that compute it, and a large one no more than reading its weights.
+// So all threads go through the layers together: the rows of a norm, the tiles of a product and the heads of an
+// attention are divided among them, and they wait for each other in between. Results are rounded to bfloat16 where the
+// decoder's own are, and a row's do not depend on the rows beside it as long as these are few.
+#include "integers.h"
+
+namespace {
+
+constexpr int64_t FEW = 8, FEW_DENSE = 4;  // rows: up to here integers, and bfloat16 weights, are multiplied as they lie
+
+struct Linear {
+    int64_t bits;  // 16: bfloat16 (columns, inputs); 4 or 8: as in integers.h
+    int64_t inputs, outputs, columns, group;
+    const void* data;
+    const uint16_t* scales;
+    const uint8_t* zeros;
+    double zero;
+};
+
+struct Layer {
+    const bfloat16 *attention_norm, *feed_forward_norm;
+    Linear query, key, value, out, gate, up, down;
+    bfloat16 *keys, *values;  // the cache: (rows, groups, capacity, width)
+};
+
+struct Shape {
+    int64_t layers, hidden, heads, groups, width, intermediate, window;
+    double eps;
+    int64_t rounds_before_scale;
+};
+
+// What products read: rows of bfloat16 (more of them than there are, for tiles), and for few rows the same in float32.
+struct Rows {
+    int64_t columns;
+    std::vector<bfloat16> numbers;
+    std::vector<float> wide;
+
+    Rows(int64_t rows, int64_t columns)
+        : columns(columns), numbers(size_t(round_up(rows, ROW_PADDING) * columns)), wide(size_t(rows <= FEW ? rows * columns : 0)) {}
+
+    void put(floats values, int64_t place) {
+        store(values, numbers.data() + place);
+        if (!wide.empty()) store(load(numbers.data() + place), wide.data() + place);
+    }
+};
+
+struct Scratch {
+    std::vector<word> right;
+    std::vector<float> sums, more_sums, scores, turned;
+    std::vector<bfloat16> halves;
+
+    Scratch(int64_t rows, int64_t heads_of_group, int64_t width, int64_t keys)
+        : right(size_t(PART / 2 * TILE)), sums(size_t(round_up(rows, ROW_PADDING) * TILE)), more_sums(sums.size()),
+          scores(size_t(heads_of_group * round_up(keys, LANES))), turned(size_t(heads_of_group * width)),
+          halves(size_t(width)) {}
+};
+
+// sums (R, TILE): `count` outputs of a bfloat16 weight, from `weight` on, for x (R, inputs).
+template <int R>
+void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const float* x, float* sums) {
+    constexpr int TOGETHER = 4;
+    for (int64_t o = 0; o < count; o += TOGETHER) {
+        int64_t outputs = std::min<int64_t>(TOGETHER, count - o);
+        floats parts[R][TOGETHER] = {};
+        const bfloat16* rows[TOGETHER];
+        for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + (o + std::min(n, outputs - 1)) * inputs;
+        for (int64_t i = 0; i < inputs; i += LANES) {
+            floats values[TOGETHER];
+            for (int n = 0; n < TOGETHER; n++) values[n] = load(rows[n] + i);
+            for (int r = 0; r < R; r++) {
+                floats each = load(x + r * inputs + i);
+                for (int n = 0; n < TOGETHER; n++) parts[r][n] += values[n] * each;
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int64_t n = 0; n < outputs; n++) sums[r * TILE + o + n] = sum_of(parts[r][n]);
+    }
+}
+
+void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t rows, Scratch& scratch, float* sums) {
+    int64_t inputs = linear.inputs, count = std::min(TILE, linear.columns - tile * TILE);
+    const bfloat16* weight = static_cast<const bfloat16*>(linear.data) + tile * TILE * inputs;
+    if (rows <= FEW_DENSE) {
+        int64_t row = 0;
+        const float* wide = x.wide.data();
+        for (; row + 4 <= rows; row += 4) dense_rows<4>(weight, inputs, count, wide + row * inputs, sums + row * TILE);
+        for (; row < rows; row++) dense_rows<1>(weight, inputs, count, wide + row * inputs, sums + row * TILE);
+        return;
+    }
+    for (int64_t first = 0; first < inputs; first += PART) {
+        int64_t part = std::min(PART, inputs - first);
+        turn_rows(weight + first, inputs, count, TILE, part, scratch.right.data());
+        Left left{reinterpret_cast<const word*>(x.numbers.data() + first), inputs / 2, 1};
+        product(left, round_up(rows, ROW_PADDING), scratch.right.data(), TILE, TILE, part / 2, sums, TILE, first > 0);
+    }
+}
+
+template <int BITS>
+void integer_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t rows, Scratch& scratch, float* sums) {
+    Weight weight{static_cast<const word*>(linear.data), linear.scales, linear.zeros, float(linear.zero),
+                  linear.inputs, linear.outputs, linear.group};
+    Levels<BITS> levels(nullptr);
+    if (rows <= FEW) few_rows_of_tile<BITS>(weight, levels, tile, x.wide.data(), rows, sums);
+    else many_rows_of_tile<BITS>(weight, levels, tile, x.numbers.data(), rows, scratch.right.data(), sums);
+}
+
+// sums (rows, TILE) = x weight^T for one tile of outputs.
+void multiply_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t rows, Scratch& scratch, float* sums) {
+    if (linear.bits == 16) dense_tile(linear, tile, x, rows, scratch, sums);
+    else if (linear.bits == 4) integer_tile<4>(linear, tile, x, rows, scratch, sums);
+    else integer_tile<8>(linear, tile, x, rows, scratch, sums);
+}
+
+int64_t tiles_of(const Linear& linear) { return (linear.columns + TILE - 1) / TILE; }
+
+// x <- x + added (if there is any), then its norm.
+void norm_row(const Shape& shape, bfloat16* x, const bfloat16* added, const bfloat16* weight, Rows& out, int64_t row) {
+    int64_t hidden = shape.hidden;
+    floats squares{};
+    for (int64_t i = 0; i < hidden; i += LANES) {
+        if (added != nullptr) store(load(x + i) + load(added + i), x + i);
+        floats value = load(x + i);
+        squares += value * value;
+    }
+    float scale = 1.0f / std::sqrt(sum_of(squares) / float(hidden) + float(shape.eps));
+    for (int64_t i = 0; i < hidden; i += LANES) {
+        floats normed = load(x + i) * scale;
+        if (shape.rounds_before_scale) normed = rounded(normed);
+        out.put(normed * load(weight + i), row * hidden + i);
+    }
+}
+
+// (a, b) -> (a cos - b sin, b cos + a sin), rounded as the decoder does it: the first product on its own.
+void turn(const bfloat16* x, const bfloat16* cos, const bfloat16* signed_sin, int64_t width, bfloat16* out) {
+    int64_t half = width / 2;
+    for (int64_t i = 0; i < half; i += LANES) {
+        floats a = load(x + i), b = load(x + i + half);
+        store(rounded(a * load(cos + i)) + b * load(signed_sin + i), out + i);
+        store(rounded(b * load(cos + i + half)) + a * load(signed_sin + i + half), out + i + half);
+    }
+}
+
+// The heads of one group of one row read the cache, to which the new key and value are added.
+void attend(const Shape& shape, const Layer& layer, int64_t capacity, int64_t position, int64_t row, int64_t group,
+            const bfloat16* query, const bfloat16* key, const bfloat16* value, const bfloat16* cos,
+            const bfloat16* signed_sin, Scratch& scratch, Rows& out) {
+    int64_t width = shape.width, heads = shape.heads / shape.groups;
+    int64_t first = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0, count = position + 1 - first;
+    int64_t stride = round_up(count, LANES);
+    bfloat16* keys = layer.keys + (row * shape.groups + group) * capacity * width;
+    bfloat16* values = layer.values + (row * shape.groups + group) * capacity * width;
+    turn(key, cos, signed_sin, width, keys + position * width);
+    std::memcpy(values + position * width, value, size_t(width) * sizeof(bfloat16));
+    for (int64_t h = 0; h < heads; h++) {
+        turn(query + h * width, cos, signed_sin, width, scratch.halves.data());
+        for (int64_t i = 0; i < width; i += LANES) store(load(scratch.halves.data() + i), scratch.turned.data() + h * width + i);
+    }
+    float factor = 1.0f / std::sqrt(float(width));
+    for (int64_t s = 0; s < count; s++)
+        for (int64_t h = 0; h < heads; h++) {
+            floats sum{};
+            for (int64_t i = 0; i < width; i += LANES)
+                sum += load(keys + (first + s) * width + i) * load(scratch.turned.data() + h * width + i);
+            scratch.scores[size_t(h * stride + s)] = sum_of(sum) * factor;
+        }
+    for (int64_t h = 0; h < heads; h++) {
+        float* scores = scratch.scores.data() + h * stride;
+        std::fill(scores + count, scores + stride, -INFINITY);
+        floats tops = all(-INFINITY), sums{};
+        for (int64_t s = 0; s < stride; s += LANES) tops = larger(load(scores + s), tops);
+        float highest = highest_of(tops);
+        for (int64_t s = 0; s < stride; s += LANES) {
+            floats chance = exponential(load(scores + s) - highest);
+            store(chance, scores + s);
+            sums += chance;
+        }
+        float share = 1.0f / sum_of(sums);
+        for (int64_t i = 0; i < width; i += LANES) {
+            floats sum{};
+            for (int64_t s = 0; s < count; s++) sum += scores[s] * load(values + (first + s) * width + i);
+            out.put(sum * share, (row * shape.heads + group * heads + h) * width + i);
+        }
+    }
+}
+
+}  // namespace
+
+// x (rows, hidden): the embeddings of the new tokens in, the last norm's output out. positions (rows,): where in its row
+// of the cache each new token comes. cos, signed_sin (rows, width).
+LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers, const bfloat16* last_norm, bfloat16* x,
+                                        int64_t rows, const int64_t* positions, int64_t capacity, const bfloat16* cos,
+                                        const bfloat16* signed_sin, int threads) {
+    const Shape& shape = *given;
+    int64_t hidden = shape.hidden, query_size = shape.heads * shape.width, key_size = shape.groups * shape.width;
+    int64_t longest = *std::max_element(positions, positions + rows) + 1;
+    Rows normed(rows, hidden), attended(rows, query_size), gated(rows, shape.intermediate);
+    std::vector<bfloat16> query(size_t(rows * query_size)), key(size_t(rows * key_size)), value(size_t(rows * key_size));
+    std::vector<bfloat16> added(size_t(rows * hidden));
+#pragma omp parallel num_threads(threads)
+    {
+        Tiles tiles;
+        Scratch scratch(rows, shape.heads / shape.groups, shape.width, longest);
+        auto norm = [&](const bfloat16* more, const bfloat16* weight) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < rows; row++)
+                norm_row(shape, x + row * hidden, more == nullptr ? nullptr : more + row * hidden, weight, normed, row);
+        };
+        auto multiply = [&](const Linear& linear, int64_t tile, const Rows& from, bfloat16* to) {
+            multiply_tile(linear, tile, from, rows, scratch, scratch.sums.data());
+            place_tile(scratch.sums.data(), rows, tile, to, linear.columns);
+        };
+        for (int64_t n = 0; n < shape.layers; n++) {
+            const Layer& layer = layers[n];
+            norm(n == 0 ? nullptr : added.data(), layer.attention_norm);
+            int64_t query_tiles = tiles_of(layer.query), key_tiles = tiles_of(layer.key);
+#pragma omp for schedule(static)
+            for (int64_t task = 0; task < query_tiles + 2 * key_tiles; task++) {
+                if (task < query_tiles) multiply(layer.query, task, normed, query.data());
+                else if (task < query_tiles + key_tiles) multiply(layer.key, task - query_tiles, normed, key.data());
+                else multiply(layer.value, task - query_tiles - key_tiles, normed, value.data());
+            }
+#pragma omp for schedule(static)
+            for (int64_t task = 0; task < rows * shape.groups; task++) {
+                int64_t row = task / shape.groups, group = task % shape.groups;
+                attend(shape, layer, capacity, positions[row], row, group,
+                       query.data() + row * query_size + group * (query_size / shape.groups),
+                       key.data() + task * shape.width, value.data() + task * shape.width, cos + row * shape.width,
+                       signed_sin + row * shape.width, scratch, attended);
+            }
+#pragma omp for schedule(static)
+            for (int64_t tile = 0; tile < tiles_of(layer.out); tile++) multiply(layer.out, tile, attended, added.data());
+            norm(added.data(), layer.feed_forward_norm);
+#pragma omp for schedule(static)
+            for (int64_t tile = 0; tile < tiles_of(layer.gate); tile++) {
+                multiply_tile(layer.gate, tile, normed, rows, scratch, scratch.sums.data());
+                multiply_tile(layer.up, tile, normed, rows, scratch, scratch.more_sums.data());
+                int64_t count = std::min(TILE, shape.intermediate - tile * TILE);
+                for (int64_t row = 0; row < rows; row++)
+                    for (int64_t i = 0; i < count; i += LANES) {
+                        floats gate = rounded(load(scratch.sums.data() + row * TILE + i));
+                        floats up = rounded(load(scratch.more_sums.data() + row * TILE + i));
+                        gated.put(gate * sigmoid(gate) * up, row * shape.intermediate + tile * TILE + i);
+                    }
+            }
+#pragma omp for schedule(static)
+            for (int64_t tile = 0; tile < tiles_of(layer.down); tile++) multiply(layer.down, tile, gated, added.data());
+        }
+        norm(added.data(), last_norm);
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++)
+            std::memcpy(x + row * hidden, normed.numbers.data() + row * hidden, size_t(hidden) * sizeof(bfloat16));
+    }
+}
