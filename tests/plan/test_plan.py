@@ -93,6 +93,17 @@ def test_more_devices_are_faster_and_hold_less(life, plan):
     assert one["seconds"] / eight["seconds"] == pytest.approx(8 * 0.9, rel=0.02)
 
 
+def test_counting_choices_before_a_step_shows_in_arithmetic(life, plan):
+    def flops(*settings):
+        mixture = ("pretrain.model.family=mixtral", "pretrain.model.num_experts=4")
+        return plan("life.yaml", *mixture, *settings)["pretrain"]["flops_per_token"]
+
+    step, whole = "pretrain.training.router_balance=step", "pretrain.training.micro_batch_rows=8"
+    plain = flops()
+    assert flops(whole) == plain == flops(whole, step)
+    assert 0.1 < (flops(step) - plain) / plain < 1 / 3  # all of forward but the head
+
+
 def test_recomputation_and_lean_optimizers_show_in_memory_and_arithmetic(life, plan):
     plain = plan("life.yaml")["pretrain"]
     recomputed = plan("life.yaml", "pretrain.training.recompute=layers")["pretrain"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from leveret.model.config import MoeConfig
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.objective import CausalLoss
@@ -63,3 +64,10 @@ def test_what_stays_on_is_refused_nowhere_but_changes_nothing_without_layers():
     plain = torch.nn.Linear(2, 2)
     with recomputed_layers(plain, "layers"):
         assert "forward" not in vars(plain)
+
+
+def test_a_mixture_s_gradients_and_balance_are_the_same_when_its_layers_are_recomputed(new_model, new_order):
+    moe = MoeConfig(num_experts=4, experts_per_token=2, router_aux_loss_coef=0.5)
+    kept, again = (gradients(new_model(family="mixtral", moe=moe), new_order(), what) for what in ("nothing", "layers"))
+    assert torch.equal(kept[0], again[0]) and kept[1] == again[1]
+    assert again[2] < kept[2] / 2

@@ -45,14 +45,14 @@ class Work:
         return self.training.precision if self.kind == "training" else "bf16"
 
     def flops_per_token(self) -> float:
-        """Arithmetic of a trained token, recomputation included."""
+        """Arithmetic of a trained token, with what is computed twice: layers again, choices of experts before."""
         assert self.model is not None
         config, length = self.model.config, self.training.sequence_length
-        work = flops_per_token(config, length, training=True)
-        if self.training.recompute == "layers":
-            head = 2 * config.vocab_size * config.hidden_size
-            work += flops_per_token(config, length, training=False) - head
-        return work
+        layers = flops_per_token(config, length, training=False) - 2 * config.vocab_size * config.hidden_size
+        in_parts = self.training.micro_batch_rows < self.training.rows_per_step
+        counted_before = config.moe is not None and self.training.router_balance == "step" and in_parts
+        more = (self.training.recompute == "layers") + counted_before
+        return flops_per_token(config, length, training=True) + more * layers
 
     def optimizer_bytes_per_step(self) -> float:
         """What one update reads and writes."""
