@@ -20,15 +20,22 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(path: str | Path, *, dtype: torch.dtype | str | None = None, device: str = "cpu") -> TextModel:
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str = "cpu",
+    adapter: str | Path | None = None,
+) -> TextModel:
     """Load a model directory, or a model of the Hugging Face hub by name, to generate, chat and call tools.
 
     Args:
         path: the directory or the name.
         dtype: type of the weights in memory ("float32", torch.bfloat16 ...); None as stored.
         device: "cpu", "cuda:0" ...
+        adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
     """
     # Imported here because it brings torch, which `import leveret` must not cost.
     from leveret.engine.text import TextModel
 
-    return TextModel.load(path, dtype=dtype, device=device)
+    return TextModel.load(path, dtype=dtype, device=device, adapter=adapter)

@@ -7,6 +7,8 @@
 | `hf:owner/name`     | Hugging Face's cache, then Hugging Face                                         |
 | `ms:owner/name`     | ModelScope's cache, then ModelScope (by the `modelscope` package)               |
 
+A folder that holds only an adapter stands for that adapter on the model which its adapter_config.json names.
+
 `HF_HUB_OFFLINE=1` keeps every look-up on this machine; `HF_ENDPOINT` names a mirror.
 """
 
@@ -45,6 +47,45 @@ def resolve_model(reference: str | Path, *, revision: str | None = None) -> Path
     if hub == "ms" or (hub is None and modelscope_first):
         return _from_modelscope(repository, revision)
     return _from_hugging_face(repository, revision, folder)
+
+
+def resolve_whole_model(reference: str | Path, *, purpose: str) -> Path:
+    """The same for what needs the model's own weights: HubError for a folder with only an adapter."""
+    folder = resolve_model(reference)
+    if is_adapter(folder):
+        raise HubError(
+            f"{folder} holds an adapter; {purpose} needs a whole model",
+            hint="merge it: in its fine-tuning recipe, `adapter: {merge: true}`, or "
+            f'leveret.weights.merged.merge_into_model("{folder}", "merged")',
+        )
+    return folder
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def model_under(folder: Path) -> Path:
+    """`folder`, or the folder of the model that the adapter in it names. Raises HubError if that is not found."""
+    if not is_adapter(folder):
+        return folder
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise HubError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}", hint="fetch or write it again") from None
+    hint = (
+        f'name it under "base_model_name_or_path" in {folder / ADAPTER_CONFIG}, or leveret.load(base, adapter=folder)'
+    )
+    if not base:
+        raise HubError(f"{folder} is an adapter that does not say which model it was trained on", hint=hint)
+    try:
+        return resolve_model(base)
+    except HubError as error:
+        raise HubError(f"{folder} is an adapter for {base}: {error.message}", hint=f"{error.hint}; or {hint}") from None
 
 
 def _from_hugging_face(repository: str, revision: str | None, folder: Path) -> Path:

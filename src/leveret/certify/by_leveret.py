@@ -21,6 +21,7 @@ from leveret.chat.template import ChatTemplate, template_for
 from leveret.engine.engine import Engine
 from leveret.engine.request import Request, SamplingParams
 from leveret.errors import CheckpointError, RequestError, TemplateError
+from leveret.hub import model_under
 from leveret.model.decoder import Decoder
 from leveret.paths import sha256_file
 from leveret.tokenizer.files import Tokenizer
@@ -79,7 +80,7 @@ class LeveretForm:
 def from_directory(reference: str, path: Path) -> LeveretForm:
     """A model directory, quantized or not."""
     model, tokenizer = load_model(path), Tokenizer.load(path)
-    quantization = read_json(path / "config.json").get("quantization_config") or {}
+    quantization = read_json(model_under(path) / "config.json").get("quantization_config") or {}
     return LeveretForm(
         name=reference,
         reader="leveret",

@@ -17,6 +17,7 @@ from leveret.certify.zoo import Fixture
 from leveret.chat.messages import messages_from
 from leveret.errors import LeveretError
 from leveret.extras import require
+from leveret.hub import model_under
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.safetensors import read_json
 
@@ -88,7 +89,7 @@ def from_transformers(reference: str, path: Path) -> TransformersForm:
             model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype="auto").eval()
     except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise LeveretError(f"transformers cannot load {path}: {error}") from error
-    bits = (read_json(path / "config.json").get("quantization_config") or {}).get("bits")
+    bits = (read_json(model_under(path) / "config.json").get("quantization_config") or {}).get("bits")
     return TransformersForm(
         name=reference,
         path=path,

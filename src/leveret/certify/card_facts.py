@@ -16,6 +16,7 @@ from typing import Any
 
 from leveret.certify.card_scores import scores_of
 from leveret.errors import DataError
+from leveret.hub import model_under
 from leveret.model.config import ModelConfig
 from leveret.model.count import Count, count
 from leveret.tools.schema import ToolSet
@@ -62,13 +63,14 @@ class StageFacts:
 
 def model_facts(directory: Path) -> ModelFacts:
     """Read a model directory; WeightsError or ConfigError when it is not one."""
-    values, config = read_json(directory / "config.json"), read_config(directory)
-    files = find_weight_files(directory)
+    base = model_under(directory)
+    values, config = read_json(base / "config.json"), read_config(base)
+    files = find_weight_files(base)
     return ModelFacts(
         name=directory.resolve().name,
         config=config,
         parameters=count(config),
-        bytes_on_disk=sum((directory / file).stat().st_size for file in set(files.file_of.values())),
+        bytes_on_disk=sum((base / file).stat().st_size for file in set(files.file_of.values())),
         dtype=str(values.get("dtype") or values.get("torch_dtype") or "unknown"),
         quantization=values.get("quantization_config"),
         tools=ToolSet.load(directory).names if (directory / "tools.json").is_file() else (),

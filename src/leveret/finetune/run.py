@@ -27,7 +27,7 @@ from leveret.errors import ConfigError
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.new_tokens import add_rows, add_tokens
 from leveret.finetune.samples import read_samples
-from leveret.hub import resolve_model
+from leveret.hub import resolve_whole_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
@@ -49,7 +49,7 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
 
 
 def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
-    start = resolve_model(config.model)
+    start = resolve_whole_model(config.model, purpose="fine-tuning")
     tokenizer = Tokenizer.load(start)
     template = _template(config.template, tokenizer)
     tools = None if config.tools is None else ToolSet.load(config.tools)

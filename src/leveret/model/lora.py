@@ -60,12 +60,13 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The matrix that this layer multiplies by, written out; differentiable."""
-        dense = self._dense(self.lora_A.dtype)
-        changed = dense + self.settings.scale * (self.lora_B @ self.lora_A)
-        if self.magnitude is not None:
-            changed = changed * self._row_factors(changed).unsqueeze(1)
-        return changed.to(self._dtype(changed.dtype))
+        """The matrix that this layer multiplies by, written out in the dtype of the base; differentiable."""
+        return self.merged_weight().to(self._dtype())
+
+    def merged_weight(self) -> Tensor:
+        """The same in float32."""
+        merged = self._dense(torch.float32) + self.settings.scale * (self.lora_B.float() @ self.lora_A.float())
+        return merged if self.magnitude is None else merged * self._row_factors(merged).unsqueeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
@@ -92,7 +93,7 @@ class LoraLinear(nn.Module):
 
     def _row_factors(self, merged: Tensor) -> Tensor:
         assert self.magnitude is not None
-        return self.magnitude / _row_lengths(merged.detach()).to(self.magnitude.dtype)
+        return self.magnitude.float() / _row_lengths(merged.detach())
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
         weight = getattr(self.base, "weight", None)
@@ -101,8 +102,8 @@ class LoraLinear(nn.Module):
         dense: Tensor = self.base.dequantize(dtype)  # type: ignore[operator]
         return dense.detach()
 
-    def _dtype(self, otherwise: torch.dtype) -> torch.dtype:
-        return self.base.weight.dtype if isinstance(self.base, nn.Linear) else otherwise
+    def _dtype(self) -> torch.dtype:
+        return self.base.weight.dtype if isinstance(self.base, nn.Linear) else self.lora_A.dtype
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

@@ -61,3 +61,16 @@ def train_rows(model: Decoder, token_ids: Sequence[int], *, head_ids: Sequence[i
             model.set_submodule("lm_head", TokenRows(head, token_ids, model.embed_tokens.rows))
     elif chosen := token_ids if head_ids is None else head_ids:
         model.set_submodule("lm_head", TokenRows(head, chosen, None))
+
+
+@torch.no_grad()
+def fold_rows(model: Decoder) -> None:
+    """Write trained rows into their tables, in place: the same numbers, without building the table each time."""
+    for name in ("embed_tokens", "lm_head"):
+        table = model.get_submodule(name)
+        if isinstance(table, TokenRows):
+            folded = table.base
+            if name == "embed_tokens" or not model.config.tie_word_embeddings:
+                folded.weight[table.token_ids] = table.rows.to(folded.weight.dtype)
+            model.set_submodule(name, folded)
+    model.tie_weights()

@@ -123,7 +123,7 @@ def _values_in(value: Any) -> Iterator[Path | str]:
 
 def _names_input(path: Path) -> bool:
     """Whether a text names a file or a model folder (and not, by chance, any folder)."""
-    return path.is_file() or (path / "config.json").is_file()
+    return path.is_file() or (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
 
 
 def _is_inside(path: Path, folder: Path | None) -> bool:

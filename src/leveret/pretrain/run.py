@@ -22,7 +22,7 @@ from leveret.data.packing import Sample, stream_rows
 from leveret.data.readers import read_documents
 from leveret.data.shards import TokenShards, build_shards
 from leveret.errors import DataError
-from leveret.hub import resolve_model
+from leveret.hub import resolve_whole_model
 from leveret.model.config import ModelConfig
 from leveret.model.count import count
 from leveret.model.decoder import Decoder
@@ -50,7 +50,7 @@ def run(config: PretrainConfig, console: Console) -> StageResult:
 
 
 def _run(config: PretrainConfig, world: World, console: Console) -> StageResult:
-    start = None if config.init_from is None else resolve_model(config.init_from)
+    start = None if config.init_from is None else resolve_whole_model(config.init_from, purpose="pretraining")
     tokenizer = Tokenizer.load(config.tokenizer or start or "")
     weights = [source.weight for source in config.documents]
     excluded, none = Exclusions.of(config.exclude_rows), Exclusions([])

@@ -17,7 +17,7 @@ from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.engine.perplexity import Window, perplexity, windows_from_files
 from leveret.errors import ConfigError
-from leveret.hub import resolve_model
+from leveret.hub import resolve_whole_model
 from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write
 from leveret.precision.gptq_layout import GptqStorage
@@ -49,7 +49,7 @@ ROUTERS = r".*\.(?:gate|router)$"
 
 def run(config: QuantizeConfig, console: Console) -> StageResult:
     """Quantize and write; returns sizes, the mean error and the perplexities."""
-    source = resolve_model(config.model)
+    source = resolve_whole_model(config.model, purpose="quantizing")
     storage = _storage(config, source)
     windows = _windows(config, source)
     before = perplexity(load_model(source), windows) if windows else None

@@ -23,6 +23,7 @@ import tokenizers
 
 from leveret.config import fingerprint, suggest
 from leveret.errors import TokenizerError
+from leveret.hub import model_under
 from leveret.paths import atomic_write
 from leveret.tokenizer.token_bytes import REPLACEMENT, notation_of, strips_first_space, token_byte_table
 
@@ -55,8 +56,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read a Hugging Face tokenizer directory; TokenizerError if it has no usable `tokenizer.json`."""
+        """Read a Hugging Face tokenizer directory; TokenizerError if it has no usable `tokenizer.json`.
+
+        An adapter's folder without a tokenizer has that of the model under it.
+        """
         directory = Path(directory)
+        if not (directory / "tokenizer.json").is_file():
+            directory = model_under(directory)
         path = directory / "tokenizer.json"
         if not path.is_file():
             slow = directory / "tokenizer.model"

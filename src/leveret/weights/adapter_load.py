@@ -32,10 +32,13 @@ from leveret.weights.tokens import resize_tokens
 
 
 @torch.no_grad()
-def load_adapter(model: Decoder, folder: str | Path, *, fingerprint: str | None = None) -> AdapterConfig:
-    """Put the adapter in `folder` on `model`, in place, in the model's dtype; returns its config.
+def load_adapter(
+    model: Decoder, folder: str | Path, *, fingerprint: str | None = None, rounded: bool = True
+) -> AdapterConfig:
+    """Put the adapter in `folder` on `model`, in place; returns its config.
 
     fingerprint: of the files `model` was loaded from; if the adapter was trained on others, there is a warning.
+    rounded: to the model's dtype, so that nothing is cast at each call; else it is in float32, to be merged.
     Raises ConfigError, MissingWeights, UnexpectedWeights, ShapeMismatch or CorruptedFile, naming the tensor.
     """
     directory = Path(folder)
@@ -60,7 +63,8 @@ def load_adapter(model: Decoder, folder: str | Path, *, fingerprint: str | None 
             f"{name_some(names)}",
             hint="was it trained on this model? nothing is left out silently",
         )
-    _round_to(model, model.norm.weight.dtype)
+    if rounded:
+        _round_to(model, model.norm.weight.dtype)
     return config
 
 
@@ -233,7 +237,6 @@ def _fill_parts(places: list[nn.Parameter], tensor: Tensor, label: str) -> None:
 
 
 def _round_to(model: Decoder, dtype: torch.dtype) -> None:
-    """The adapter in the dtype of the model, so that nothing is cast at each call."""
     for module in model.modules():
         if isinstance(module, LoraLinear | TokenRows):
             for parameter in module.parameters(recurse=False):

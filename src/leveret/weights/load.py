@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from leveret.errors import ConfigError, UnexpectedWeights, WeightsError
+from leveret.hub import is_adapter, model_under
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
+from leveret.model.token_rows import fold_rows
 from leveret.precision.swap import prepare_quantized
+from leveret.weights.adapter_load import load_adapter
+from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.placing import HEAD, assign, match_names, split
 from leveret.weights.safetensors import find_weight_files, read_json
 
@@ -32,20 +36,30 @@ DTYPES = {
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The ModelConfig of a model directory (or of a config.json); ConfigError names the field that is wrong."""
+    """The ModelConfig of a model directory (or of a config.json, or of the model under an adapter).
+
+    ConfigError names the field that is wrong.
+    """
     file = _config_file(Path(path))
     return _parse(file, _config_values(file))
 
 
 def load_model(
-    path: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    adapter: str | Path | None = None,
 ) -> Decoder:
     """The model of a directory, ready for use (`eval`), on `device`.
 
     dtype: of the parameters; None: as the embedding is stored. Quantized tensors keep their own dtypes.
+    adapter: a folder whose adapter is put on the model. A `path` that holds only an adapter brings the model under it.
     ConfigError, MissingWeights, UnexpectedWeights, ShapeMismatch and CorruptedFile name the file and the tensors.
     """
     directory = Path(path)
+    if adapter is None and is_adapter(directory):
+        adapter, directory = directory, model_under(directory)
     wanted = as_dtype(dtype)
     file = _config_file(directory)
     values = _config_values(file)
@@ -55,6 +69,9 @@ def load_model(
     if quantization := values.get("quantization_config"):
         prepare_quantized(model, quantization, stored_name=family_for(config.family).stored_module)
     _fill(model, directory, wanted, torch.device(device))
+    if adapter is not None:
+        load_adapter(model, adapter, fingerprint=fingerprint_of(directory))
+        fold_rows(model)
     return model.eval()
 
 
@@ -108,7 +125,7 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
 
 
 def _config_file(path: Path) -> Path:
-    file = path if path.is_file() else path / "config.json"
+    file = path if path.is_file() else model_under(path) / "config.json"
     if not file.is_file():
         raise WeightsError(
             f"{path} is no model directory: it has no config.json",

@@ -56,8 +56,13 @@ def save_model(
     _remove_old_weights(directory)
     for draft, name in drafts.items():
         os.replace(draft, directory / name)
-    atomic_write(directory / "generation_config.json", _json(_generation(model, generation)))
+    save_generation(model, directory, generation)
     atomic_write(directory / "config.json", _json(config))
+
+
+def save_generation(model: Decoder, directory: Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write generation_config.json alone: the model's token ids, and `extra` keys."""
+    atomic_write(directory / "generation_config.json", _json(_generation(model, extra)))
 
 
 def _write_drafts(grouped: dict[str, list[Tensor]], directory: Path, shard_bytes: int) -> dict[Path, str]:
