@@ -66,6 +66,27 @@ def test_experts_that_were_replaced_or_are_watched_are_called() -> None:
     assert not torch.allclose(mixture(x), expected)
 
 
+def test_experts_called_one_by_one_see_their_tokens_alone_unless_gradients_are_taken() -> None:
+    mixture = SparseMixture(16, 24, MoeConfig(num_experts=4, experts_per_token=2)).bfloat16()
+    x = torch.randn(150, 16).bfloat16().requires_grad_()
+    expected = mixture(x)
+    expected.float().square().sum().backward()
+    gradients = [x.grad, *(p.grad for p in mixture.parameters())]
+    seen: list[int] = []
+    for expert in mixture.experts:
+        expert.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    with torch.no_grad():
+        torch.testing.assert_close(mixture(x), expected, rtol=0.02, atol=0.01)
+    assert sum(seen) == 2 * 150
+    seen.clear()
+    x.grad = None
+    mixture.zero_grad()
+    mixture(x).float().square().sum().backward()
+    assert all(rows % 4 == 0 for rows in seen)
+    for mine, wanted in zip([x.grad, *(p.grad for p in mixture.parameters())], gradients, strict=True):
+        assert (mine - wanted).float().norm() <= 0.02 * wanted.float().norm()
+
+
 def test_the_balancing_loss_is_smallest_when_even_and_ignores_padding() -> None:
     moe = MoeConfig(num_experts=4, experts_per_token=1)
     even = torch.eye(4).repeat(3, 1) * 20

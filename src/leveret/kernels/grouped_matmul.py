@@ -46,8 +46,7 @@ def grouped_experts(
     gates, ups: one (I, H) for each expert; downs: one (H, I). The gradient can be taken once, not twice.
     """
     tokens, matrices = tokens.contiguous(), (*gates, *ups, *downs)
-    block = block_rows(chosen.numel(), len(gates)) if _in_blocks(tokens) else 1
-    groups = sort_by_expert(chosen, len(gates), block)
+    groups = group_tokens(tokens, chosen, len(gates))
     if torch.is_grad_enabled() and any(each.requires_grad for each in (tokens, weights, *matrices)):
         out: Tensor = _GroupedExperts.apply(tokens, weights, groups, *matrices)  # type: ignore[no-untyped-call]
         return out
@@ -99,6 +98,12 @@ def sort_by_expert(chosen: Tensor, num_experts: int, block: int = 1) -> Groups:
     places[order] = rows
     slices = [(expert, slice(start, end)) for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
     return Groups(tokens=tokens, places=places, slices=[each for each in slices if each[1].start < each[1].stop])
+
+
+def group_tokens(tokens: Tensor, chosen: Tensor, num_experts: int, *, fills_up: bool = True) -> Groups:
+    """The groups of tokens (N, H) and their experts (N, K), filled up where that pays, unless told not to."""
+    block = block_rows(chosen.numel(), num_experts) if fills_up and _in_blocks(tokens) else 1
+    return sort_by_expert(chosen, num_experts, block)
 
 
 def block_rows(num_pairs: int, num_experts: int) -> int:

@@ -25,7 +25,7 @@ from collections.abc import MutableSequence, Sequence
 import torch
 from torch import Tensor, nn
 
-from leveret.kernels.grouped_matmul import grouped_experts
+from leveret.kernels.grouped_matmul import group_tokens, grouped_experts
 from leveret.model.config import MoeConfig
 from leveret.model.feed_forward import FeedForward
 
@@ -62,12 +62,12 @@ class SparseMixture(nn.Module):
         return self._one_by_one(tokens, chosen, weights).view_as(x)
 
     def _one_by_one(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        out = torch.zeros_like(tokens)
-        for number in torch.unique(chosen).tolist():
-            rows, places = torch.where(chosen == number)
-            answer = self.experts[number](tokens[rows]) * weights[rows, places].unsqueeze(-1)
-            out = out.index_add(0, rows, answer.to(out.dtype))
-        return out
+        """Each expert is called with its tokens; in training with rows of zeros too (kernels/grouped_matmul.py)."""
+        groups = group_tokens(tokens, chosen, len(self.experts), fills_up=torch.is_grad_enabled())
+        x = torch.cat([tokens, tokens.new_zeros(1, tokens.shape[1])])[groups.tokens]  # -1: the last row
+        answers = torch.cat([self.experts[expert](x[rows]) for expert, rows in groups.slices])
+        mine = answers[groups.places].view(*chosen.shape, -1)  # (N, k, hidden)
+        return (mine * weights.unsqueeze(-1)).sum(1).to(tokens.dtype)
 
     def _matrices(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
         """The weights of gate_proj, up_proj and down_proj, expert by expert; None if calling the experts does more."""
