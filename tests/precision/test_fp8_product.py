@@ -54,7 +54,7 @@ def test_operands_are_laid_out_as_the_tensor_cores_want_them(monkeypatch):
 
 
 def test_a_size_that_tensor_cores_refuse_is_an_error_with_a_way_out():
-    with pytest.raises(ConfigError, match="40 columns.*16"):
+    with pytest.raises(ConfigError, match=r"40 columns.*16"):
         multiply_scaled(stored(16, 32), stored(40, 32), dtype=torch.bfloat16, fast=True)
 
 

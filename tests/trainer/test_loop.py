@@ -91,6 +91,8 @@ LEAN = {
         "max_grad_norm": None, "recompute": "layers",
     },
     "backward with all averages": {"optimizer_in_backward": True, "max_grad_norm": None},
+    "fp8": {"precision": "bf16", "fp8": {"history_steps": 3}, "micro_batch_rows": 2},
+    "fp8 by the tensors themselves": {"precision": "bf16", "fp8": {"recipe": "current"}, "recompute": "layers"},
 }  # fmt: skip
 
 
@@ -274,6 +276,7 @@ ELSEWHERE = {
     "milestones": "test_schedule.py",
     "milestone_ratio": "test_schedule.py",
     "warmup_fraction": "test_schedule.py",
+    "fp8": "test_fp8.py",
     "sequence_length": "tests/pretrain",
     "device": "test_world.py",
     "parallel": "test_parallel.py",

@@ -104,7 +104,7 @@ def choose(model: nn.Module, rule: Rule) -> tuple[list[str], dict[str, list[str]
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for pattern in rule.names:
-        if not any(fnmatchcase(name, pattern) for name in linears):
+        if not any(_matches(name, pattern) for name in linears):
             raise ConfigError(
                 f"fp8.keep_bf16: '{pattern}' matches no Linear of the model",
                 hint=f"names are like {', '.join(list(linears)[:3])}; a pattern is like *.down_proj or layers.0.*",
@@ -162,11 +162,15 @@ def _reason_to_keep(name: str, linear: nn.Linear, rule: Rule, num_layers: int) -
     layer = _layer_of(name)
     if layer >= 0 and (layer < rule.first_layers or layer >= num_layers - rule.last_layers):
         return "first and last layers"
-    if any(fnmatchcase(name, pattern) for pattern in rule.names):
+    if any(_matches(name, pattern) for pattern in rule.names):
         return "asked for"
     if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
         return f"sizes that are no multiple of {MULTIPLE}"
     return None
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name.removesuffix(".base"), pattern)  # an adapter calls the Linear it wraps its base
 
 
 def _layer_of(name: str) -> int:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from leveret.config import Config, Rehearsal
 from leveret.trainer.deepspeed import merged, read_deepspeed
+from leveret.trainer.fp8_config import Fp8Config
 from leveret.trainer.parallel_config import ParallelConfig
 
 FREE_TO_CHANGE = frozenset(
@@ -157,6 +158,9 @@ class TrainingConfig(Config):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of the weights and activations inside the model. The optimizer keeps fp32 masters, unless
     stochastic_rounding says otherwise."""
+    fp8: Fp8Config | None = None
+    """Multiply the Linears inside the layers in 8 bits, which saves time for large products on GPUs that can, and is
+    emulated elsewhere. `fp8={}` is HARE's recipe. Needs precision: bf16."""
 
     checkpoint_every_steps: Annotated[int | None, Field(ge=1), Rehearsal(10)] = 200
     """Save the state of the run this often, so that a killed run goes on from there. None: only when asked to stop."""
@@ -221,6 +225,8 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"matrix_learning_rate_ratio ({self.matrix_learning_rate_ratio}) is read by optimizer: muon only"
             )
+        if self.fp8 is not None and self.precision != "bf16":
+            raise ValueError(f"fp8 is for models whose other numbers are bf16, but precision is {self.precision}")
         self._refuse_unfit_optimizer()
         self._refuse_unfit_schedule()
         self._refuse_unfit_ending()

@@ -28,6 +28,7 @@ from torch import nn
 from leveret.console import Console
 from leveret.errors import CheckpointError, NonFiniteLoss, Stopped
 from leveret.kernels.native.library import choose
+from leveret.precision.fp8_scaling import Scaling
 from leveret.trainer.background import BackgroundWriter
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.best import LOSS, Best
@@ -35,6 +36,7 @@ from leveret.trainer.checkpoint import Checkpoints, Snapshot
 from leveret.trainer.clock import Clock
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.forensics import Forensics, Origins
+from leveret.trainer.fp8 import in_fp8, with_scales
 from leveret.trainer.journal import Journal
 from leveret.trainer.memory import keep_freed_memory, peak_memory_bytes
 from leveret.trainer.metrics import Metrics, NoMetrics
@@ -89,12 +91,12 @@ def train(model: nn.Module, run: Run, console: Console) -> TrainingSummary:
     world = run.world or World(device_of(run.config.device, None))
     if run.config.freeze_router:
         freeze_routers(model)
-    with placed(model, run.config, world, console):
-        return _train(model, run, world, console)
+    with in_fp8(model, run.config, world, console) as scaling, placed(model, run.config, world, console):
+        return _train(model, run, world, console, scaling)
 
 
-def _train(model: nn.Module, run: Run, world: World, console: Console) -> TrainingSummary:
-    training = _Training(model, run, world, console)
+def _train(model: nn.Module, run: Run, world: World, console: Console, scaling: Scaling | None) -> TrainingSummary:
+    training = _Training(model, run, world, console, scaling)
     status = "failed"
     model.train()
     try:
@@ -130,7 +132,7 @@ def checkpoints_of(
 class _Training:
     """One call of `train`: the parts of a run, and how they work together."""
 
-    def __init__(self, model: nn.Module, run: Run, world: World, console: Console) -> None:
+    def __init__(self, model: nn.Module, run: Run, world: World, console: Console, scaling: Scaling | None) -> None:
         self.run, self.config, self.world, self.console = run, run.config, world, console
         self.schedule = Schedule(config=run.config, total_steps=run.source.total_steps)
         self.checkpoints = checkpoints_of(run.folder, run.identity, run.config, console, world)
@@ -142,7 +144,8 @@ class _Training:
         self.rescue = Rescue(run.config, self.checkpoints, self.journal, forensics, console)
         self.writer = BackgroundWriter(enabled=run.config.async_checkpoints)
         dtype = DTYPES[run.config.precision]
-        self.optimizer = build_optimizer(model, run.config, dtype=dtype, seed=run.seed, world=world)
+        optimizer = build_optimizer(model, run.config, dtype=dtype, seed=run.seed, world=world)
+        self.optimizer = with_scales(optimizer, scaling, world)
         done = self._resume()
         if done:
             console.info(f"resuming after step {done:,} of {self.schedule.total_steps:,}")

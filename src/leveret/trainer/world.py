@@ -66,6 +66,12 @@ class World:
             with naming_the_lost():
                 dist.all_reduce(tensor)
 
+    def largest_(self, tensor: Tensor) -> None:
+        """Replace each number of `tensor` by the largest that any process has there."""
+        if self.size > 1:
+            with naming_the_lost():
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
     def agree(self, value: T) -> T:
         """What process 0 has for `value`."""
         if self.size == 1:
