@@ -14,7 +14,7 @@ from leveret.tools.made_up import common_han_characters, made_up_rules
 from leveret.tools.phrase_book import PhraseBook
 from leveret.tools.phrase_rules import skeleton
 from leveret.tools.schema import ToolSet
-from leveret.tools.wordings import is_held_out
+from leveret.tools.wordings import is_held_out, words_of
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "phone"
 PLAIN = made_up_rules(0, ["a stretch of text"], count=300)
@@ -152,3 +152,14 @@ def test_made_up_values_are_many_and_the_characters_common() -> None:
     assert made_up_rules(3) == made_up_rules(3) != made_up_rules(4)
     assert len(common_han_characters()) == 3755  # as many as level 1 of GB 2312 has
     assert set("的一是了我") <= set(common_han_characters())
+
+
+def test_a_spoken_value_is_held_out_only_if_training_has_its_words(phone_book: PhraseBook) -> None:
+    rng = random.Random(0)
+    for kind in ("time", "minutes", "date"):
+        trained, tested = (
+            {phone_book.draw_value(kind, rng, held_out=side).surface for _ in range(3000)} for side in (False, True)
+        )
+        known = {word for surface in trained for word in words_of(surface)}
+        assert tested and not tested & trained
+        assert {word for surface in tested for word in words_of(surface) if not word.isdigit()} <= known

@@ -18,11 +18,11 @@ def patterns(*lines):
 
 
 def test_the_words_of_a_wording_are_its_own_text_only():
-    assert words_of("<polite>Call {name}'s phone, 打给{name} 2nd") == ["call", "'s", "phone", "打", "给", "2nd"]
+    assert words_of("<polite>Call {name}'s phone, 打给{name} 2nd") == ["call", "'s", "phone", "打", "给", "2", "nd"]
 
 
 def test_every_word_that_is_held_out_is_also_trained():
-    numbers = [f"word{number}" for number in range(60)]
+    numbers = [f"word{chr(97 + number // 8)}{chr(97 + number % 8)}" for number in range(60)]
     wordings = Wordings(
         patterns(
             "(call|ring|phone) {name}( now| please| today| soon| again|)(|!)", *(f"{word} {{name}}" for word in numbers)

@@ -17,8 +17,9 @@ slot that is no argument, an unknown kind, an argument that no wording fills, a 
 that shows the line.
 
 What is *held out* (used for evaluation only) is decided by a hash of the text itself, never by its place in a file or a
-list: wordings (see wordings.py) and every open value. That measures new ways to combine known words; requests by other
-people measure more.
+list: wordings (see wordings.py), and open values; but of those that are worked out from their words, as "midnight" is,
+only such as have no word for themselves. That measures new ways to combine known words; requests by other people
+measure more.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ from leveret.tools.phrase_rules import PhraseRules, pick
 from leveret.tools.phrases import Pattern, Slot, parse_pattern
 from leveret.tools.schema import Parameter, Tool, ToolSet
 from leveret.tools.spoken import SPOKEN
-from leveret.tools.wordings import HELD_OUT_PERCENT, PATIENCE, Wordings, is_held_out
+from leveret.tools.wordings import HELD_OUT_PERCENT, PATIENCE, Wordings, is_held_out, words_of
 
 COPIED_KINDS = frozenset(("phone",))
 """Spoken kinds whose value is the words themselves."""
+
+_SAMPLED_VALUES = 3000
+"""Draws of a spoken kind in which its words are looked for."""
 
 SECTIONS = ("language", "slots", "rules", "values", "surfaces", "tools", "shares", "irrelevant", "connectors")
 
@@ -99,6 +103,7 @@ class PhraseBook:
             name: Wordings(patterns) for name, patterns in (*self.tools.items(), (None, self.irrelevant))
         }
         """For each tool, and None for requests that no tool serves."""
+        self._words: dict[str, frozenset[str]] = {}
         self.open_kinds = sorted(self._used_kinds() & set(self._values))
         """The kinds in use that are copied and have values of their own: names, messages, titles."""
 
@@ -137,7 +142,7 @@ class PhraseBook:
             return Drawn(surface=self.rules.text(pick(ways[value], rng), rng), value=value, verbatim=False)
         for _ in range(PATIENCE):
             drawn = self._draw_open(kind, rng)
-            if is_held_out(f"{kind}: {drawn.surface.lower()}", HELD_OUT_PERCENT) == held_out:
+            if self._is_held_out(kind, drawn) == held_out:
                 return drawn
         split = "held-out" if held_out else "training"
         problem = f"values of kind {kind!r} are too few to have a {split} part"
@@ -147,9 +152,23 @@ class PhraseBook:
         """Draw a value of any open kind for a slot of `kind`, for training only: none that is held out for `kind`."""
         for _ in range(PATIENCE):
             drawn = self.draw_value(pick(self.open_kinds, rng), rng, held_out=False)
-            if not is_held_out(f"{kind}: {drawn.surface.lower()}", HELD_OUT_PERCENT):
+            if not is_held_out(_hashed(kind, drawn), HELD_OUT_PERCENT):
                 return drawn
         return self.draw_value(kind, rng, held_out=False)
+
+    def _is_held_out(self, kind: str, drawn: Drawn) -> bool:
+        """A value that is worked out from its words is held out only if training has each of them; digits need none."""
+        if not is_held_out(_hashed(kind, drawn), HELD_OUT_PERCENT):
+            return False
+        return drawn.verbatim or self._trained_words(kind).issuperset(_spelled(drawn.surface))
+
+    def _trained_words(self, kind: str) -> frozenset[str]:
+        if kind not in self._words:
+            rng = random.Random(0)
+            sample = (self._draw_open(kind, rng) for _ in range(_SAMPLED_VALUES))
+            trained = (drawn.surface for drawn in sample if not is_held_out(_hashed(kind, drawn), HELD_OUT_PERCENT))
+            self._words[kind] = frozenset(word for surface in trained for word in _spelled(surface))
+        return self._words[kind]
 
     def _draw_open(self, kind: str, rng: random.Random) -> Drawn:
         if kind in self._values:
@@ -224,6 +243,14 @@ def typed_value(value: str | int, parameter: Parameter) -> str | int | float | b
     if parameter.type == "boolean":
         return {"true": True, "false": False}.get(str(value).lower(), value)
     return str(value)
+
+
+def _spelled(surface: str) -> list[str]:
+    return [word for word in words_of(surface) if not word.isdigit()]
+
+
+def _hashed(kind: str, drawn: Drawn) -> str:
+    return f"{kind}: {drawn.surface.lower()}"
 
 
 def _language(data: Mapping[str, Any], source: str) -> str:

@@ -121,9 +121,7 @@ _DURATIONS = table(
         30: "半小时, 半个小时, 半个钟头",
         45: "三刻钟",
         60: "一小时, 一个小时, 一个钟头",
-        90: "一个半小时, 一个半钟头, 1.5小时",
-        150: "两个半小时",
-        210: "三个半小时",
+        90: "1.5小时",
     }
 )
 
@@ -147,6 +145,10 @@ def chinese_minutes(rng: random.Random) -> Spoken:
 
 def _hours_and_minutes(rng: random.Random) -> Spoken:
     hours, minutes = rng.choice((1, 1, 2, 3)), rng.choice((5, 10, 15, 20, 25, 30, 40, 45, 50))
+    if minutes == 30 or rng.random() < 0.25:
+        hours = rng.choice((1, 1, 2, 2, 3, 4, 5))
+        unit = rng.choice(("小时", "小时", "钟头"))
+        return Spoken(surface=f"{rng.choice((str(hours), _count(hours)))}个半{unit}", value=60 * hours + 30)
     said = (str(hours), str(minutes)) if rng.random() < 0.4 else (_count(hours), chinese_number(minutes))
     joint = rng.choice(("", "零")) if minutes < 10 or not said[0].isdigit() else ""
     return Spoken(surface=f"{said[0]}{rng.choice(('小时', '个小时'))}{joint}{said[1]}分钟", value=60 * hours + minutes)

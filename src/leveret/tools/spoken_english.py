@@ -120,9 +120,8 @@ _DURATIONS = table(
         30: "half an hour, a half hour, half hour",
         45: "three quarters of an hour",
         60: "an hour, one hour, 1 hour, 1 hr",
-        90: "an hour and a half, one and a half hours, 1.5 hours",
+        90: "an hour and a half, 1.5 hours",
         120: "a couple of hours, 2 hrs, two hours",
-        150: "two and a half hours, 2 and a half hours",
     }
 )
 
@@ -148,6 +147,11 @@ def english_minutes(rng: random.Random) -> Spoken:
 
 def _hours_and_minutes(rng: random.Random) -> Spoken:
     hours, minutes = rng.choice((1, 1, 2, 3)), rng.choice((5, 10, 15, 20, 25, 30, 40, 45, 50))
+    if minutes == 30 or rng.random() < 0.15:
+        hours = rng.choice((1, 2, 2, 3, 4, 5))
+        return Spoken(
+            surface=f"{rng.choice((str(hours), english_number(hours)))} and a half hours", value=60 * hours + 30
+        )
     said = rng.choice(("an", "1", "one")) if hours == 1 else rng.choice((str(hours), english_number(hours)))
     unit = "hour" if hours == 1 else "hours"
     joint, rest = rng.choice((" and ", " ", " and ")), rng.choice((str(minutes), english_number(minutes)))

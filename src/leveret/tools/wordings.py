@@ -24,7 +24,7 @@ PATIENCE = 1000
 
 _SAMPLED = 64  # wordings of a pattern among which its words are looked for; each is drawn in some of them
 _MARK = re.compile(r"<[a-z_]+>|\{[a-z_]+\}")
-_WORD = re.compile(r"[a-z0-9']+|[^\W_a-z0-9]")  # of scripts without spaces, a character
+_WORD = re.compile(r"[a-z']+|[0-9]+|[^\W_a-z0-9]")  # of scripts without spaces, a character
 
 
 class Wordings:
