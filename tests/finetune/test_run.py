@@ -51,6 +51,14 @@ def test_exactly_the_replies_and_their_stop_tokens_are_trained(make_config, watc
     assert labels.trained_tokens == expected
 
 
+def test_fine_tuning_in_fp8_ends_near_the_loss_of_bf16(make_config):
+    found = [
+        finetune.run(make_config(name, training={"fp8": fp8}), QUIET).summary["loss"]
+        for name, fp8 in (("plain", None), ("fp8", {"recipe": "current"}))
+    ]
+    assert found[0] != found[1] == pytest.approx(found[0], rel=0.02)
+
+
 def test_the_model_folder_has_template_tokenizer_and_tools(make_config):
     base = make_config.folder
     config = make_config(data=[str(base / "requests.jsonl"), str(base / "chats.jsonl")], tools=str(base / "tools.json"))

@@ -61,6 +61,16 @@ def test_two_runs_and_a_resumed_one_have_equal_weights(make_config, monkeypatch)
     assert len(hashes) == 1
 
 
+def test_a_run_in_fp8_ends_in_an_ordinary_model_near_that_of_bf16(make_config):
+    plain, fp8 = make_config("plain"), make_config("fp8", training={"fp8": {"keep_last_layers": 1}})
+    found = [run(config, QUIET).summary["validation_loss"] for config in (plain, fp8)]
+    assert found[0] != found[1] == pytest.approx(found[0], rel=0.01)
+    models = [load_model(config.output / "model").state_dict() for config in (plain, fp8)]
+    assert {name: tensor.dtype for name, tensor in models[0].items()} == {
+        name: tensor.dtype for name, tensor in models[1].items()
+    }
+
+
 def test_another_seed_gives_other_weights(make_config):
     one, two = make_config("one"), make_config("two", seed=1)
     run(one, QUIET)
