@@ -1,6 +1,6 @@
 """The table of commands: a name, one line of help, and where its config and its function live.
 
-Nothing is imported here: the command line and the pipeline load a target only when its command is used.
+No command is imported here: the command line and the pipeline load one only when it is used.
 
     run(config: XConfig, console: Console) -> StageResult
 
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from leveret.errors import StorageError
 
 if TYPE_CHECKING:
     from leveret.config import Config
@@ -61,6 +63,15 @@ class Command:
         """Import the function; this may import torch."""
         target: Callable[[Any, Any], StageResult] = _load(self.run)
         return target
+
+    def execute(self, config: Any, console: Any) -> StageResult:
+        """Import the function and call it. StorageError when the disk is full or a place may not be written to."""
+        try:
+            return self.load_run()(config, console)
+        except OSError as error:
+            if (told := StorageError.told(error)) is not None:
+                raise told from error
+            raise
 
     def load_resolve(self) -> Callable[[Any], dict[str, Any]] | None:
         """Import the function that `--dry-run` prints the result of, if there is one."""

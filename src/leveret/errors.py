@@ -19,6 +19,7 @@
     ├── RequestError                        1   a request to the engine or the server is wrong
     ├── HubError                            4   a model is neither here nor to be fetched
     ├── CertificateError                    5   two routes that must agree do not
+    ├── StorageError                        1   the disk is full, or a place may not be written to
     └── MissingExtra                        1   an optional package is not installed
 
 `str(error)` is what the person reads: what happened, with the numbers, then a line `hint: ...` with what to
@@ -27,6 +28,7 @@ do next, if there is one. Our own mistakes are `assert`s and never become a Leve
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import ClassVar
 
@@ -148,3 +150,17 @@ class CertificateError(LeveretError):
 
 class MissingExtra(LeveretError):
     """An optional package is needed and not installed."""
+
+
+class StorageError(LeveretError):
+    """The disk is full, or a file or folder may not be written to (or read)."""
+
+    @classmethod
+    def told(cls, error: OSError) -> StorageError | None:
+        """What the system refused, in words for people; None when the error is of another kind."""
+        place = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return cls(f"{place}{error.strerror}", hint="free some space and run the same command again")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return cls(f"{place}{error.strerror}", hint="choose another place, or change who may write there")
+        return None

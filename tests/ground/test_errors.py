@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import re
 
+import pytest
+
 import leveret.errors
-from leveret.errors import DataError, LeveretError, RequestError
+from leveret.commands import COMMANDS, Command
+from leveret.errors import DataError, LeveretError, RequestError, StorageError
 
 
 def classes() -> dict[str, type[LeveretError]]:
@@ -58,3 +63,24 @@ def test_errors_travel_between_processes_whole() -> None:
         copy = pickle.loads(pickle.dumps(error))
         assert str(copy) == str(error)
         assert vars(copy) == vars(error)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "runs/a: No space left on device\nhint: free some space and run the same command again"),
+        (errno.EACCES, "runs/a: Permission denied\nhint: choose another place, or change who may write there"),
+        (errno.EPIPE, "None"),
+    ],
+)
+def test_what_the_system_refuses_is_told_and_what_is_our_mistake_is_not(number: int, told: str) -> None:
+    assert str(StorageError.told(OSError(number, os.strerror(number), "runs/a"))) == told
+
+
+def test_a_full_disk_ends_a_command_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(config: object, console: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Command, "load_run", lambda self: full)
+    with pytest.raises(StorageError, match=r"No space left on device\nhint: free some space"):
+        COMMANDS["pretrain"].execute(None, None)

@@ -1,11 +1,15 @@
 """The end of a stage: the model appears whole or not at all, and is recognised by what it was made of."""
 
 import pytest
+import torch
+from torch import nn
 
 from leveret.console import Console
 from leveret.errors import TrainingError
 from leveret.tokenizer.train import train_byte_bpe
+from leveret.trainer.adamw import AdamW
 from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.config import TrainingConfig
 from leveret.trainer.outcome import finished_figures, model_fingerprint, publish
 
 QUIET = Console(quiet=True)
@@ -15,10 +19,10 @@ QUIET = Console(quiet=True)
 def save(tmp_path, new_model):
     tokenizer = train_byte_bpe(["hello"], vocab_size=270, special_tokens=["<eos>"], eos_token="<eos>")
 
-    def run(identity, seed=0):
+    def run(identity, seed=0, **keeps):
         checkpoints = Checkpoints(tmp_path / "checkpoints", identity=identity, keep=1, console=QUIET)
         checkpoints.folder.mkdir(exist_ok=True)
-        return publish(new_model(seed), tokenizer, tmp_path, checkpoints=checkpoints, figures={"loss": 1.5})
+        return publish(new_model(seed), tokenizer, tmp_path, checkpoints=checkpoints, figures={"loss": 1.5}, **keeps)
 
     return run
 
@@ -29,6 +33,29 @@ def test_a_finished_run_is_known_by_its_identity(tmp_path, save):
     assert not (tmp_path / "checkpoints").exists()
     assert finished_figures(tmp_path, {"seed": 1}, QUIET) == {"loss": 1.5}
     assert finished_figures(tmp_path, {"seed": 2}, QUIET) is None
+
+
+@pytest.mark.parametrize(("kept", "left"), [(False, []), (True, ["step-00000002"])])
+def test_what_a_run_that_was_killed_at_its_very_end_left_behind_is_cleared(tmp_path, save, monkeypatch, kept, left):
+    """Between the note that all is done and the end of deleting: the next call finishes that too, for this run only."""
+    optimizer = AdamW(nn.Linear(4, 4), TrainingConfig(), dtype=torch.float32)
+
+    def two(identity):
+        checkpoints = Checkpoints(tmp_path / "checkpoints", identity=identity, keep=2, console=QUIET)
+        for step in (1, 2):
+            checkpoints.save(step, optimizer)
+
+    two({"seed": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "clear", lambda *_, **__: None)  # it did not come to that
+        save({"seed": 1}, keep_final_checkpoint=kept)
+    (tmp_path / "checkpoints/step-00000001/manifest.json").unlink()  # or only half way
+    assert finished_figures(tmp_path, {"seed": 1}, QUIET) == {"loss": 1.5}
+    assert [folder.name for folder in (tmp_path / "checkpoints").glob("step-*")] == left
+
+    two({"seed": 2})  # a run with other settings was begun in the same place
+    assert finished_figures(tmp_path, {"seed": 1}, QUIET) == {"loss": 1.5}
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 2
 
 
 def test_a_note_without_its_model_or_a_broken_note_counts_for_nothing(tmp_path, save):

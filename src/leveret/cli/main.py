@@ -136,7 +136,7 @@ def _run(command: Command, config: Config, console: Console) -> None:
         )
     if ranks is not None and not ranks.is_main:
         console = Console(quiet=True)  # it still tells its errors
-    result = command.load_run()(config, console)
+    result = command.execute(config, console)
     if result.output is not None:
         figures = ", ".join(f"{name} {value}" for name, value in result.summary.items() if not isinstance(value, dict))
         console.info(f"{result.output}" + (f" ({figures})" if figures else ""))

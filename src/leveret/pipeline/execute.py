@@ -137,7 +137,7 @@ class _Execution:
             others = self._others if stage.command.parallel else None
             gathering = None if others is None else others.invite(stage)
             return run_isolated(stage.command, stage.config, self._console, lock=lock, gathering=gathering)
-        return stage.command.load_run()(stage.config, self._console)
+        return stage.command.execute(stage.config, self._console)
 
     def _write(
         self,

@@ -138,7 +138,7 @@ def _stage_process(job: _Job, sender: Connection) -> None:
     console = Console(quiet=job.quiet, log=job.log)
     try:
         with locked(job.lock, wait_seconds=LAST_STAGE_ENDS_SECONDS):
-            outcome: StageResult | Exception = job.command.load_run()(job.config, console)
+            outcome: StageResult | Exception = job.command.execute(job.config, console)
     except KeyboardInterrupt:
         sys.exit(1)
     except LeveretError as error:

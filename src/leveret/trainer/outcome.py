@@ -12,6 +12,7 @@ setting or the data changed) it trains anew and replaces the model at the end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,29 +26,38 @@ from leveret.errors import TrainingError
 from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write, free_bytes, sha256_file, sweep_drafts
 from leveret.tokenizer.files import Tokenizer
-from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.checkpoint import Checkpoints, Damaged, Manifest
 from leveret.trainer.world import World
 from leveret.weights.save import save_model
 
 MODEL = "model"
+CHECKPOINTS = "checkpoints"
 _OUTCOME = "outcome.json"
 
 
 def finished_figures(
-    output: Path, identity: Mapping[str, Any], console: Console, world: World | None = None
+    output: Path,
+    identity: Mapping[str, Any],
+    console: Console,
+    world: World | None = None,
+    *,
+    result: str = "model/config.json",
 ) -> dict[str, Any] | None:
     """The figures of a finished run with this identity in `output`; None when there is none.
 
+    result: what must be there, or the run is not finished.
     Of several processes the first one looks, after it is made sure that all have the same identity.
     """
     if world is None or world.size == 1:
-        return _finished_figures(output, identity, console)
+        return _finished_figures(output, identity, console, result)
     world.refuse_difference({name: fingerprint(value) for name, value in identity.items()})
-    return world.agree(_finished_figures(output, identity, console) if world.is_main else None)
+    return world.agree(_finished_figures(output, identity, console, result) if world.is_main else None)
 
 
-def _finished_figures(output: Path, identity: Mapping[str, Any], console: Console) -> dict[str, Any] | None:
-    if not (output / _OUTCOME).is_file() or not (output / MODEL / "config.json").is_file():
+def _finished_figures(
+    output: Path, identity: Mapping[str, Any], console: Console, result: str
+) -> dict[str, Any] | None:
+    if not (output / _OUTCOME).is_file() or not (output / result).is_file():
         return None
     try:
         outcome = json.loads((output / _OUTCOME).read_text(encoding="utf-8"))
@@ -56,8 +66,19 @@ def _finished_figures(output: Path, identity: Mapping[str, Any], console: Consol
     if outcome.get("identity") != json.loads(json.dumps(identity)):
         console.info(f"{output} holds a model trained with other settings or data; training anew")
         return None
+    if "kept" in outcome:
+        _clear_leftovers(Checkpoints(output / CHECKPOINTS, identity=identity, keep=1, console=console), outcome["kept"])
     figures: dict[str, Any] = outcome["figures"]
     return figures
+
+
+def _clear_leftovers(checkpoints: Checkpoints, kept: Mapping[str, bool]) -> None:
+    """Delete what a run that was killed at its very end left behind; not the checkpoints of another run."""
+    for folder in checkpoints.saved():
+        with contextlib.suppress(Damaged):  # half deleted
+            if Manifest.read(folder).identity != checkpoints.identity:
+                return
+    checkpoints.clear(**kept)
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -76,28 +97,32 @@ def publish(
     keep_final_checkpoint: bool = False,
     keep_best: bool = False,
     add_files: Callable[[Path], object] | None = None,
+    name: str = MODEL,
+    save: Callable[[Decoder, Path], None] = save_model,
 ) -> Path:
     """Write model/ and outcome.json, then delete the checkpoints (but those asked for); the folder of the model.
 
     Of several processes the first one does it, which has the model.
-    add_files: called with the folder before it appears, to put more files in. TrainingError when the disk is full.
+    add_files: called with the folder before it appears, to put more files in. name, save: another folder than model/,
+    and what writes into it what was trained. TrainingError when the disk is full.
     """
-    folder = output / MODEL
+    folder = output / name
     if not checkpoints.world.is_main:
         return folder
     try:
         with atomic_directory(folder) as draft:
-            save_model(model, draft)
+            save(model, draft)
             tokenizer.save(draft)
             if add_files is not None:
                 add_files(draft)
-        outcome = {"identity": checkpoints.identity, "figures": dict(figures)}
+        kept = {"keep_newest": keep_final_checkpoint, "keep_best": keep_best}
+        outcome = {"identity": checkpoints.identity, "figures": dict(figures), "kept": kept}
         atomic_write(output / _OUTCOME, json.dumps(outcome, ensure_ascii=False, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"cannot save the model in {folder} ({free_bytes(output) / 1e6:,.0f} MB free): {error}",
             hint="free some space and run the same command again; it goes on from the last checkpoint",
         ) from error
-    checkpoints.clear(keep_newest=keep_final_checkpoint, keep_best=keep_best)
+    checkpoints.clear(**kept)
     sweep_drafts(output)
     return folder
