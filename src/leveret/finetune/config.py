@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from leveret.config import Config, Positional, Rehearsal
+from leveret.finetune.adapter_config import AdapterTraining
 from leveret.trainer.config import DataSource, TrainingConfig
 
 
@@ -26,7 +27,8 @@ class FinetuneConfig(Config):
     model: Annotated[str, Positional(0)]
     """The model to start from: a folder or a hub name."""
     output: Path
-    """Gets model/ (a Hugging Face directory), metrics.html, metrics.jsonl, xray.html, and checkpoints/ meanwhile."""
+    """Gets model/ (a Hugging Face directory) or adapter/, metrics.html, metrics.jsonl, xray.html, and checkpoints/
+    meanwhile."""
     data: Annotated[list[DataSource], Field(min_length=1)]
     """Conversations, or requests with the calls that answer them (`{"query", "calls"}`), each with a weight."""
     validation: list[Path] = Field(default_factory=list)
@@ -44,6 +46,8 @@ class FinetuneConfig(Config):
     """What happens to a sample longer than `training.sequence_length`; how many there were is reported."""
     on_untrained: Annotated[Literal["error", "drop"], Rehearsal("drop")] = "error"
     """What happens to a sample in which nothing is trained (no assistant turn); the dropped are counted."""
+    adapter: AdapterTraining | None = None
+    """Train a small change beside the frozen model. None: train the whole model. `adapter={}` is LoRA everywhere."""
     training: FinetuneTraining = FinetuneTraining()
     """Steps, batch, learning rate, precision, checkpoints."""
     seed: int = 0

@@ -3,7 +3,7 @@
 Only what the assistant says is trained, its stop token included. With a tool set, each tool becomes one token,
 whose row starts from the words of its name and description. Before the first step the label X-ray shows what is
 trained, and refuses what cannot be right. Killed at any moment, the same command goes on and ends with the same
-bits.
+bits. With `adapter`, the model is frozen and a small change beside it is trained (adapter.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from leveret.data.files import ReadReport
 from leveret.data.mixture import Mixture
 from leveret.data.sample_rows import SampleRows, pack_samples
 from leveret.errors import ConfigError
+from leveret.finetune.adapter import ADAPTER, Adaptation, adapt, merge_beside, refuse_merging_into_quantized
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.new_tokens import add_rows, add_tokens
 from leveret.finetune.samples import read_samples
@@ -40,6 +41,7 @@ from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, 
 from leveret.trainer.validation import Validation
 from leveret.trainer.world import World, joined
 from leveret.weights.load import load_model
+from leveret.weights.save import save_model
 
 
 def run(config: FinetuneConfig, console: Console) -> StageResult:
@@ -70,14 +72,19 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
         "training": config.training.identity(),
         "seed": config.seed,
     }
-    if (figures := finished_figures(config.output, identity, console, world)) is not None:
-        console.info(f"{config.output / MODEL} is there already, trained with these settings")
+    if config.adapter is not None:
+        refuse_merging_into_quantized(config.adapter, start)
+        identity["adapter"] = config.adapter.identity()
+    result = f"{MODEL}/config.json" if config.adapter is None else f"{ADAPTER}/adapter_config.json"
+    if (figures := finished_figures(config.output, identity, console, world, result=result)) is not None:
+        console.info(f"{(config.output / result).parent} is there already, trained with these settings")
+        _merge(config, start, world, console)
         return StageResult(output=config.output, summary=figures)
     sources = {str(source.path): part.samples for source, part in zip(config.data, rows, strict=True)}
     labels = xray.examine(sources, tokenizer=tokenizer, stops=template.stops)
     if world.is_main:
         xray.show(labels, tokenizer=tokenizer, console=console, page=config.output / "xray.html")
-    model = _model(start, config, tokenizer, template, dialect, added)
+    model, adaptation = _model(start, config, tokenizer, template, dialect, added, console)
     mixture = Mixture(list(zip(rows, weights, strict=True)), seed=config.seed)
     training = Run(
         config=config.training,
@@ -107,8 +114,11 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
         keep_final_checkpoint=config.training.keep_final_checkpoint,
         keep_best=config.training.keep_best,
         add_files=more,
+        name=MODEL if adaptation is None else ADAPTER,
+        save=save_model if adaptation is None else adaptation.save,
     )
     console.info(f"saved {folder}")
+    _merge(config, start, world, console)
     return StageResult(output=config.output, summary=summary)
 
 
@@ -156,18 +166,32 @@ def _content(rows: SampleRows) -> str:
 
 def _model(
     start: Path, config: FinetuneConfig, tokenizer: Tokenizer, template: ChatTemplate,
-    dialect: FunctionalDialect | None, added: list[str],
-) -> Decoder:  # fmt: skip
-    """The model to start from in fp32, with a row for each new token."""
-    model = load_model(start, dtype="float32")
+    dialect: FunctionalDialect | None, added: list[str], console: Console,
+) -> tuple[Decoder, Adaptation | None]:  # fmt: skip
+    """The model to start from with a row for each new token: in fp32, or frozen as stored with an adapter on it."""
+    model = load_model(start, dtype="float32" if config.adapter is None else None)
     if config.training.sequence_length > model.config.max_position_embeddings:
         raise ConfigError(
             f"training.sequence_length is {config.training.sequence_length}, but the model {start} is meant for at "
             f"most {model.config.max_position_embeddings} tokens"
         )
+    old_size = model.config.vocab_size
     add_rows(model, tokenizer, added, dialect)
+    new_rows = {tokenizer.id_of(token) for token in added} | set(range(old_size, model.config.vocab_size))
     model.config = replace(model.config, eos_token_id=_stop_ids(tokenizer, template))
-    return model
+    if config.adapter is None:
+        return model, None
+    reference = str(start.resolve()) if Path(config.model).expanduser().is_dir() else config.model
+    adaptation = adapt(
+        model, config.adapter, tokenizer, new_rows,
+        start=start, reference=reference, seed=config.seed, console=console,
+    )  # fmt: skip
+    return model, adaptation
+
+
+def _merge(config: FinetuneConfig, start: Path, world: World, console: Console) -> None:
+    if config.adapter is not None and world.is_main:
+        merge_beside(config.output, config.adapter, start, console)
 
 
 def _stop_ids(tokenizer: Tokenizer, template: ChatTemplate) -> int | tuple[int, ...] | None:

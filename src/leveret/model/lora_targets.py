@@ -12,7 +12,7 @@ Mixtral's `w3`) are understood as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -72,6 +72,35 @@ def match_targets(there: dict[str, tuple[str, ...]], targets: Targets) -> list[s
     return [stored for stored in there if stored in found]
 
 
+def train_whole(model: Decoder, names: Sequence[str]) -> list[str]:
+    """Let modules be trained themselves, in float32, by the ends of their names in the files; returns those names.
+
+    Where the head is the embedding, naming either trains the one table that both are. ConfigError when a name matches
+    nothing, or a matrix that has an adapter.
+    """
+    family = family_for(model.config.family)
+    there: dict[str, list[nn.Module]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module._parameters.get("weight"), nn.Parameter) and not _is_inside_another(model, name):
+            there.setdefault(family.stored_module(name), []).append(module)
+    chosen: list[str] = []
+    for wanted in names:
+        found = [stored for stored in there if _ends(stored, wanted)]
+        if not found:
+            taken = any(_ends(stored, wanted) for stored in linears_by_stored_name(model))
+            raise ConfigError(
+                f"modules_to_save names {wanted!r}, which " + ("has an adapter already" if taken else "is not there"),
+                hint=f"there are {_names(there)}",
+            )
+        chosen += found
+    for stored in chosen:
+        for module in there[stored]:
+            module.requires_grad_(True)
+            for parameter in module.parameters():
+                parameter.data = parameter.data.float()
+    return list(dict.fromkeys(chosen))
+
+
 def shortest_targets(there: dict[str, tuple[str, ...]], chosen: Sequence[str]) -> list[str]:
     """The shortest names that say the same to `match_targets` and to peft: endings, where all such are chosen."""
     names: set[str] = set()
@@ -103,7 +132,7 @@ def _nothing(there: dict[str, tuple[str, ...]], target: str) -> ConfigError:
     )  # fmt: skip
 
 
-def _names(there: dict[str, tuple[str, ...]]) -> str:
+def _names(there: Iterable[str]) -> str:
     return ", ".join(sorted({stored.rpartition(".")[2] for stored in there}))
 
 

@@ -17,7 +17,7 @@ different ones, made by a program that trained two copies, the model is untied.
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from leveret.model.decoder import Decoder
@@ -83,10 +83,8 @@ def save_adapter(
     config = replace(config, ties_saved=model.config.tie_word_embeddings and "lm_head" in whole)
     directory = Path(folder)
     directory.mkdir(parents=True, exist_ok=True)
-    draft = directory / f".{TENSORS}.draft"
     metadata = {"format": "pt"} | ({FINGERPRINT: fingerprint} if fingerprint else {})
-    save_file(tensors, draft, metadata=metadata)
-    os.replace(draft, directory / TENSORS)
+    atomic_write(directory / TENSORS, _in_one_order(save(tensors, metadata=metadata)))
     atomic_write(directory / CONFIG, config.to_json())
 
 
@@ -96,6 +94,14 @@ def _of_one_matrix(stored: str, parts: list[LoraLinear]) -> dict[str, Tensor]:
     if lengths:
         tensors[MAGNITUDE] = torch.cat(lengths)
     return {f"{PREFIX}{stored}.{suffix}": _plain(tensor) for suffix, tensor in tensors.items()}
+
+
+def _in_one_order(content: bytes) -> bytes:
+    """A safetensors file with a sorted header: the library writes metadata in any order, and hashes would differ."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def _whole(model: Decoder, family: Family, stored: str) -> Tensor:

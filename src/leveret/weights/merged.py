@@ -14,7 +14,7 @@ weights would round the change away, and writing those out first would merge int
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from leveret.paths import atomic_directory
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.load import load_model
-from leveret.weights.save import save_generation, save_model
+from leveret.weights.save import save_model
 
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tools.json")
 """Files that make weights a model one can talk to."""
@@ -101,16 +101,16 @@ def merge_into_model(
     model, report = load_merged(folder, base=under, dtype=dtype)
     with atomic_directory(Path(output)) as draft:
         save_model(model, draft)
-        for name in COMPANIONS:
-            source = next((place / name for place in (folder, under) if (place / name).is_file()), None)
-            if source is not None:
-                shutil.copy(source, draft / name)
-        settings = next((place for place in (folder, under) if (place / "generation_config.json").is_file()), None)
-        if settings is None:
-            save_generation(model, draft)
-        else:
-            shutil.copy(settings / "generation_config.json", draft / "generation_config.json")
+        copy_companions((folder, under), draft, (*COMPANIONS, "generation_config.json"))
     return report
+
+
+def copy_companions(places: Sequence[Path], target: Path, names: Sequence[str]) -> None:
+    """Copy each file from the first of the folders that has it."""
+    for name in names:
+        source = next((place / name for place in places if (place / name).is_file()), None)
+        if source is not None:
+            shutil.copy(source, target / name)
 
 
 def _merge(module: LoraLinear) -> float:

@@ -1,0 +1,135 @@
+"""Fine-tuning with an adapter: what is trained of a frozen model, and the folders that come of it.
+
+    output/
+      adapter/   the trained change in peft's layout, with tokenizer, template and tools: usable as a model's folder
+      model/     with `merge: true`: the whole model, and merge.json, which says what rounding lost of each change
+
+Tokens that the template or the tools add are new to the model, so their rows are always trained, alone; all other rows
+stay as they are, unless a whole table is named under `modules_to_save`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from leveret.console import Console
+from leveret.errors import ConfigError, TokenizerError
+from leveret.finetune.adapter_config import AdapterTraining
+from leveret.model.decoder import Decoder
+from leveret.model.lora import LoraSettings
+from leveret.model.lora_targets import add_lora, train_whole
+from leveret.model.token_rows import train_rows
+from leveret.paths import atomic_directory, atomic_write, sha256_file
+from leveret.tokenizer.files import Tokenizer
+from leveret.trainer.outcome import MODEL
+from leveret.weights.adapter import TENSORS, save_adapter
+from leveret.weights.fingerprint import fingerprint_of
+from leveret.weights.load import is_quantized
+from leveret.weights.merged import COMPANIONS, copy_companions, load_merged
+from leveret.weights.save import save_generation, save_model
+
+ADAPTER = "adapter"
+MERGE = "merge.json"
+LOST_MUCH = 0.5
+"""From this part of a change on, what rounding lost is worth a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """An adapter in training."""
+
+    config: AdapterTraining
+    start: Path
+    """The folder of the model underneath."""
+    reference: str
+    """Its name for others: of a hub, or the folder's whole path."""
+    whole: tuple[str, ...]
+    """Modules trained whole, by their names in the files."""
+
+    def save(self, model: Decoder, folder: Path) -> None:
+        """Write the adapter, and how the model stops."""
+        save_adapter(
+            model,
+            folder,
+            base=self.reference,
+            fingerprint=fingerprint_of(self.start),
+            saved_modules=self.whole,
+        )
+        save_generation(model, folder)
+
+
+def adapt(
+    model: Decoder, config: AdapterTraining, tokenizer: Tokenizer, new_rows: Iterable[int],
+    *, start: Path, reference: str, seed: int, console: Console,
+) -> Adaptation:  # fmt: skip
+    """Freeze `model` and put on it what is trained; ConfigError when the config names something that is not there."""
+    refuse_merging_into_quantized(config, start)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    settings = LoraSettings(
+        rank=config.rank, alpha=config.alpha, dropout=config.dropout, rslora=config.rslora, dora=config.dora
+    )
+    chosen = add_lora(model, settings, config.targets, seed=seed)
+    whole = train_whole(model, config.modules_to_save)
+    rows = sorted({*new_rows, *_token_ids(config.train_tokens, tokenizer)})
+    tables = [model.get_submodule(name) for name in ("embed_tokens", "lm_head")]
+    in_embedding, in_head = ([] if next(table.parameters()).requires_grad else rows for table in tables)
+    train_rows(model, in_embedding, head_ids=in_head)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in chosen}))
+    console.info(f"adapter: {trained:,} parameters are trained beside {total:,} frozen ones ({trained / total:.2%})")
+    console.info(f"adapter: {len(chosen)} matrices ({names})" + (f"; whole: {', '.join(whole)}" if whole else "")
+                 + (f"; rows of {len(rows)} tokens" if in_embedding or in_head else ""))  # fmt: skip
+    return Adaptation(config=config, start=start, reference=reference, whole=tuple(whole))
+
+
+def refuse_merging_into_quantized(config: AdapterTraining, start: Path) -> None:
+    """ConfigError before any training if there will be nothing to merge into."""
+    if config.merge and is_quantized(start):
+        raise ConfigError(
+            f"adapter.merge asks to merge into {start}, which is quantized: the change would be rounded away",
+            hint="train on the model it was quantized from, or leave merge out and load the adapter",
+        )
+
+
+def merge_beside(output: Path, adaptation: AdapterTraining, start: Path, console: Console) -> None:
+    """Write output/model from output/adapter, if that is asked for and has not been done."""
+    source, target = output / ADAPTER, output / MODEL
+    made_of = sha256_file(source / TENSORS)
+    stale = target.is_dir() and _merged_from(target) != made_of
+    if not adaptation.merge:
+        if stale:
+            console.warn(f"{target} is of another run than {source}; remove it, or set adapter.merge")
+        return
+    if target.is_dir() and not stale:
+        return
+    model, report = load_merged(source, base=start)
+    stops = json.loads((source / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    model.config = replace(model.config, eos_token_id=tuple(stops) if isinstance(stops, list) else stops)
+    with atomic_directory(target) as draft:
+        save_model(model, draft)
+        copy_companions((source,), draft, COMPANIONS)
+        record = {"adapter": made_of, "dtype": report.dtype, "lost": dict(report.lost)}
+        atomic_write(draft / MERGE, json.dumps(record, indent=1) + "\n")
+    console.info(report.line())
+    if max(report.lost.values()) > LOST_MUCH:
+        console.warn(f"much of the change is below the precision of {report.dtype}: the merged model answers "
+                     f"differently from the adapter (each matrix: {target / MERGE})")  # fmt: skip
+    console.info(f"saved {target}")
+
+
+def _merged_from(folder: Path) -> str | None:
+    file = folder / MERGE
+    content: Mapping[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content.get("adapter")
+
+
+def _token_ids(tokens: list[str], tokenizer: Tokenizer) -> list[int]:
+    try:
+        return [tokenizer.id_of(token) for token in tokens]
+    except TokenizerError as error:
+        raise ConfigError(
+            f"adapter.train_tokens: {error.message}", hint="name tokens as they are in the vocabulary"
+        ) from (error)

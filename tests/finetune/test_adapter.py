@@ -1,0 +1,195 @@
+"""Fine-tuning with an adapter: what is trained, what is left alone, and the folders that come of it."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import leveret
+from leveret.console import Console
+from leveret.errors import ConfigError, HubError
+from leveret.finetune import run as finetune
+from leveret.paths import hash_tree
+from leveret.precision.gptq_layout import GptqStorage
+from leveret.precision.swap import quantize_linears
+from leveret.tokenizer.files import Tokenizer
+from leveret.trainer import loop
+from leveret.trainer.checkpoint import Manifest
+from leveret.weights.load import load_model
+from leveret.weights.save import save_model
+
+QUIET = Console(quiet=True)
+IDS = torch.randint(300, (2, 12), generator=torch.Generator().manual_seed(1))
+BY_HEART = {"max_steps": 60, "rows_per_step": 1, "micro_batch_rows": 1, "precision": "fp32", "learning_rate": 1e-2,
+            "checkpoint_every_steps": None}  # fmt: skip
+
+
+@pytest.fixture
+def make(make_config):
+    def build(output="run", adapter=None, **changes):
+        return make_config(output, adapter={"rank": 4, "alpha": 8} | (adapter or {}), **changes)
+
+    build.folder = make_config.folder
+    return build
+
+
+def one_chat(folder):
+    file = folder / "one.jsonl"
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "I am fine"}]
+    file.write_text(json.dumps({"messages": turns}))
+    return [str(file)]
+
+
+def test_a_conversation_learnt_by_heart_is_answered_by_the_adapter_s_folder_and_by_the_merged_model(make):
+    adapter = {"merge": True, "modules_to_save": ["embed_tokens"]}
+    config = make(adapter=adapter, data=one_chat(make.folder), training=BY_HEART)
+    finetune.run(config, QUIET)
+    question = [{"role": "user", "content": "hello"}]
+    loaded = {
+        "adapter": leveret.load(config.output / "adapter"),
+        "both": leveret.load(make.folder / "base", adapter=config.output / "adapter"),
+        "merged": leveret.load(config.output / "model"),
+    }
+    for model in loaded.values():
+        reply = model.chat(question, max_tokens=20)
+        assert (reply.content, reply.finish_reason) == ("I am fine", "stop")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded["merged"].model(IDS), loaded["adapter"].model(IDS), rtol=1e-3, atol=1e-4)
+    record = json.loads((config.output / "model" / "merge.json").read_text())
+    assert len(record["lost"]) == 14 and max(record["lost"].values()) < 1e-4
+    assert not (make.folder / "base" / "tools.json").exists()
+    assert (config.output / "outcome.json").is_file() and not (config.output / "checkpoints").exists()
+
+
+def test_new_tokens_learn_and_every_old_row_stays_to_the_bit(make):
+    config = make(tools=str(make.folder / "tools.json"), data=[str(make.folder / "requests.jsonl")])
+    finetune.run(config, QUIET)
+    before, after = load_model(make.folder / "base"), load_model(config.output / "adapter")
+    old = before.config.vocab_size
+    assert torch.equal(after.embed_tokens.weight[:old], before.embed_tokens.weight)
+    tokenizer = Tokenizer.load(config.output / "adapter")
+    assert after.config.vocab_size == tokenizer.vocab_size > old
+    start = load_file(config.output / "adapter" / "adapter_model.safetensors")
+    rows = start["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"]
+    assert len(rows) == tokenizer.vocab_size - old and len(rows.unique(dim=0)) == len(rows)
+
+
+def test_old_tokens_are_trained_when_asked_and_unknown_ones_refused(make):
+    config = make(adapter={"train_tokens": ["<eos>"]})
+    finetune.run(config, QUIET)
+    before, after = load_model(make.folder / "base"), load_model(config.output / "adapter")
+    moved = (before.embed_tokens.weight != after.embed_tokens.weight[: before.config.vocab_size]).any(dim=1)
+    assert moved.nonzero().flatten().tolist() == [Tokenizer.load(make.folder / "base").id_of("<eos>")]
+    with pytest.raises(ConfigError, match=r"train_tokens: .*<nowhere>"):
+        finetune.run(make("other", {"train_tokens": ["<nowhere>"]}), QUIET)
+
+
+def test_tables_trained_whole_move_and_stay_one_if_they_were(make):
+    config = make(adapter={"modules_to_save": ["embed_tokens"], "targets": ["q_proj"]})
+    finetune.run(config, QUIET)
+    before, after = load_model(make.folder / "base"), load_model(config.output / "adapter")
+    old = before.config.vocab_size
+    assert after.config.tie_word_embeddings and after.lm_head.weight is after.embed_tokens.weight
+    assert (before.embed_tokens.weight != after.embed_tokens.weight[:old]).any(dim=1).float().mean() > 0.9
+    tensors = load_file(config.output / "adapter" / "adapter_model.safetensors")
+    assert not any("trainable_tokens" in name for name in tensors)
+    assert torch.equal(
+        tensors["base_model.model.lm_head.weight"], tensors["base_model.model.model.embed_tokens.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("adapter", "training"),
+    [
+        ({"dropout": 0.1}, {}),
+        ({"dora": True, "rslora": True}, {"precision": "fp32"}),
+        ({"modules_to_save": ["embed_tokens", "norm"]}, {"recompute": "layers"}),
+        ({}, {"optimizer": "adamw_8bit"}),
+    ],
+)
+def test_a_killed_and_resumed_run_has_the_hash_of_an_uninterrupted_one(make, monkeypatch, adapter, training):
+    whole = make("whole", adapter, training={"max_steps": 7, **training})
+    killed = make("killed", adapter, training={"max_steps": 7, **training})
+    finetune.run(whole, QUIET)
+    step, calls = loop.optimizer_step, []
+
+    def step_or_die(*args, **kwargs):
+        calls.append(1)
+        if len(calls) in (4, 8):  # after the checkpoints at 2 and 4
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "optimizer_step", step_or_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(killed, QUIET)
+    finetune.run(killed, QUIET)
+    assert hash_tree(killed.output / "adapter") == hash_tree(whole.output / "adapter")
+
+
+def test_a_checkpoint_holds_only_what_is_trained(make):
+    config = make(training={"keep_final_checkpoint": True})
+    finetune.run(config, QUIET)
+    (folder,) = (config.output / "checkpoints").glob("step-*")
+    names = set(Manifest.read(folder).layout)
+    assert {name.rpartition(".")[2] for name in names} == {"lora_A", "lora_B", "rows"}
+    with safe_open(folder / "state.safetensors", framework="pt") as state:
+        masters = state.get_tensor("masters").numel()
+    assert masters < 0.5 * sum(parameter.numel() for parameter in load_model(make.folder / "base").parameters())
+
+
+@pytest.mark.parametrize("recompute", ["nothing", "layers"])
+def test_after_one_step_every_change_has_begun(make, recompute):
+    finetune.run(make(training={"max_steps": 1, "recompute": recompute}), QUIET)
+    tensors = load_file(make.folder / "run" / "adapter" / "adapter_model.safetensors")
+    thin = {name: tensor for name, tensor in tensors.items() if "lora_B" in name}
+    assert len(thin) == 14 and all(tensor.any() for tensor in thin.values())
+
+
+def test_a_finished_run_is_merged_later_without_training_again(make, monkeypatch):
+    finetune.run(make(), QUIET)
+    assert not (make.folder / "run" / "model").exists()
+    monkeypatch.setattr(finetune, "train", None)
+    finetune.run(make(adapter={"merge": True}), QUIET)
+    first = hash_tree(make.folder / "run" / "model")
+    finetune.run(make(adapter={"merge": True}), QUIET)
+    assert hash_tree(make.folder / "run" / "model") == first
+    monkeypatch.undo()
+    finetune.run(make(adapter={"merge": True}, seed=1), QUIET)
+    assert hash_tree(make.folder / "run" / "model") != first
+
+
+def test_another_rank_is_another_run(make):
+    finetune.run(make(), QUIET)
+    before = hash_tree(make.folder / "run" / "adapter")
+    finetune.run(make(adapter={"rank": 2}), QUIET)
+    assert hash_tree(make.folder / "run" / "adapter") != before
+
+
+def test_a_quantized_model_is_trained_beside_but_not_merged_into(make):
+    model = load_model(make.folder / "base")
+    storage = GptqStorage(bits=4, group_size=32, symmetric=True)
+    quantize_linears(model, storage)
+    save_model(model, make.folder / "four", quantization_config=storage.to_dict())
+    Tokenizer.load(make.folder / "base").save(make.folder / "four")
+    with pytest.raises(ConfigError, match="is quantized: the change would be rounded away"):
+        finetune.run(make(adapter={"merge": True}, model=str(make.folder / "four")), QUIET)
+    finetune.run(make(model=str(make.folder / "four")), QUIET)
+    before, after = load_model(make.folder / "four")(IDS), load_model(make.folder / "run" / "adapter")(IDS)
+    assert after.isfinite().all() and (after[..., : before.shape[-1]] != before).any()
+
+
+def test_what_is_not_there_is_refused_before_training(make):
+    for adapter, match in (
+        ({"targets": ["q_porj"]}, r"did you mean q_proj"),
+        ({"modules_to_save": ["emb"]}, r"modules_to_save names 'emb', which is not there"),
+        ({"modules_to_save": ["q_proj"]}, r"'q_proj', which has an adapter already"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            finetune.run(make(adapter=adapter), QUIET)
+        caught.match(match)
+    finetune.run(make(), QUIET)
+    with pytest.raises(HubError, match=r"holds an adapter; fine-tuning needs a whole model"):
+        finetune.run(make("next", model=str(make.folder / "run" / "adapter")), QUIET)
