@@ -51,9 +51,9 @@ def agreement(model: Decoder, lengths: list[int], *, steps: int = 5) -> tuple[fl
     found: list[list[Tensor]] = [[], [], []]
     ids = torch.randint(0, 101, (steps, len(lengths)), generator=torch.Generator().manual_seed(9))
     for row in ids:
-        found[0].append(half.hidden(row[:, None], cache=caches[0])[:, -1])
+        found[0].append(half(row[:, None], cache=caches[0])[:, -1])
         found[1].append(step(row, caches[1]))
-        found[2].append(exact.hidden(row[:, None], cache=caches[2])[:, -1])
+        found[2].append(exact(row[:, None], cache=caches[2])[:, -1])
     assert caches[0].lengths.tolist() == caches[1].lengths.tolist() == [length + steps for length in lengths]
     modules, compiled, truth = (torch.stack(each).double() for each in found)
     for mine, theirs in zip(caches[1].keys + caches[1].values, caches[0].keys + caches[0].values, strict=True):

@@ -143,15 +143,12 @@ class Batch:
         if not self.rows:
             return []
         fed = self._next_ids()
-        hidden = self._forward(fed)
+        ready = [index for index, row in enumerate(self.rows) if len(row.pending) == len(fed[index])]
+        logits = self._logits(fed, ready)
         for row, ids in zip(self.rows, fed, strict=True):
             row.num_cached += len(ids)
             del row.pending[: len(ids)]
-        ready = [index for index, row in enumerate(self.rows) if not row.pending]
-        if not ready:
-            return []
-        logits = self._model.lm_head(hidden[ready] if len(ready) < len(self.rows) else hidden)  # (ready, V)
-        return self._choose([self.rows[index] for index in ready], logits)
+        return [] if logits is None else self._choose([self.rows[index] for index in ready], logits)
 
     def _next_ids(self) -> list[list[int]]:
         """What each row is fed in this step, at least one id. Never wider than the fullest row of the cache allows."""
@@ -163,12 +160,20 @@ class Batch:
         width = _best_width([len(row.pending) for row in self.rows], min(self._chunk, room))
         return [row.pending[:width] for row in self.rows]
 
+    def _logits(self, fed: list[list[int]], ready: list[int]) -> Tensor | None:
+        """Feed every row; the logits (ready, V) after the last pending id of those that have no more; None for none."""
+        if self._compiled_step is not None and len(ready) == len(fed) and max(map(len, fed)) == 1:
+            return self._compiled_step(torch.tensor([ids[0] for ids in fed]), self._cache)
+        hidden = self._forward(fed)
+        if not ready:
+            return None
+        logits: Tensor = self._model.lm_head(hidden[ready] if len(ready) < len(self.rows) else hidden)
+        return logits
+
     def _forward(self, fed: list[list[int]]) -> Tensor:
         """Final hidden state (B, H) after each row's last fed id; the cache then holds what was fed."""
         counts = [len(ids) for ids in fed]
         width = max(counts)
-        if width == 1 and self._compiled_step is not None:
-            return self._compiled_step(torch.tensor([ids[0] for ids in fed]), self._cache)
         padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in fed], device=self._device)  # (B, T)
         hidden: Tensor = self._model.hidden(padded, cache=self._cache)  # (B, T, H)
         if min(counts) == width:

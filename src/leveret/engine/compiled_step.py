@@ -42,7 +42,7 @@ class CompiledStep:
         return cls(model, step)
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """ids (B,), one for each row of the cache, which then holds it -> the states after the final norm (B, H)."""
+        """ids (B,), one for each row of the cache, which then holds it -> the logits after each, (B, V)."""
         model = self._model
         slots = cache.reserve(1)
         lengths = cache.planned_lengths.unsqueeze(1) if model.config.rope.kind == "dynamic" else None
@@ -51,9 +51,9 @@ class CompiledStep:
             for each in model.rope(slots.positions, lengths, torch.bfloat16)
         )
         x = F.embedding(ids, model.embed_tokens.weight)
-        states = self._step(x, cache.keys, cache.values, slots.starts, cos, signed_sin)
+        logits = self._step(x, cache.keys, cache.values, slots.starts, cos, signed_sin)
         cache.advance(1)
-        return states
+        return logits
 
 
 class _Refused(Exception):
@@ -89,7 +89,7 @@ def _build(model: Decoder) -> DecodeStep:
         eps=config.rms_norm_eps,
         scales_in_float32=config.norm_scales_in_float32,
     )
-    return DecodeStep(shape, layers, model.norm.weight.detach())
+    return DecodeStep(shape, layers, last_norm=model.norm.weight.detach(), head=_weight(model.lm_head))
 
 
 def _layer(layer: DecoderLayer) -> DecodeLayer:

@@ -5,7 +5,7 @@ rounded to bfloat16 in the same places. Weights may be plain bfloat16 matrices o
 each as it lies in memory; nothing is copied. Here are the tables of pointers that the call takes; which model has them
 is said in `engine/compiled_step.py`.
 
-Shape legend: B rows, H hidden, D head width, K key-value heads, C capacity of the cache.
+Shape legend: B rows, H hidden, D head width, K key-value heads, C capacity of the cache, V vocabulary.
 """
 
 from __future__ import annotations
@@ -91,9 +91,11 @@ class _Shape(ctypes.Structure):
 class DecodeStep:
     """The tables of one model; holds its tensors, whose memory must stay where it is."""
 
-    def __init__(self, shape: DecodeShape, layers: Sequence[DecodeLayer], last_norm: Tensor) -> None:
-        self._held = (tuple(layers), last_norm)
-        self._last_norm = pointer(last_norm)
+    def __init__(
+        self, shape: DecodeShape, layers: Sequence[DecodeLayer], *, last_norm: Tensor, head: DecodeWeight
+    ) -> None:
+        self._held = (tuple(layers), last_norm, head)
+        self._last_norm, self._head = pointer(last_norm), _linear(head)
         self._shape = _Shape(
             layers=len(layers),
             hidden=shape.hidden_size,
@@ -116,7 +118,7 @@ class DecodeStep:
         self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], positions: Sequence[int], cos: Tensor,
         signed_sin: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Embeddings of the new tokens (B, H) -> the states after the final norm, (B, H), in place.
+        """Embeddings of the new tokens (B, H), which are overwritten -> logits (B, V).
 
         keys, values: for each layer (B, K, C, D); the new ones are written at `positions`, one for each row.
         cos, signed_sin: (B, D). All bfloat16 and in one piece.
@@ -125,12 +127,13 @@ class DecodeStep:
             table.keys, table.values = layer_keys.data_ptr(), layer_values.data_ptr()
         library = compiled()
         assert library is not None and max(positions) < keys[0].shape[2]
+        logits = torch.empty((x.shape[0], self._head.columns), dtype=torch.bfloat16)
         library.leveret_decode_step(
-            ctypes.byref(self._shape), self._layers, self._last_norm, pointer(x), size(x.shape[0]),
-            (ctypes.c_int64 * len(positions))(*positions), size(keys[0].shape[2]), pointer(cos), pointer(signed_sin),
-            torch.get_num_threads(),
+            ctypes.byref(self._shape), self._layers, self._last_norm, ctypes.byref(self._head), pointer(x),
+            size(x.shape[0]), (ctypes.c_int64 * len(positions))(*positions), size(keys[0].shape[2]), pointer(cos),
+            pointer(signed_sin), pointer(logits), torch.get_num_threads(),
         )  # fmt: skip
-        return x
+        return logits
 
 
 def weight_refusal(weight: DecodeWeight) -> str | None:

@@ -187,11 +187,12 @@ void attend(const Shape& shape, const Layer& layer, int64_t capacity, int64_t po
 
 }  // namespace
 
-// x (rows, hidden): the embeddings of the new tokens in, the last norm's output out. positions (rows,): where in its row
-// of the cache each new token comes. cos, signed_sin (rows, width).
-LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers, const bfloat16* last_norm, bfloat16* x,
-                                        int64_t rows, const int64_t* positions, int64_t capacity, const bfloat16* cos,
-                                        const bfloat16* signed_sin, int threads) {
+// x (rows, hidden): the embeddings of the new tokens. positions (rows,): where in its row of the cache each of them comes.
+// cos, signed_sin (rows, width). logits (rows, vocabulary): the head's products with the last norm's output.
+LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers, const bfloat16* last_norm,
+                                        const Linear* head, bfloat16* x, int64_t rows, const int64_t* positions,
+                                        int64_t capacity, const bfloat16* cos, const bfloat16* signed_sin,
+                                        bfloat16* logits, int threads) {
     const Shape& shape = *given;
     int64_t hidden = shape.hidden, query_size = shape.heads * shape.width, key_size = shape.groups * shape.width;
     int64_t longest = *std::max_element(positions, positions + rows) + 1;
@@ -249,7 +250,6 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
         }
         norm(added.data(), last_norm);
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++)
-            std::memcpy(x + row * hidden, normed.numbers.data() + row * hidden, size_t(hidden) * sizeof(bfloat16));
+        for (int64_t tile = 0; tile < tiles_of(*head); tile++) multiply(*head, tile, normed, logits);
     }
 }
