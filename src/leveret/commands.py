@@ -150,6 +150,7 @@ COMMANDS: dict[str, Command] = {
         _verb("tokenizer", "vocabulary", "TokenizerConfig", "Train a tokenizer."),
         _verb("pretrain", "pretrain", "PretrainConfig", "Train a model from random weights on text.", parallel=True),
         _verb("finetune", "finetune", "FinetuneConfig", "Teach a model conversations and tool calls.", parallel=True),
+        _verb("merge", "merge", "MergeConfig", "Make one model of several."),
         _verb("quantize", "quantize", "QuantizeConfig", "Store a model's weights in 8 or 4 bits."),
         _verb("certify", "certify", "CertifyConfig", "Prove that two forms of a model give the same answers."),
         _verb("evaluate", "evaluate", "EvaluateConfig", "Score a model."),

@@ -185,6 +185,12 @@ class Tokenizer:
         return 1 + max(self._reading_special.get_vocab(with_added_tokens=True).values())
 
     @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of every token, as the vocabulary writes it, added tokens included."""
+        pieces: dict[str, int] = self._reading_special.get_vocab(with_added_tokens=True)
+        return pieces
+
+    @cached_property
     def special_ids(self) -> dict[str, int]:
         """Every special token and its id, in id order."""
         decoder = self._reading_special.get_added_tokens_decoder()
@@ -213,7 +219,7 @@ class Tokenizer:
         added = [tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens]
         for engine in (self._reading_special, self._literal):
             engine.add_special_tokens(added)
-        for name in ("vocab_size", "special_ids", "_special_set", "_byte_table", "fingerprint"):
+        for name in ("vocab_size", "ids", "special_ids", "_special_set", "_byte_table", "fingerprint"):
             self.__dict__.pop(name, None)
         return [self.id_of(token) for token in tokens]
 

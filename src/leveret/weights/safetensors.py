@@ -68,6 +68,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def load_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .bin file, mapped; no code in it can run. CorruptedFile when it is something else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise _corrupted(path, error) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CorruptedFile(f"{path} is no dictionary of tensors", hint="save the model's state dict, not the model")
+    return content
+
+
 def name_some(names: set[str] | list[str], limit: int = 5) -> str:
     """The first few names in order, and how many more there are."""
     ordered = sorted(names)
@@ -102,7 +113,7 @@ def _checked_index(index: Path) -> dict[str, str]:
 
 def _names_in(path: Path) -> list[str]:
     if path.suffix == ".bin":
-        return list(_load_bin(path))
+        return list(load_bin(path))
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
@@ -112,7 +123,7 @@ def _names_in(path: Path) -> list[str]:
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
     if path.suffix == ".bin":
-        yield from _load_bin(path).items()
+        yield from load_bin(path).items()
         return
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  # no mapping: only keys() exists
@@ -121,16 +132,6 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
             except SafetensorError as error:
                 raise _corrupted(path, error) from error
             yield name, tensor
-
-
-def _load_bin(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise _corrupted(path, error) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CorruptedFile(f"{path} is no dictionary of tensors", hint="save the model's state dict, not the model")
-    return content
 
 
 def _corrupted(path: Path, error: Exception) -> CorruptedFile:

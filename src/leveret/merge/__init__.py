@@ -1,0 +1,1 @@
+"""The verb `merge`: several model directories in, one model directory out."""

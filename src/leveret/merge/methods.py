@@ -1,0 +1,137 @@
+"""The arithmetic of merging, on blocks of values: every method is a weighted sum or an election.
+
+A *weighted sum* has one coefficient for each model in a whole tensor:
+
+    linear            w_i                                       "model soups", arXiv 2203.05482
+    slerp             sin((1-t)θ)/sinθ, sin(tθ)/sinθ            Shoemake 1985; θ: angle between the two tensors
+    task-arithmetic   base: 1 - λΣw_i,  models: λw_i            arXiv 2212.04089
+    model-stock       base: 1 - t,  models: t/N                 arXiv 2403.19522
+                      t = N cosθ / (1 + (N-1) cosθ),  cosθ: mean over pairs of the changes' cosines
+
+An *election* looks at each value's changes d_i = x_i - base:
+
+    ties              trim to the largest, elect a sign, mean of those that have it      arXiv 2306.01708
+    dare              drop at random with probability p, the others times 1/(1-p)        arXiv 2311.03099
+    dare-ties         drop first, then elect as ties does
+
+All of it is in float32, and arranged so that nothing happens where nothing should: what all models agree on comes out
+to the bit, and so does a model whose weight is 1 beside weights of 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PARALLEL = 0.9995
+"""slerp: above this cosine the arc is a line to float precision, and sin θ too small to divide by."""
+
+OWN = 2.0**-21
+"""A merged change this close (relative) to a model's own is that model's own: four roundings apart at most."""
+
+
+def weighted_sum(values: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """Σ c_i x_i of float32 blocks; models whose coefficient is 0 are not looked at (0 times infinity is no number).
+
+    Written as (Σc) x_a + Σ c_i (x_i - x_a) around the model a of the largest coefficient, which is exact where all x
+    are equal and Σc is 1, and where only one c is not 0.
+    """
+    chosen = [(c, x) for c, x in zip(coefficients, values, strict=True) if c != 0]
+    if not chosen:
+        return torch.zeros_like(values[0])
+    total = math.fsum(c for c, _ in chosen)
+    anchor = max(chosen, key=lambda pair: abs(pair[0]))[1]
+    result = anchor.clone() if abs(total - 1) < 1e-9 else anchor * total
+    for coefficient, value in chosen:
+        if value is not anchor:
+            result.add_(value - anchor, alpha=coefficient)
+    return result
+
+
+def task_coefficients(weights: Sequence[float], scale: float) -> list[float]:
+    """Of the base, then of the models: base + λ Σ w_i (x_i - base) as one weighted sum."""
+    scaled = [scale * weight for weight in weights]
+    return [1 - math.fsum(scaled), *scaled]
+
+
+def slerp_coefficients(gram: Tensor, t: float) -> list[float]:
+    """Of two tensors with the inner products `gram` (2, 2). Lengths are not normalized: they are interpolated too."""
+    lengths = math.sqrt(gram[0, 0].item()) * math.sqrt(gram[1, 1].item())
+    cosine = gram[0, 1].item() / lengths if lengths else 1.0
+    if t in (0, 1) or abs(cosine) > PARALLEL:
+        return [1 - t, t]
+    angle = math.acos(cosine)
+    return [math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
+
+
+def stock_coefficients(gram: Tensor) -> list[float]:
+    """Of the base, then of N models whose changes have the inner products `gram` (N, N).
+
+    A change of length 0 has no direction; its cosines count as 0. The ratio is held between 0 and 1: models whose
+    changes point apart say nothing in common, and then the base stays.
+    """
+    count = len(gram)
+    lengths = gram.diagonal().sqrt()
+    products = torch.outer(lengths, lengths)
+    cosines = torch.where(products > 0, gram / products.clamp_min(1e-300), 0.0)
+    mean = (cosines.sum() - cosines.diagonal().sum()).item() / (count * (count - 1))
+    ratio = min(max(count * mean / (1 + (count - 1) * mean), 0.0), 1.0) if mean > -1 / (count - 1) else 0.0
+    if ratio > 1 - 1e-9:  # cosines of equal changes are 1 but for the last digits
+        ratio = 1.0
+    return [1 - ratio, *[ratio / count] * count]
+
+
+def gram_matrix(values: Sequence[Tensor]) -> Tensor:
+    """Inner products (N, N) of N blocks, in float64; those of a tensor are the sum over its blocks."""
+    stacked = torch.stack([value.double() for value in values])
+    return stacked @ stacked.T
+
+
+def elect(base: Tensor, values: Sequence[Tensor], deltas: Sequence[Tensor], weights: Sequence[float],
+          scale: float) -> Tensor:  # fmt: skip
+    """base + λ × the mean of those changes whose sign has the greater weight, each value by itself.
+
+    deltas: the changes of `values` that were left (0 where trimmed or dropped); consumed.
+    Where the weights of both signs are equal, the base stays. Where the mean is one model's whole change, that
+    model's value is taken as it is, not base + (value - base), which rounds.
+    """
+    mass = torch.zeros_like(base)
+    for weight, delta in zip(weights, deltas, strict=True):
+        mass.add_(delta, alpha=weight)
+    sign = mass.sign_()
+    total, count = torch.zeros_like(base), torch.zeros_like(base)
+    for weight, delta in zip(weights, deltas, strict=True):
+        delta.mul_(delta * sign > 0)
+        total.add_(delta, alpha=weight)
+        count.add_(delta != 0, alpha=weight)
+    change = total.div_(count.masked_fill_(count == 0, 1.0)).mul_(scale)
+    result = base + change
+    for value, delta in zip(values, deltas, strict=True):
+        whole = value - base
+        own = (delta != 0) & ((change - whole).abs_() <= whole.abs_().mul_(OWN))
+        torch.where(own, value, result, out=result)
+    return result
+
+
+def add_dropped(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], scale: float) -> Tensor:
+    """base + λ Σ w_i d_i of what random dropping left (dare without an election)."""
+    result = base.clone()
+    for weight, delta in zip(weights, deltas, strict=True):
+        result.add_(delta, alpha=scale * weight)
+    return result
+
+
+def trim(delta: Tensor, threshold: float) -> Tensor:
+    """Set changes smaller than `threshold` to 0, in place."""
+    return delta.masked_fill_(delta.abs() < threshold, 0.0)
+
+
+def dropped(delta: Tensor, random: Tensor, drop: float) -> Tensor:
+    """Set the changes to 0 where `random` (even in [0, 1)) is below `drop`, and multiply the others by 1 / (1 - drop).
+
+    Each value's mean over the draws is what it was.
+    """
+    return delta.masked_fill_(random < drop, 0.0).mul_(1 / (1 - drop))
