@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from leveret.precision.fp8_format import E4M3, E5M2, amax_of, cast, scale_of
+from leveret.precision.fp8_format import E4M3, E5M2, amax_of, cast, compiled_round, round_to, scale_of
 
 
 def table(exponent_bits, mantissa_bits, largest):
@@ -101,3 +101,14 @@ def test_the_amax_of_nothing_is_zero_and_a_nan_shows():
     assert float(amax_of(torch.tensor([-3.0, 2.0], dtype=torch.bfloat16))) == 3
     assert math.isnan(amax_of(torch.tensor([1.0, math.nan])))
     assert math.isinf(amax_of(torch.tensor([1.0, -math.inf])))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # of torch's own, when it compiles
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_compiled_cast_rounds_as_the_plain_one(name):
+    to, numbers, _ = FORMATS[name]
+    given = torch.from_numpy(samples(numbers)).to(torch.bfloat16)
+    for scale in (torch.ones(()), torch.tensor(0.37)):
+        plain, compiled = (cast_(given, scale, to.largest, to.dtype) for cast_ in (round_to, compiled_round()))
+        assert torch.equal(plain.view(torch.uint8), compiled.view(torch.uint8))

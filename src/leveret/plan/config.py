@@ -29,7 +29,10 @@ class PlanConfig(Config):
     num_devices: Annotated[int | None, Field(ge=1)] = None
     """Plan for this many devices. None: as few as hold the stage when everything is split among them."""
     measure: bool = False
-    """Time one product for half a second, and let CPU be this machine."""
+    """Time one product for half a second, and let CPU be this machine. With `fp8`, time Linears on the GPU at hand."""
+    fp8: bool = False
+    """Say for each shape of Linear in the training stages whether FP8 pays, on each device; with `measure`, also on the
+    GPU at hand. Stages with training.fp8 are told in any case."""
     vocab_size: Annotated[int | None, Field(ge=1)] = None
     """Rows of the embedding, when no tokenizer says so yet."""
     tokens: Annotated[int | None, Field(ge=1)] = None

@@ -23,6 +23,8 @@ class Device(Config):
     """Peak of products in bf16, in 10^12 operations a second."""
     fp32_tflops: Annotated[float, Field(gt=0)]
     """The same in fp32."""
+    fp8_tflops: Annotated[float | None, Field(gt=0)] = None
+    """The same in FP8, summed in fp32. None: the device has it not."""
     bandwidth_gb_s: Annotated[float, Field(gt=0)]
     """Memory bandwidth, in 10^9 bytes a second."""
     utilization: Annotated[float, Field(gt=0, le=1)]

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from leveret.model.count import count
 from leveret.plan.devices import Device, DeviceTable
+from leveret.plan.fp8 import advise, time_ratio
 from leveret.plan.memory import WAYS, bytes_per_device, devices_needed
 from leveret.plan.work import Work
 
@@ -64,9 +66,19 @@ def _pace(work: Work, device: Device, devices: int, together: float) -> tuple[fl
         tokens = training.rows_per_step * training.sequence_length
         speed = device.peak(training.precision) * device.utilization * devices * together
         update = work.optimizer_bytes_per_step() / (1e9 * device.bandwidth_gb_s * devices)
-        rate = tokens / (tokens * work.flops_per_token() / speed + update)
+        rate = tokens / (tokens * work.flops_per_token() * _fp8_factor(work, device) / speed + update)
         total = None if work.data is None else work.data.tokens
         return rate, None if total is None else total / rate
     if work.kind == "serving":
         return device.decoding_bytes_per_second / work.bytes_read_per_decoded_token(), None
     return None, None
+
+
+def _fp8_factor(work: Work, device: Device) -> float:
+    """Time of the arithmetic with training.fp8 / in bf16: only the Linears inside the layers become faster."""
+    if work.training.fp8 is None or work.model is None or device.fp8_tflops is None:
+        return 1.0
+    config = work.model.config
+    inside = count(config).multiplied - config.hidden_size * config.vocab_size
+    share = 6 * inside / work.flops_per_token()
+    return 1 - share * (1 - time_ratio(advise(config, work.training, "", device)))

@@ -11,6 +11,7 @@ from leveret.model.count import count
 from leveret.plan.compare import Comparison
 from leveret.plan.devices import DeviceTable
 from leveret.plan.forecast import Forecast
+from leveret.plan.fp8 import Advice
 from leveret.plan.memory import WAYS
 from leveret.plan.work import Work
 
@@ -22,6 +23,8 @@ class StagePlan:
     work: Work
     forecasts: tuple[Forecast, ...]
     comparisons: tuple[Comparison, ...] = ()
+    fp8: tuple[Advice, ...] = ()
+    """Whether FP8 pays, if that was asked."""
 
 
 def show(plans: Sequence[StagePlan], table: DeviceTable, console: Console) -> None:
@@ -58,6 +61,12 @@ def _show_stage(plan: StagePlan, table: DeviceTable, console: Console) -> None:
         device_rows = [_device_row(each) for each in plan.forecasts]
         console.table(
             f"{name}: how many devices it needs, copied or split; what the planned ones do", heading, device_rows
+        )
+    if plan.fp8:
+        tokens = plan.fp8[0].tokens
+        heading = ("device", "Linear", "inputs", "outputs", "bf16", "FP8", "bf16 / FP8", "pays")
+        console.table(
+            f"{name}: FP8, forward and backward of one Linear, {tokens:,} tokens", heading, map(_fp8_row, plan.fp8)
         )
     if plan.comparisons:
         heading = ("figure", "forecast", "measured", "measured / forecast")
@@ -109,6 +118,15 @@ def _device_row(forecast: Forecast) -> tuple[object, ...]:
     )
 
 
+def _fp8_row(advice: Advice) -> tuple[object, ...]:
+    shape, fp8 = advice.shape, advice.fp8_seconds
+    return (
+        advice.device, shape.name, shape.inputs, shape.outputs, f"{1e6 * advice.bf16_seconds:,.0f} us",
+        None if fp8 is None else f"{1e6 * fp8:,.0f} us", None if fp8 is None else f"{advice.bf16_seconds / fp8:.2f}",
+        advice.verdict,
+    )  # fmt: skip
+
+
 def _comparison_row(comparison: Comparison) -> tuple[object, ...]:
     values = (comparison.forecast, comparison.measured)
     ratio = None if comparison.ratio is None else f"{comparison.ratio:.2f}"
@@ -123,6 +141,7 @@ def _stage_data(plan: StagePlan) -> dict[str, Any]:
         "notes": list(work.notes),
         "memory": {part.name: part.bytes for part in work.parts(compiled_kernels=True)},
         "devices": [asdict(forecast) for forecast in plan.forecasts],
+        "fp8": [asdict(each) for each in plan.fp8],
         "comparison": [{**asdict(each), "ratio": each.ratio} for each in plan.comparisons],
     }
     if work.model is not None:

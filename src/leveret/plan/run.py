@@ -13,16 +13,18 @@ from leveret.plan.compare import compare
 from leveret.plan.config import PlanConfig
 from leveret.plan.devices import DeviceTable, load_table
 from leveret.plan.forecast import forecast
+from leveret.plan.fp8 import Advice, advise, shapes_of
+from leveret.plan.fp8_probe import gpu_at_hand, measured_advice
 from leveret.plan.probe import measured
 from leveret.plan.report import StagePlan, as_data, show
-from leveret.plan.work import work_of
+from leveret.plan.work import Work, work_of
 from leveret.recipe import Stage, load_recipe
 
 
 def run(config: PlanConfig, console: Console) -> StageResult:
     """Print the plan; nothing else is done."""
     table = load_table(config.device_table).only(config.devices)
-    if config.measure:
+    if config.measure and ("CPU" in table.devices or not config.fp8):
         if "CPU" not in table.devices:
             raise ConfigError("`measure` measures CPU, which is not among the devices", hint="add --devices CPU")
         table = table.model_copy(update={"devices": {**table.devices, "CPU": measured(table.devices["CPU"])}})
@@ -54,7 +56,23 @@ def _plan(stage: Stage, earlier: Sequence[Stage], config: PlanConfig, table: Dev
         return StagePlan(work=work, forecasts=())
     forecasts = tuple(forecast(work, name, table, config.num_devices) for name in table.devices)
     ran_on = next((each for each in forecasts if each.device == "CPU"), forecasts[0])
-    return StagePlan(work=work, forecasts=forecasts, comparisons=tuple(compare(work, ran_on)) if config.compare else ())
+    return StagePlan(
+        work=work,
+        forecasts=forecasts,
+        comparisons=tuple(compare(work, ran_on)) if config.compare else (),
+        fp8=_fp8_advice(work, config, table),
+    )
+
+
+def _fp8_advice(work: Work, config: PlanConfig, table: DeviceTable) -> tuple[Advice, ...]:
+    if work.kind != "training" or work.model is None or not (config.fp8 or work.training.fp8):
+        return ()
+    model, training = work.model.config, work.training
+    found = [each for name, device in table.devices.items() for each in advise(model, training, name, device)]
+    if config.measure and (gpu := gpu_at_hand()) is not None:
+        tokens = training.micro_batch_rows * training.sequence_length
+        found += measured_advice(shapes_of(model), tokens, gpu[0], f"{gpu[1]}, measured")
+    return tuple(found)
 
 
 def _stages(config: PlanConfig) -> tuple[Stage, ...]:
