@@ -8,6 +8,9 @@ import torch
 from leveret.console import Console
 from leveret.errors import ConfigError
 from leveret.model.config import MoeConfig
+from leveret.model.lora import LoraSettings
+from leveret.model.lora_targets import add_lora
+from leveret.model.token_rows import train_rows
 from leveret.ranks import Ranks
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
@@ -31,7 +34,11 @@ def make(settings, shape):
 
     config = TrainingConfig(**{**BASE, **settings})
     shape = {**shape, "moe": MoeConfig(**shape["moe"])} if "moe" in shape else shape
-    model = make_model(**shape)
+    adapter = shape.get("adapter")
+    model = make_model(**{key: value for key, value in shape.items() if key != "adapter"})
+    if adapter is not None:
+        add_lora(model, LoraSettings(rank=4, alpha=8), adapter["targets"], seed=0)
+        train_rows(model, adapter["rows"])
     return config, model, BatchSource(ToyOrder(num_rows=32), config, rows_in_one_epoch=32)
 
 
@@ -117,6 +124,17 @@ def test_two_processes_train_the_model_of_one_to_the_bit(both, case):
 @pytest.mark.slow
 def test_tied_weights_stay_tied_when_they_are_shared_out(both):
     one, two = both(2, FSDP, {"tie_word_embeddings": True})
+    assert_same(one, two, tolerance=0)
+
+
+ADAPTER = {"family": "lingowhale", "adapter": {"targets": ["qkv_proj", "down_proj"], "rows": [3, 5]}}
+
+
+@pytest.mark.parametrize("mode", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_adapters_and_rows_of_tokens_are_trained_by_two_processes_as_by_one(both, mode, precision, tied):
+    one, two = both(2, {"precision": precision, "parallel": {"mode": mode}}, ADAPTER | {"tie_word_embeddings": tied})
     assert_same(one, two, tolerance=0)
 
 

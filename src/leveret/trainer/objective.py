@@ -56,7 +56,7 @@ class CausalLoss:
 
 def summed_loss(model: Decoder, batch: Batch, *, router: MutableSequence[Tensor] | None = None) -> Tensor:
     """The loss without any balance term; `router` collects the experts' logits."""
-    batch = batch.to(model.lm_head.weight.device)
+    batch = batch.to(model.norm.weight.device)
     hidden = model.hidden(
         batch.input_ids, positions=batch.positions, document_ids=batch.document_ids, router=router
     )  # (B, T, H)

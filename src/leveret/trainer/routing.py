@@ -94,7 +94,7 @@ class Routing:
     @torch.no_grad()
     def _choices(self, batches: Sequence[Batch]) -> Tensor:
         """How many tokens will choose each expert, (L, E); the random numbers drawn here are drawn again later."""
-        device = self.model.lm_head.weight.device
+        device = self.model.norm.weight.device
         counts = []
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for batch in batches:
