@@ -27,7 +27,7 @@ requires_grad=False are left alone. For big models on small machines there is le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,22 @@ class Slot:
     def view(self, flat: Tensor) -> Tensor:
         """This parameter's piece of `flat`, in the parameter's shape."""
         return flat[self.start : self.start + self.parameter.numel()].view(self.parameter.shape)
+
+
+def places_of(slots: Sequence[Slot]) -> dict[str, list[int]]:
+    """Name -> [start, *shape] of every trained parameter, to see that a checkpoint fits a model."""
+    return {slot.name: [slot.start, *slot.parameter.shape] for slot in slots}
+
+
+def refuse_other_places(saved: Mapping[str, list[int]], mine: Mapping[str, list[int]]) -> None:
+    """CheckpointError when a checkpoint's `places_of` are not this model's and optimizer's."""
+    if saved == mine:
+        return
+    names = sorted(name for name in {*saved, *mine} if saved.get(name) != mine.get(name))
+    raise CheckpointError(
+        f"the checkpoint is of another model or optimizer: {len(names)} parameters differ, first {names[0]} "
+        f"(checkpoint {saved.get(names[0])}, model {mine.get(names[0])}: start, shape)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,18 +199,12 @@ class AdamW:
 
     def layout(self) -> dict[str, list[int]]:
         """Name -> [start, *shape] of every trained parameter, to see that a checkpoint fits this model."""
-        return {slot.name: [slot.start, *slot.parameter.shape] for slot in self.slots}
+        return places_of(self.slots)
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor], *, updates: int, layout: dict[str, list[int]]) -> None:
         """Take over a checkpoint's tensors and show them to the model. CheckpointError when the model differs."""
-        mine = self.layout()
-        if layout != mine:
-            names = sorted(name for name in {*layout, *mine} if layout.get(name) != mine.get(name))
-            raise CheckpointError(
-                f"the checkpoint is of another model: {len(names)} parameters differ, first {names[0]} "
-                f"(checkpoint {layout.get(names[0])}, model {mine.get(names[0])}: start, shape)"
-            )
+        refuse_other_places(layout, self.layout())
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
         self.updates = updates

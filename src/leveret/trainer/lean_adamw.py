@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from leveret.errors import CheckpointError, ConfigError
+from leveret.errors import ConfigError
 from leveret.precision.dynamic8 import BLOCK
 from leveret.precision.stochastic import generator_for, round_to_bf16
-from leveret.trainer.adamw import Slot, is_decayed
+from leveret.trainer.adamw import Slot, is_decayed, places_of, refuse_other_places
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.moments import MomentFormat, Moments
 
@@ -133,18 +133,12 @@ class LeanAdamW:
 
     def layout(self) -> dict[str, list[int]]:
         """Name -> [start, *shape] of every trained parameter, to see that a checkpoint fits this model."""
-        return {slot.name: [slot.start, *slot.parameter.shape] for slot in self.slots}
+        return places_of(self.slots)
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor], *, updates: int, layout: dict[str, list[int]]) -> None:
         """Take over a checkpoint's tensors and show them to the model. CheckpointError when the model differs."""
-        mine = self.layout()
-        if layout != mine:
-            names = sorted(name for name in {*layout, *mine} if layout.get(name) != mine.get(name))
-            raise CheckpointError(
-                f"the checkpoint is of another model or optimizer: {len(names)} parameters differ, first {names[0]} "
-                f"(checkpoint {layout.get(names[0])}, model {mine.get(names[0])}: start, shape)"
-            )
+        refuse_other_places(layout, self.layout())
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
         self.updates = updates

@@ -26,9 +26,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim.adamw import adamw
 
-from leveret.errors import CheckpointError
 from leveret.kernels.orthogonal import orthogonalize_unit_
-from leveret.trainer.adamw import Slot, lay_out
+from leveret.trainer.adamw import Slot, lay_out, places_of, refuse_other_places
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.muon import MOMENTUM, update_size
 from leveret.trainer.world import World
@@ -153,17 +152,12 @@ class ShardedAdamW:
 
     def layout(self) -> dict[str, list[int]]:
         """Name -> [start, *shape] of every trained parameter, to see that a checkpoint fits this model."""
-        return {slot.name: [slot.start, *slot.parameter.shape] for slot in self._layout.slots}
+        return places_of(self._layout.slots)
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor], *, updates: int, layout: dict[str, list[int]]) -> None:
         """Take over these rows of a checkpoint's tensors. CheckpointError when the model differs."""
-        mine = self.layout()
-        if layout != mine:
-            names = sorted(name for name in {*layout, *mine} if layout.get(name) != mine.get(name))
-            raise CheckpointError(
-                f"the checkpoint is of another model: {len(names)} parameters differ, first {names[0]}"
-            )
+        refuse_other_places(layout, self.layout())
         self._forget_gathered()
         for share in self.shares:
             for name in ("masters", "exp_avg", "exp_avg_sq"):
