@@ -147,7 +147,7 @@ def test_restoring_into_another_model_names_the_first_parameter_that_differs():
     _, optimizer = ours(TrainingConfig(), steps=1)
     other = nn.Sequential(nn.Linear(3, 4))
     state, layout = optimizer.state(), optimizer.layout()
-    with pytest.raises(CheckpointError, match=r"of another model: 7 parameters differ, first 0\.bias"):
+    with pytest.raises(CheckpointError, match=r"of another model or optimizer: 7 parameters differ, first 0\.bias"):
         AdamW(other, TrainingConfig(), dtype=torch.float32).restore(state, updates=1, layout=layout)
 
 
