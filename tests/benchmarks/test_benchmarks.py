@@ -41,6 +41,25 @@ def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) 
     assert figures["machine"]["transformers"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "sides"), [("fp8_loss", 6), ("pretrain_gpu", 4)])
+def test_a_script_about_fp8_trains_all_its_sides(script: str, sides: int, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--json", str(file)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    runs = figures["runs"] if script == "fp8_loss" else {side: [run] for side, run in figures["sides"].items()}
+    assert len(runs) == sides
+    first, *others = (tuple(run["losses"]) for (run,) in runs.values())
+    assert all(each != first for each in others)
+
+
 class FakeSide:
     """Answers at once, and remembers when it was asked."""
 
