@@ -6,6 +6,7 @@ The command line itself is run, for a training command and for a recipe of two s
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,9 +57,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, *words):
+def start(folder, *words, options=("--nproc", "2")):
     return subprocess.Popen(
-        [sys.executable, "-m", "leveret", "launch", "--nproc", "2", *words], cwd=folder, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "leveret", "launch", *options, *words], cwd=folder, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -145,3 +146,38 @@ def test_sigterm_to_the_command_saves_the_same_step_and_the_run_goes_on(folder, 
     assert "Traceback" not in shown and "stopping after step" in shown
     code, shown = finish(start(folder, *words))
     assert code == 0 and "resuming after step" in shown, shown
+
+
+FAR = """#!/bin/bash
+# Stands for ssh: leaves out options and the host, and runs the line as the far shell would.
+exec bash -c "${@: -1}"
+"""
+
+
+def test_a_machine_that_dies_ends_the_others_and_the_run_goes_on(folder):
+    """Two machines of a hostfile, one of them reached through a program in the place of ssh."""
+    (folder / "far.sh").write_text(FAR)
+    (folder / "far.sh").chmod(0o755)
+    (folder / "hosts").write_text("127.0.0.1 slots=1\nfar-away slots=1  # no such machine\n")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    options = ("--hostfile", "hosts", "--ssh", "./far.sh", "--master-port", port, "--grace-seconds", "10")
+    code, shown = finish(start(folder, *pretrain("machines"), options=options))
+    assert code == 0, shown
+
+    process = start(folder, *pretrain("lost"), options=options)
+    while len(read_metrics(folder / "lost/metrics.jsonl")) < 12:
+        assert process.poll() is None, finish(process)
+        time.sleep(0.005)
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    (far,) = [each for each in everyone if "--node-rank=1" in each.cmdline() and each.parent().pid == process.pid]
+    os.killpg(far.pid, signal.SIGKILL)  # the machine with all that runs there
+    code, shown = finish(process)
+    assert code == 1 and "far-away ended with SIGKILL; ending all" in shown, shown
+    _, alive = psutil.wait_procs(everyone, timeout=10)
+    assert not alive
+
+    code, shown = finish(start(folder, *pretrain("lost"), options=options))
+    assert code == 0 and "resuming after step" in shown, shown
+    assert hash_tree(folder / "lost/model") == hash_tree(folder / "machines/model")
