@@ -104,6 +104,8 @@ class MergeConfig(Config):
         for weights in (self.weights, *(rule.weights for rule in self.rules)):
             if weights is not None and len(weights) != count:
                 raise ValueError(f"{len(weights)} weights for {count} models")
+            if weights is not None and self.method in ("ties", "dare-ties") and _any_negative(weights):
+                raise ValueError("a vote cannot be negative: weights of an election are 0 or more")
         if self.method == "slerp" and count != 2:
             raise ValueError(f"slerp goes from one model to another; {count} are given")
         if self.method == "model-stock" and count < 2:
@@ -116,3 +118,7 @@ class MergeConfig(Config):
             if self.layers is not None and len(self.layers) != count:
                 raise ValueError(f"{len(self.layers)} ranges of layers for {count} models")
         return self
+
+
+def _any_negative(weights: list[Gradient]) -> bool:
+    return any(value < 0 for weight in weights for value in (weight if isinstance(weight, list) else [weight]))

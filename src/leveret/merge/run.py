@@ -43,10 +43,12 @@ def run(config: MergeConfig, console: Console) -> StageResult:
     began = time.monotonic()
     sources = open_sources(config)
     first = sources[1 if config.base is not None else 0]
+    stacked = config.method == "passthrough"
+    differing = [note for source in sources for note in differences(first, source, any_depth=stacked)]
     alignment = align(sources, sources.index(first), config.vocabulary)
     layers = _layers(config, sources)
     pieces = _pieces(config, sources, first, alignment, layers)
-    notes = [*_notes(config, sources, first, pieces), *alignment.notes]
+    notes = [*differing, *_notes(config, first, pieces), *alignment.notes]
     for note in notes:
         console.warn(note)
     with contextlib.ExitStack() as stack:
@@ -93,11 +95,10 @@ def _pieces(
     return stacked_pieces(sources, [(start, stop) for _, start, stop in layers], dtype)
 
 
-def _notes(config: MergeConfig, sources: Sequence[Source], first: Source, pieces: Sequence[Piece]) -> list[str]:
+def _notes(config: MergeConfig, first: Source, pieces: Sequence[Piece]) -> list[str]:
     """What fits, but should be known."""
-    stacked = config.method == "passthrough"
-    notes = [note for source in sources for note in differences(first, source, any_depth=stacked)]
-    if len(config.models) > 1 and not stacked and has_routers(pieces):
+    notes = []
+    if len(config.models) > 1 and config.method != "passthrough" and has_routers(pieces):
         notes.append("experts are merged number by number: right only for models that descend from one mixture")
     if config.method == "linear":
         sums = {
