@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from leveret.precision.fp8_format import E4M3, E5M2, amax_of, cast, compiled_round, round_to, scale_of
+from leveret.precision.fp8_format import E4M3, E5M2, amax_of, cast, compiled_round, norm_amax, round_to, scale_of
 
 
 def table(exponent_bits, mantissa_bits, largest):
@@ -101,6 +101,14 @@ def test_the_amax_of_nothing_is_zero_and_a_nan_shows():
     assert float(amax_of(torch.tensor([-3.0, 2.0], dtype=torch.bfloat16))) == 3
     assert math.isnan(amax_of(torch.tensor([1.0, math.nan])))
     assert math.isinf(amax_of(torch.tensor([1.0, -math.inf])))
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_both_ways_to_find_an_amax_agree(bad, dtype):
+    x = torch.randn(33, 17, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[3, 5] = bad
+    assert torch.equal(amax_of(x).nan_to_num(nan=-1), norm_amax(x).nan_to_num(nan=-1))
 
 
 @pytest.mark.slow

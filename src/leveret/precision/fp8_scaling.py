@@ -58,7 +58,8 @@ class Scaling:
         self.scale = torch.zeros(places, device=device)
         """0: not known yet."""
         self._largest = torch.tensor([role.largest for role in ROLES], device=device).repeat(num_linears)
-        self._all_known = False
+        self._inverse: Tensor | None = None
+        """1 / scale, once all scales are known."""
         self._shared: tuple[weakref.ref[Tensor], int, Tensor, Fp8Tensor] | None = None
 
     @torch.no_grad()
@@ -66,7 +67,7 @@ class Scaling:
         """`tensor` in 8 bits, for this role in the Linear of this number; its amax is noted."""
         amax = amax_of(tensor)
         self._note(amax, linear, role)
-        return cast(tensor, self._scale(amax, linear, role), ROLES[role])
+        return self._cast(tensor, amax, linear, role)
 
     @torch.no_grad()
     def cast_input(self, x: Tensor, linear: int) -> Fp8Tensor:
@@ -82,7 +83,7 @@ class Scaling:
         rows = x.reshape(-1, x.shape[-1])
         amax = amax_of(rows)
         self._note(amax, linear, INPUT)
-        result = cast(rows, self._scale(amax, linear, INPUT), ROLES[INPUT])
+        result = self._cast(rows, amax, linear, INPUT)
         self._shared = (weakref.ref(x), x._version, amax, result)
         return result
 
@@ -94,7 +95,7 @@ class Scaling:
             self.history = torch.cat([self.amax.unsqueeze(0), self.history[:-1]])
             amax = self.history.amax(0) if self.recipe.of_history == "max" else self.history[0]
             self.scale = scale_of(amax, self._largest, margin=self.recipe.margin, otherwise=self.scale)
-            self._all_known = self._all_known or bool((self.scale > 0).all())
+            self._invert()
         self.amax.zero_()
 
     def forget_step(self) -> None:
@@ -114,15 +115,21 @@ class Scaling:
             assert mine.shape == state[name].shape, f"{name} has shape {state[name].shape}, not {mine.shape}"
             mine.copy_(state[name])
         self.forget_step()
-        self._all_known = bool((self.scale > 0).all())
+        self._inverse = None
+        self._invert()
 
     def _note(self, amax: Tensor, linear: int, role: int) -> None:
         place = self.amax[linear * len(ROLES) + role]
         torch.maximum(place, amax, out=place)
 
-    def _scale(self, amax: Tensor, linear: int, role: int) -> Tensor:
-        known = self.scale[linear * len(ROLES) + role]
-        if self._all_known:
-            return known
+    def _cast(self, tensor: Tensor, amax: Tensor, linear: int, role: int) -> Fp8Tensor:
+        place = linear * len(ROLES) + role
+        if self._inverse is not None:
+            return cast(tensor, self.scale[place], ROLES[role], inverse=self._inverse[place])
         own = scale_of(amax, ROLES[role].largest, margin=self.recipe.margin, otherwise=1.0)
-        return torch.where(known > 0, known, own)
+        return cast(tensor, torch.where(self.scale[place] > 0, self.scale[place], own), ROLES[role])
+
+    def _invert(self) -> None:
+        # Asking the device whether all are known waits for it, so that is done until they are, and never again.
+        if self._inverse is not None or bool((self.scale > 0).all()):
+            self._inverse = self.scale.reciprocal()
