@@ -193,3 +193,16 @@ def test_what_is_not_there_is_refused_before_training(make):
     finetune.run(make(), QUIET)
     with pytest.raises(HubError, match=r"holds an adapter; fine-tuning needs a whole model"):
         finetune.run(make("next", model=str(make.folder / "run" / "adapter")), QUIET)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:The new (embeddings|lm_head)")
+@pytest.mark.parametrize("adapter", [{}, {"modules_to_save": ["embed_tokens"], "dora": True}])
+def test_peft_loads_the_adapter_s_folder_with_its_new_tokens_to_the_same_logits(make, adapter):
+    peft = pytest.importorskip("peft", reason="the oracle of this test")
+    config = make(adapter=adapter, tools=str(make.folder / "tools.json"), training={"precision": "fp32"})
+    finetune.run(config, QUIET)
+    folder = config.output / "adapter"
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.arange(Tokenizer.load(folder).vocab_size - 12, Tokenizer.load(folder).vocab_size).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, load_model(folder)(ids), rtol=1e-4, atol=1e-4)
