@@ -57,10 +57,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, *words, options=("--nproc", "2")):
+def start(folder, *words, options=("--nproc", "2"), variables=None):
     return subprocess.Popen(
         [sys.executable, "-m", "leveret", "launch", *options, *words], cwd=folder, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})},
     )  # fmt: skip
 
 
@@ -103,17 +103,34 @@ def pretrain(output):
     return ["pretrain", "text.jsonl", f"output={output}", "tokenizer=tokenizer", *(f"{k}={v}" for k, v in keys.items())]
 
 
-def test_a_training_command_whose_processes_are_killed_ends_in_the_same_model(folder):
+@pytest.fixture(scope="module")
+def unbroken(folder):
+    """The hash of the model of two processes that nothing happened to."""
     code, shown = finish(start(folder, *pretrain("whole")))
     assert code == 0, shown
+    return hash_tree(folder / "whole/model")
+
+
+def test_a_training_command_whose_processes_are_killed_ends_in_the_same_model(folder, unbroken):
     for rank, step in ((1, 7), (0, 22)):
         shown = kill_after(start(folder, *pretrain("killed")), rank, folder / "killed/metrics.jsonl", step)
         assert "the same command goes on from the last checkpoint" in shown
     code, shown = finish(start(folder, *pretrain("killed")))
     assert code == 0, shown
     assert "resuming after step" in shown
-    assert hash_tree(folder / "killed/model") == hash_tree(folder / "whole/model")
+    assert hash_tree(folder / "killed/model") == unbroken
     assert [line["step"] for line in read_metrics(folder / "killed/metrics.jsonl")] == list(range(1, 41))
+
+
+def test_with_restarts_the_command_goes_on_by_itself(folder, unbroken):
+    process = start(folder, *pretrain("restless"), options=("--nproc", "2", "--restarts", "1"))
+    while len(read_metrics(folder / "restless/metrics.jsonl")) < 7:
+        assert process.poll() is None, finish(process)
+        time.sleep(0.005)
+    member(process, 1, in_stage=False).send_signal(signal.SIGKILL)
+    code, shown = finish(process)
+    assert code == 0 and "starting everything again (1 of 1)" in shown and "resuming after step" in shown, shown
+    assert hash_tree(folder / "restless/model") == unbroken
 
 
 def test_a_recipe_whose_processes_are_killed_ends_in_the_same_models(folder):
@@ -148,24 +165,24 @@ def test_sigterm_to_the_command_saves_the_same_step_and_the_run_goes_on(folder, 
     assert code == 0 and "resuming after step" in shown, shown
 
 
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
 FAR = """#!/bin/bash
 # Stands for ssh: leaves out options and the host, and runs the line as the far shell would.
 exec bash -c "${@: -1}"
 """
 
 
-def test_a_machine_that_dies_ends_the_others_and_the_run_goes_on(folder):
+def test_a_machine_that_dies_ends_the_others_and_the_run_goes_on(folder, unbroken):
     """Two machines of a hostfile, one of them reached through a program in the place of ssh."""
     (folder / "far.sh").write_text(FAR)
     (folder / "far.sh").chmod(0o755)
     (folder / "hosts").write_text("127.0.0.1 slots=1\nfar-away slots=1  # no such machine\n")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    options = ("--hostfile", "hosts", "--ssh", "./far.sh", "--master-port", port, "--grace-seconds", "10")
-    code, shown = finish(start(folder, *pretrain("machines"), options=options))
-    assert code == 0, shown
-
+    options = ("--hostfile", "hosts", "--ssh", "./far.sh", "--master-port", free_port(), "--grace-seconds", "10")
     process = start(folder, *pretrain("lost"), options=options)
     while len(read_metrics(folder / "lost/metrics.jsonl")) < 12:
         assert process.poll() is None, finish(process)
@@ -180,4 +197,29 @@ def test_a_machine_that_dies_ends_the_others_and_the_run_goes_on(folder):
 
     code, shown = finish(start(folder, *pretrain("lost"), options=options))
     assert code == 0 and "resuming after step" in shown, shown
-    assert hash_tree(folder / "lost/model") == hash_tree(folder / "machines/model")
+    assert hash_tree(folder / "lost/model") == unbroken
+
+
+SRUN = """#!/bin/bash
+# Stands for srun: starts the command once for each node of the job, and ends all when one fails.
+while [[ $1 == --* ]]; do shift; done
+for node in 0 1; do
+  SLURM_STEP_ID=0 SLURM_STEP_NODELIST=$SLURM_JOB_NODELIST SLURM_STEP_TASKS_PER_NODE='1(x2)' SLURM_NODEID=$node "$@" &
+done
+wait -n || { kill $(jobs -p); exit 1; }
+wait -n || { kill $(jobs -p); exit 1; }
+"""
+
+
+def test_a_slurm_job_of_two_nodes_trains_one_model(folder, unbroken):
+    (folder / "bin").mkdir()
+    (folder / "bin/srun").write_text(SRUN)
+    (folder / "bin/srun").chmod(0o755)
+    job = {
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "127.0.0.1,localhost",
+    }  # fmt: skip
+    options = ("--nproc", "1", "--master-port", free_port())
+    code, shown = finish(start(folder, *pretrain("slurm"), options=options, variables=job))
+    assert code == 0, shown
+    assert hash_tree(folder / "slurm/model") == unbroken
