@@ -120,6 +120,28 @@ def test_a_number_that_is_not_finite_is_refused_though_saturation_hides_it(new_m
         assert torch.equal(tensor, before[name])
 
 
+def test_forward_passes_between_the_norm_and_the_update_leave_no_trace(new_model, new_order):
+    def with_a_look(objective, batches):
+        return lambda result: objective(batches[0])
+
+    states = []
+    for looks in (False, True):
+        model, order = new_model().train(), new_order()
+        config = TrainingConfig(**BASE, max_steps=8, fp8={})
+        source = BatchSource(order, config, rows_in_one_epoch=40)
+        with in_fp8(model, config, CPU, Console(quiet=True)) as scaling:
+            optimizer = with_scales(build_optimizer(model, config, dtype=torch.bfloat16, seed=0), scaling, CPU)
+            objective = CausalLoss(model, config)
+            for step in range(2):
+                look = with_a_look(objective, source.step(7)) if looks else None
+                optimizer_step(
+                    objective, source.step(step), optimizer, step=step, learning_rate=1e-2, before_update=look
+                )
+            states.append(optimizer.state()["fp8_amax_history"].clone())
+            optimizer.close()
+    assert torch.equal(*states)
+
+
 def test_afterwards_the_model_is_an_ordinary_one_and_meanwhile_its_parameters_have_the_same_names(new_model, new_order):
     model = new_model()
     kinds, names = [type(module) for module in model.modules()], [name for name, _ in model.named_parameters()]
