@@ -8,7 +8,9 @@ import re
 from .source import ROOT
 
 PAGE = ROOT / "docs" / "traps.md"
-NUM_TRAPS = 43
+NUM_TRAPS = 45
+OF_TRAINING = {*range(1, 8), *range(10, 16), *range(17, 24), *range(26, 31), 42, 44, 45}
+"""Those that a training run can fall into; preferences (16) and reinforcement learning (31, 32) are not trained yet."""
 ROW = re.compile(r"^\| (\d+) \| (.+) \| (.+) \|$", re.M)
 TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
@@ -25,6 +27,11 @@ def test_every_trap_has_one_row() -> None:
 def test_a_row_names_a_test_or_says_not_yet() -> None:
     bare = [number for number, text in rows() if not TEST.search(text) and "not yet: " not in text]
     assert not bare
+
+
+def test_every_trap_of_training_has_a_test() -> None:
+    tested = {number for number, text in rows() if TEST.search(text)}
+    assert tested >= OF_TRAINING
 
 
 def test_every_test_named_in_the_documents_exists() -> None:
