@@ -11,6 +11,7 @@ import pytest
 
 from leveret.console import Console
 from leveret.errors import Stopped
+from leveret.trainer import lean_adamw
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.loop import Run, train
@@ -43,6 +44,7 @@ def trained(folder, settings, stop_rank=None, dead_rank=None, at_call=3, odd=Non
     """The loop to its end, or to what happens to one of the processes while it makes a step or writes."""
     from conftest import ToyOrder, make_model  # beside this file, in the process that forks
 
+    lean_adamw.SMALLEST_COMPRESSED = 64  # so that a toy is compressed; in this process only
     config = TrainingConfig(**{**LOOP, **settings})
     with joined(config) as world:
         model, calls = make_model(), itertools.count(1)
@@ -68,8 +70,8 @@ def trained(folder, settings, stop_rank=None, dead_rank=None, at_call=3, odd=Non
             summary = train(model, run, Console(quiet=True))
         except Stopped as stopped:
             return stopped.message
-        weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
-        return summary, hashlib.sha256(weights).hexdigest() if world.is_main else ""
+        weights = b"".join(p.detach().float().numpy().tobytes() for p in model.parameters())
+        return summary, hashlib.sha256(weights).hexdigest()
 
 
 def die_in_flush(number):
@@ -181,3 +183,13 @@ def test_the_best_weights_and_the_early_stop_are_the_same_in_all_processes(start
         assert summary.stopped_early_after_step == alone.stopped_early_after_step
         assert summary.validation == pytest.approx(alone.validation, rel=1e-6)
     assert found == weights
+
+
+LEAN = {"optimizer": "adamw_8bit", "stochastic_rounding": True, "precision": "bf16", "max_grad_norm": 1.0}
+
+
+@pytest.mark.parametrize("settings", [{}, LEAN, pytest.param({"optimizer": "muon"}, marks=pytest.mark.slow)])
+def test_whole_models_stay_the_same_in_all_processes_also_where_they_are_rounded_by_chance(start, settings):
+    ((_, alone),) = start(0, "alone", settings=settings)
+    (_, first), (_, second) = start(2, "together", settings=settings)
+    assert first == second == alone

@@ -12,6 +12,7 @@ from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora
 from leveret.model.token_rows import train_rows
 from leveret.ranks import Ranks
+from leveret.trainer import lean_adamw
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.objective import CausalLoss
@@ -32,6 +33,7 @@ MOE = {"family": "mixtral", "moe": {"num_experts": 4, "experts_per_token": 1}}
 def make(settings, shape):
     from conftest import ToyOrder, make_model  # beside this file, in the process that forks
 
+    lean_adamw.SMALLEST_COMPRESSED = 64  # so that a toy is compressed; in this process only
     config = TrainingConfig(**{**BASE, **settings})
     shape = {**shape, "moe": MoeConfig(**shape["moe"])} if "moe" in shape else shape
     adapter = shape.get("adapter")

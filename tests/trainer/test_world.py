@@ -98,6 +98,29 @@ def test_a_peer_that_is_killed_is_named_as_gone(groups, tmp_path):
     assert "another process of this run is gone" in message and "the same command goes on" in hint
 
 
+def hanging():
+    """Process 1 hangs; how long process 0 waits for it, and what it says then."""
+    began = time.monotonic()
+    with joined(TrainingConfig(device="cpu", parallel={"timeout_minutes": 0.02})) as world:
+        world.sum(1.0)
+        if world.rank == 1:
+            time.sleep(4)
+            os._exit(0)
+        try:
+            world.sum(1.0)
+        except TrainingError as error:
+            return error.message, time.monotonic() - began
+        finally:
+            world._store = None
+
+
+def test_a_peer_that_hangs_is_given_up_after_the_timeout(groups, tmp_path):
+    codes, returned = groups.run("test_world.hanging", 2, tmp_path)
+    assert codes == [0, 0], returned[0]
+    message, seconds = returned[0]
+    assert "cannot be reached" in message and 1 < seconds < 4
+
+
 def test_only_what_a_lost_peer_causes_is_renamed():
     with pytest.raises(RuntimeError, match="shapes"), naming_the_lost():
         raise RuntimeError("shapes do not match")
