@@ -19,6 +19,7 @@ from leveret.trainer.objective import CausalLoss
 from leveret.trainer.optimizer import build_optimizer
 from leveret.trainer.parallel import DTYPES, mesh_of, placed
 from leveret.trainer.parallel_config import ParallelConfig
+from leveret.trainer.routing import freeze_routers
 from leveret.trainer.step import optimizer_step
 from leveret.trainer.world import World, joined
 
@@ -41,6 +42,8 @@ def make(settings, shape):
     if adapter is not None:
         add_lora(model, LoraSettings(rank=4, alpha=8), adapter["targets"], seed=0)
         train_rows(model, adapter["rows"])
+    if config.freeze_router:
+        freeze_routers(model)
     return config, model, BatchSource(ToyOrder(num_rows=32), config, rows_in_one_epoch=32)
 
 
@@ -167,6 +170,15 @@ def test_experts_balanced_over_a_step_do_not_see_how_it_is_cut(both, mode, rows)
     settings = {"router_balance": "step", "router_aux_loss_coef": 1.0, "parallel": {"mode": mode}}
     one, two = both(2, {**settings, "micro_batch_rows": rows}, MOE, alone={"micro_batch_rows": 8})
     assert_same(one, two, tolerance=3e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_frozen_routers_are_shared_out_with_the_rest(both, precision):
+    settings = {"freeze_router": True, "precision": precision, **FSDP}
+    one, two = both(2, settings, MOE)
+    assert_same(one, two, tolerance=0 if precision == "fp32" else 1e-3)
+    assert not [name for name in two[0]["state"] if "gate" in name]
 
 
 @pytest.mark.slow
