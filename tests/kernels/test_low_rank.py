@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from leveret.kernels.low_rank import low_rank_linear, plain_low_rank_linear
+from leveret.kernels.low_rank import draw_kept, low_rank_linear, plain_low_rank_linear
 
 N, INPUTS, OUTPUTS, R = 2 * 30, 24, 40, 4
 
@@ -19,9 +19,9 @@ def problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.requires_grad_(), weight, a.requires_grad_(), b.requires_grad_()
 
 
-def outcome(function, tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> list[Tensor]:
+def outcome(function, tensors: tuple[Tensor, Tensor, Tensor, Tensor], kept: Tensor | None = None) -> list[Tensor]:
     x, weight, a, b = tensors
-    y = function(x, weight, a, b, scale=0.5)
+    y = function(x, weight, a, b, scale=0.5, kept=kept)
     trained = [tensor for tensor in (x, a, b) if tensor.requires_grad]
     slope = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)
     return [y.detach(), *torch.autograd.grad(y, trained, slope)]
@@ -30,11 +30,26 @@ def outcome(function, tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> list[Te
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
-def test_fused_equals_plain_in_value_and_gradients(dtype: torch.dtype, tolerance: float) -> None:
-    for fused, plain in zip(outcome(low_rank_linear, problem(dtype)), outcome(plain_low_rank_linear, problem(dtype)),
-                            strict=True):  # fmt: skip
-        assert fused.shape == plain.shape and fused.dtype == plain.dtype
-        assert (fused - plain).norm() <= tolerance * plain.norm()
+@pytest.mark.parametrize("dropped", [False, True])
+def test_fused_equals_plain_in_value_and_gradients(dtype: torch.dtype, tolerance: float, dropped: bool) -> None:
+    kept = torch.arange(N * INPUTS).view(2, N // 2, INPUTS) % 3 > 0 if dropped else None
+    fused, plain = outcome(low_rank_linear, problem(dtype), kept), outcome(plain_low_rank_linear, problem(dtype), kept)
+    for mine, wanted in zip(fused, plain, strict=True):
+        assert mine.shape == wanted.shape and mine.dtype == wanted.dtype
+        assert (mine - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05, 0.5, 0.999])
+def test_as_many_inputs_are_dropped_as_asked_for_and_each_by_itself(dropout: float) -> None:
+    torch.manual_seed(0)
+    kept = draw_kept(torch.empty(301, 331), dropout)
+    assert kept.shape == (301, 331) and kept.dtype == torch.bool
+    assert abs(kept.float().mean() - (1 - dropout)) < 0.005
+    if 0 < dropout < 0.9:
+        pairs = (kept[:, 1:] & kept[:, :-1]).float().mean()
+        assert abs(pairs - (1 - dropout) ** 2) < 0.005
+    torch.manual_seed(0)
+    assert torch.equal(draw_kept(torch.empty(301, 331), dropout), kept)
 
 
 def test_an_input_without_gradient_gets_none() -> None:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leveret.kernels.low_rank import low_rank_linear
+from leveret.kernels.low_rank import draw_kept, low_rank_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +70,30 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        drops = self.training and self.settings.dropout > 0
-        if type(self.base) is nn.Linear and self.base.bias is None and self.magnitude is None and not drops:
-            return low_rank_linear(x, self.base.weight, a, b, scale=self.settings.scale)
-        dropped = F.dropout(x, self.settings.dropout) if drops else x
-        change = F.linear(F.linear(dropped, a), b) * self.settings.scale
+        kept, scale = None, self.settings.scale
+        if self.training and self.settings.dropout > 0:
+            kept = draw_kept(x, self.settings.dropout)
+            scale = scale / (1 - self.settings.dropout)
+        if type(self.base) is nn.Linear and self.base.bias is None and self.magnitude is None:
+            return low_rank_linear(x, self.base.weight, a, b, scale=scale, kept=kept)
+        seen = x if kept is None else torch.where(kept, x, 0)
+        change = F.linear(F.linear(seen, a), b) * scale
         if self.magnitude is None:
             y: Tensor = self.base(x)
             return y + change
-        return self._with_magnitude(x, dropped, change)
+        return self._with_magnitude(x, change, kept)
 
-    def _with_magnitude(self, x: Tensor, dropped: Tensor, change: Tensor) -> Tensor:
+    def _with_magnitude(self, x: Tensor, change: Tensor, kept: Tensor | None) -> Tensor:
         """DoRA; as in peft, dropout is on what the magnitude changes too, not on the frozen product."""
         with torch.no_grad():
             merged = self._dense(torch.float32) + self.settings.scale * (self.lora_B.float() @ self.lora_A.float())
         factors = self._row_factors(merged).to(x.dtype)
         bias = getattr(self.base, "bias", None)
         straight: Tensor = self.base(x)
-        plain = straight if bias is None else straight - bias
-        varied = plain if dropped is x else F.linear(dropped, self._dense(x.dtype))
+        varied = straight if bias is None else straight - bias
+        if kept is not None:
+            dropped = torch.where(kept, x, 0) / (1 - self.settings.dropout)
+            varied = F.linear(dropped, self._dense(x.dtype))
         return straight + (factors - 1) * varied + factors * change
 
     def _row_factors(self, merged: Tensor) -> Tensor:
