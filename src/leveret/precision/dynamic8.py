@@ -18,7 +18,6 @@ The code and the rounding are those of bitsandbytes (tests compare both); tensor
 from __future__ import annotations
 
 import functools
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +34,8 @@ def dynamic_values(*, signed: bool) -> tuple[float, ...]:
     values = [0.0, 1.0]
     for decade in range(_DECADES):
         parts = 2**decade if signed else 2 ** (decade + 1)
-        edges = [0.1 + 0.9 * k / parts for k in range(parts + 1)]
-        middles = [10.0 ** (decade - _DECADES + 1) * (low + high) / 2 for low, high in pairwise(edges)]
+        edges = torch.linspace(0.1, 1, parts + 1, dtype=torch.float32, device="cpu")  # float32, for the same last bits
+        middles: list[float] = (10.0 ** (decade - _DECADES + 1) * ((edges[:-1] + edges[1:]) / 2)).tolist()
         values += middles
         values += [-middle for middle in middles] if signed else []
     return tuple(sorted(values))

@@ -19,7 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("rows.cpp", "attention.cpp", "updates.cpp", "orthogonal.cpp", "integers.cpp", "decode.cpp", "experts.cpp")
+SOURCES = (
+    "rows.cpp",
+    "attention.cpp",
+    "updates.cpp",
+    "orthogonal.cpp",
+    "integers.cpp",
+    "decode.cpp",
+    "experts.cpp",
+    "nf4.cpp",
+)
 HEADERS = ("numbers.h", "registers.h", "products.h", "tiles.h", "integers.h")
 
 COMMON_FLAGS = (
