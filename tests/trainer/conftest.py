@@ -106,7 +106,7 @@ def group(groups, tmp_path):
 
     def run(function, processes, **arguments):
         codes, returned = groups.run(function, processes, tmp_path / "group", **arguments)
-        assert not any(codes), (codes, *returned)
+        assert not any(codes), "\n".join(map(str, returned))
         return returned
 
     return run

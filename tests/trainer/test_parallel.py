@@ -11,6 +11,8 @@ from leveret.model.config import MoeConfig
 from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora
 from leveret.model.token_rows import train_rows
+from leveret.precision.gptq_layout import GptqStorage
+from leveret.precision.swap import quantize_linears
 from leveret.ranks import Ranks
 from leveret.trainer import lean_adamw
 from leveret.trainer.batches import BatchSource
@@ -38,7 +40,9 @@ def make(settings, shape):
     config = TrainingConfig(**{**BASE, **settings})
     shape = {**shape, "moe": MoeConfig(**shape["moe"])} if "moe" in shape else shape
     adapter = shape.get("adapter")
-    model = make_model(**{key: value for key, value in shape.items() if key != "adapter"})
+    model = make_model(**{key: value for key, value in shape.items() if key not in ("adapter", "quantized")})
+    if shape.get("quantized"):
+        quantize_linears(model, GptqStorage(bits=4, group_size=16, symmetric=True), search=False)
     if adapter is not None:
         add_lora(model, LoraSettings(rank=4, alpha=8), adapter["targets"], seed=0)
         train_rows(model, adapter["rows"])
@@ -140,6 +144,17 @@ ADAPTER = {"family": "lingowhale", "adapter": {"targets": ["qkv_proj", "down_pro
 @pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_adapters_and_rows_of_tokens_are_trained_by_two_processes_as_by_one(both, mode, precision, tied):
     one, two = both(2, {"precision": precision, "parallel": {"mode": mode}}, ADAPTER | {"tie_word_embeddings": tied})
+    assert_same(one, two, tolerance=0)
+
+
+QUANTIZED = {"quantized": True, "adapter": {"targets": "all-linear", "rows": [3]}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adapters_on_a_quantized_model_are_trained_by_two_processes_as_by_one(both, mode, precision):
+    one, two = both(2, {"precision": precision, "parallel": {"mode": mode}}, QUANTIZED)
     assert_same(one, two, tolerance=0)
 
 
