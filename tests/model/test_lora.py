@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from leveret.errors import ConfigError
-from leveret.kernels.low_rank import draw_kept
+from leveret.kernels.low_rank import draw_kept, masked
 from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
@@ -89,7 +89,7 @@ class OurDraws(nn.Module):
     """Dropout that leaves out what ours leaves out, and is not the Identity that peft has a short way for."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * draw_kept(x, 0.5) / 0.5 if self.training else x
+        return masked(x, draw_kept(x, 0.5)) / 0.5 if self.training else x
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -26,7 +26,7 @@ def low_rank_linear(
 ) -> Tensor:
     """x (..., I), weight (O, I) frozen, a (R, I), b (O, R), all of one dtype -> (..., O).
 
-    kept: bool like x; where it is False, the thin matrices see 0. Whoever drops inputs also raises `scale`.
+    kept: of `draw_kept`; what is not kept the thin matrices see as 0. Whoever drops inputs also raises `scale`.
     """
     assert not weight.requires_grad, "the matrix under an adapter is frozen"
     flat = x.reshape(-1, x.shape[-1])
@@ -39,20 +39,29 @@ def plain_low_rank_linear(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, scale: float, kept: Tensor | None = None
 ) -> Tensor:
     """The same written out."""
-    seen = x if kept is None else x * kept
+    seen = x if kept is None else masked(x, kept)
     return F.linear(x, weight) + scale * F.linear(F.linear(seen, a), b)
 
 
 def draw_kept(x: Tensor, dropout: float) -> Tensor:
-    """A bool tensor like x, each entry True with the chance 1 - dropout (to 1 / 65536).
+    """An int16 tensor like x: all bits set with the chance 1 - dropout (to 1 / 32768), else none.
 
-    PyTorch draws one number an entry, on a CPU for as long as a product with a small matrix takes; here 64 bits are
-    four entries.
+    PyTorch's dropout draws one number an entry and turns bools into factors, on a CPU for as long as a product with a
+    small matrix takes. Here 64 bits are four entries, and bits of numbers are masked.
     """
-    if x.device.type != "cpu":
-        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropout)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return (draws[: x.numel()] >= round(dropout * 2**16) - 2**15).view(x.shape)
+    limit = round(dropout * 2**15)
+    if x.device.type == "cpu":
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        draws = draws[: x.numel()].bitwise_and_(2**15 - 1)
+    else:
+        draws = torch.randint(2**15, (x.numel(),), dtype=torch.int16, device=x.device)
+    # limit - 1 - draw is negative where the draw reaches the limit, and a shift spreads its sign.
+    return draws.neg_().add_(limit - 1).bitwise_right_shift_(15).view(x.shape)
+
+
+def masked(x: Tensor, kept: Tensor) -> Tensor:
+    """x where `kept` has its bits set, else 0; differentiable."""
+    return x * (kept != 0)
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -83,4 +92,6 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 def _seen(x: Tensor, kept: Tensor | None) -> Tensor:
-    return x if kept is None else torch.where(kept, x, 0)
+    if kept is None:
+        return x
+    return (x.view(torch.int16) & kept).view(x.dtype) if x.element_size() == 2 else masked(x, kept)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leveret.kernels.low_rank import draw_kept, low_rank_linear
+from leveret.kernels.low_rank import draw_kept, low_rank_linear, masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class LoraLinear(nn.Module):
             scale = scale / (1 - self.settings.dropout)
         if type(self.base) is nn.Linear and self.base.bias is None and self.magnitude is None:
             return low_rank_linear(x, self.base.weight, a, b, scale=scale, kept=kept)
-        seen = x if kept is None else torch.where(kept, x, 0)
+        seen = x if kept is None else masked(x, kept)
         change = F.linear(F.linear(seen, a), b) * scale
         if self.magnitude is None:
             y: Tensor = self.base(x)
@@ -92,7 +92,7 @@ class LoraLinear(nn.Module):
         straight: Tensor = self.base(x)
         varied = straight if bias is None else straight - bias
         if kept is not None:
-            dropped = torch.where(kept, x, 0) / (1 - self.settings.dropout)
+            dropped = masked(x, kept) / (1 - self.settings.dropout)
             varied = F.linear(dropped, self._dense(x.dtype))
         return straight + (factors - 1) * varied + factors * change
 
