@@ -1,7 +1,9 @@
 """Which scale a tensor gets when it is cast to 8 bits: by its own amax now, or by those of the steps before.
 
-    current    the tensor's own amax; it must be known before the cast, so the tensor is read twice
-    delayed    the amax of past steps; the tensor's own is only noted, on the way, for the steps to come
+    current    the tensor's own amax, so nothing is ever saturated
+    delayed    the amax of past steps; the tensor's own is only noted, for the steps to come
+
+A kernel that notes the amax while it casts would read a tensor once with `delayed`; ours read it twice in both cases.
 
 Delayed scaling keeps, for each of the tensors of a model, the amaxes of the last `history` steps (newest first):
 

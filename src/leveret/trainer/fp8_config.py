@@ -17,7 +17,7 @@ class Fp8Config(Config):
 
     recipe: Literal["delayed", "current"] = "delayed"
     """Where a scale comes from. delayed: the largest magnitudes of the steps before. current: that of the tensor
-    itself, which never saturates and reads each tensor once more."""
+    itself, which never saturates."""
     history_steps: Annotated[int, Field(ge=1)] = 1024
     """With delayed: how many steps are looked back on."""
     of_history: Literal["max", "most_recent"] = "max"
