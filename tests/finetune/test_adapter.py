@@ -107,6 +107,7 @@ def test_tables_trained_whole_move_and_stay_one_if_they_were(make):
         ({"dora": True, "rslora": True}, {"precision": "fp32"}),
         ({"modules_to_save": ["embed_tokens", "norm"]}, {"recompute": "layers"}),
         ({}, {"optimizer": "adamw_8bit"}),
+        ({}, {"fp8": {"history_steps": 3}}),
     ],
 )
 def test_a_killed_and_resumed_run_has_the_hash_of_an_uninterrupted_one(make, monkeypatch, adapter, training):
