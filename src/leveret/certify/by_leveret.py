@@ -24,6 +24,7 @@ from leveret.errors import CheckpointError, RequestError, TemplateError
 from leveret.hub import model_under
 from leveret.model.decoder import Decoder
 from leveret.paths import sha256_file
+from leveret.precision.nf4_layout import stored_bits
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Manifest
 from leveret.weights.load import load_model, read_config
@@ -85,7 +86,7 @@ def from_directory(reference: str, path: Path) -> LeveretForm:
         name=reference,
         reader="leveret",
         path=path,
-        numerics=numerics_of(model.embed_tokens.weight.dtype, quantization.get("bits")),
+        numerics=numerics_of(model.embed_tokens.weight.dtype, stored_bits(quantization)),
         model=model,
         own_tokenizer=tokenizer,
         template=_template(tokenizer),

@@ -18,6 +18,7 @@ from leveret.chat.messages import messages_from
 from leveret.errors import LeveretError
 from leveret.extras import require
 from leveret.hub import model_under
+from leveret.precision.nf4_layout import stored_bits
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.safetensors import read_json
 
@@ -89,7 +90,7 @@ def from_transformers(reference: str, path: Path) -> TransformersForm:
             model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype="auto").eval()
     except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise LeveretError(f"transformers cannot load {path}: {error}") from error
-    bits = (read_json(model_under(path) / "config.json").get("quantization_config") or {}).get("bits")
+    bits = stored_bits(read_json(model_under(path) / "config.json").get("quantization_config") or {})
     return TransformersForm(
         name=reference,
         path=path,

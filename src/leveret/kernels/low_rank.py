@@ -14,25 +14,36 @@ Shape legend: N tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+@runtime_checkable
+class FrozenMatrix(Protocol):
+    """A matrix W (O, I) that is multiplied by and not otherwise at hand, such as a quantized one."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x (N, I) -> x W^T, which is the caller's to write to."""
+
+    def multiply_back(self, slope: Tensor) -> Tensor:
+        """slope (N, O) -> slope W, likewise."""
+
+
 def low_rank_linear(
-    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, scale: float, kept: Tensor | None = None
+    x: Tensor, weight: Tensor | FrozenMatrix, a: Tensor, b: Tensor, *, scale: float, kept: Tensor | None = None
 ) -> Tensor:
     """x (..., I), weight (O, I) frozen, a (R, I), b (O, R), all of one dtype -> (..., O).
 
     kept: of `draw_kept`; what is not kept the thin matrices see as 0. Whoever drops inputs also raises `scale`.
     """
-    assert not weight.requires_grad, "the matrix under an adapter is frozen"
+    assert not (isinstance(weight, Tensor) and weight.requires_grad), "the matrix under an adapter is frozen"
     flat = x.reshape(-1, x.shape[-1])
     mask = None if kept is None else kept.view(flat.shape)
     y: Tensor = _LowRankLinear.apply(flat, weight, a, b, scale, mask)  # type: ignore[no-untyped-call]
-    return y.view(*x.shape[:-1], weight.shape[0])
+    return y.view(*x.shape[:-1], b.shape[0])
 
 
 def plain_low_rank_linear(
@@ -66,11 +77,15 @@ def masked(x: Tensor, kept: Tensor) -> Tensor:
 
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float, kept: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | FrozenMatrix, a: Tensor, b: Tensor, scale: float, kept: Tensor | None
+    ) -> Tensor:
         h = _seen(x, kept) @ a.t()  # (N, R)
-        y = x @ weight.t()  # (N, O)
+        dense = isinstance(weight, Tensor)
+        y = x @ weight.t() if isinstance(weight, Tensor) else weight.multiply(x)  # (N, O)
         y.addmm_(h, b.t(), alpha=scale)
-        ctx.save_for_backward(x, weight, a, b, h, kept)
+        ctx.save_for_backward(x, weight if dense else None, a, b, h, kept)
+        ctx.frozen = None if dense else weight
         ctx.scale = scale
         return y
 
@@ -82,7 +97,7 @@ class _LowRankLinear(torch.autograd.Function):
         g = (slope @ b).mul_(ctx.scale) if needs_x or needs_a else None  # (N, R)
         dx = da = db = None
         if needs_x and g is not None:
-            dx = slope @ weight
+            dx = slope @ weight if ctx.frozen is None else ctx.frozen.multiply_back(slope)
             dx = dx.addmm_(g, a) if kept is None else dx.add_(_seen(g @ a, kept))
         if needs_a and g is not None:
             da = g.t() @ _seen(x, kept)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leveret.kernels.low_rank import draw_kept, low_rank_linear, masked
+from leveret.kernels.low_rank import FrozenMatrix, draw_kept, low_rank_linear, masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +74,22 @@ class LoraLinear(nn.Module):
         if self.training and self.settings.dropout > 0:
             kept = draw_kept(x, self.settings.dropout)
             scale = scale / (1 - self.settings.dropout)
-        if type(self.base) is nn.Linear and self.base.bias is None and self.magnitude is None:
-            return low_rank_linear(x, self.base.weight, a, b, scale=scale, kept=kept)
+        if (frozen := self._frozen()) is not None and self.magnitude is None:
+            return low_rank_linear(x, frozen, a, b, scale=scale, kept=kept)
         seen = x if kept is None else masked(x, kept)
         change = F.linear(F.linear(seen, a), b) * scale
         if self.magnitude is None:
             y: Tensor = self.base(x)
             return y + change
         return self._with_magnitude(x, change, kept)
+
+    def _frozen(self) -> Tensor | FrozenMatrix | None:
+        """The matrix underneath, if multiplying by it is all that the base does."""
+        if getattr(self.base, "bias", None) is not None:
+            return None
+        if type(self.base) is nn.Linear:
+            return self.base.weight
+        return self.base if isinstance(self.base, FrozenMatrix) else None
 
     def _with_magnitude(self, x: Tensor, change: Tensor, kept: Tensor | None) -> Tensor:
         """DoRA; as in peft, dropout is on what the magnitude changes too, not on the frozen product."""

@@ -24,6 +24,10 @@ from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.int4 import Int4Linear
 from leveret.precision.int8 import Int8Linear
 from leveret.precision.linear import Product, QuantizedLinear
+from leveret.precision.nf4 import NF4Linear, Scratch
+from leveret.precision.nf4_layout import KEPT_WHOLE, METHOD, Nf4Storage
+
+Storage = GptqStorage | Nf4Storage
 
 KEPT_NAMES = ("gate", "router")
 """Last parts of module names that are never quantized: the routers of mixtures of experts."""
@@ -34,8 +38,20 @@ WORKING_COPY_BYTES = 512 * 2**20
 logger = logging.getLogger(__name__)
 
 
+def read_storage(quantization_config: Mapping[str, Any]) -> Storage:
+    """What a `quantization_config` says; ConfigError for a method or layout that cannot be read."""
+    if quantization_config.get("quant_method") == METHOD:
+        return Nf4Storage.from_dict(quantization_config)
+    return GptqStorage.from_dict(quantization_config)
+
+
+def is_quantized_linear(module: nn.Module) -> bool:
+    """Whether it is a Linear whose weight is stored in fewer bits."""
+    return isinstance(module, QuantizedLinear | NF4Linear)
+
+
 def quantizable(
-    model: nn.Module, storage: GptqStorage, stored_name: Callable[[str], str] | None = None
+    model: nn.Module, storage: Storage, stored_name: Callable[[str], str] | None = None
 ) -> dict[str, nn.Linear]:
     """The Linears of a model that these settings quantize, by their names in the model."""
     return {
@@ -54,7 +70,10 @@ def prepare_quantized(
     stored_name: a module's name in the files, which is what `dynamic` patterns speak of; by default as in the model.
     Raises ConfigError for a method, layout or shape that cannot be read.
     """
-    storage = GptqStorage.from_dict(quantization_config)
+    storage = read_storage(quantization_config)
+    if isinstance(storage, Nf4Storage):
+        _prepare_nf4(model, storage, stored_name or str)
+        return
     for name, linear in quantizable(model, storage, stored_name).items():
         try:
             empty = _class_of(storage)(
@@ -86,6 +105,30 @@ def quantize_linears(
     return list(linears)
 
 
+def round_to_nf4(model: nn.Module, *, double_quantization: bool = True) -> list[str]:
+    """Round a model's Linears to NF4 in place, but head and routers; returns the names of those that were."""
+    storage, scratch = Nf4Storage(double_quantization=double_quantization), Scratch()
+    linears = quantizable(model, storage)
+    for name, linear in linears.items():
+        model.set_submodule(name, NF4Linear.from_linear(linear, storage, scratch))
+    return list(linears)
+
+
+def _prepare_nf4(model: nn.Module, storage: Nf4Storage, stored_name: Callable[[str], str]) -> None:
+    linears, scratch = quantizable(model, storage, stored_name), Scratch()
+    if len({stored_name(name) for name in linears}) < len(linears):
+        raise ConfigError(
+            "this model's files hold several Linears in one matrix, and NF4's scales of scales reach over them all",
+            hint="NF4 files of such a model cannot be read or written; in memory (`adapter.base: nf4`) it works",
+        )
+    for name, linear in linears.items():
+        empty = NF4Linear(
+            linear.in_features, linear.out_features, storage=storage, bias=linear.bias is not None,
+            device=linear.weight.device, scratch=scratch,
+        )  # fmt: skip
+        model.set_submodule(name, empty)
+
+
 def choose_product(model: nn.Module, product: Product | None = None) -> str:
     """Set how every quantized Linear multiplies; returns, and logs, the choice and its reason in one line."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
@@ -112,8 +155,10 @@ def _best_product(layers: list[QuantizedLinear]) -> tuple[Product, str]:
     return "packed", f"{size}, too large to keep; {reader} the integers, in bfloat16"
 
 
-def _is_quantized(name: str, stored: str, storage: GptqStorage) -> bool:
+def _is_quantized(name: str, stored: str, storage: Storage) -> bool:
     last = name.rpartition(".")[2]
+    if isinstance(storage, Nf4Storage):
+        return last not in KEPT_WHOLE and not storage.skips(stored)
     if last == "lm_head":
         return storage.lm_head
     return last not in KEPT_NAMES and not storage.skips(stored)

@@ -26,6 +26,13 @@ OUTPUT_AXIS = {"weight": 0, "bias": 0, "qweight": 1, "qzeros": 1, "scales": 1}
 SHARED_SUFFIXES = ("g_idx",)
 """Suffixes that describe the inputs: fused modules share one tensor."""
 
+ANY_SHAPE = ("weight_quant_state",)
+"""Suffixes of tensors whose length only the file knows."""
+
+_PARTS_OF_WEIGHT = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", "quant_state.bitsandbytes__nf4")
+_DOTTED = {f".weight_{part.partition('.')[0]}": f".weight.{part}" for part in _PARTS_OF_WEIGHT}
+"""Endings of our names -> those of the files, for the parts of a weight in NF4: a module's buffer can have no dot."""
+
 HEAD = "lm_head.weight"
 
 
@@ -42,7 +49,7 @@ def match_names(model: Decoder, family: Family, stored: Iterable[str]) -> dict[s
     for name in stored:
         if name.endswith(RECOMPUTED):
             continue
-        ours = family.our_names(name)
+        ours = family.our_names(_without_dots(name))
         if not ours or not set(ours) <= wanted:
             strange.add(name)
             continue
@@ -51,7 +58,7 @@ def match_names(model: Decoder, family: Family, stored: Iterable[str]) -> dict[s
                 raise UnexpectedWeights(f"{holder[part]} and {name} both hold {part}", hint="remove one of the two")
             holder[part] = name
         held[name] = ours
-    missing = {family.stored_name(name) for name in wanted - set(holder) if not (tied and name == HEAD)}
+    missing = {file_name(family, name) for name in wanted - set(holder) if not (tied and name == HEAD)}
     if missing:
         untied = missing == {HEAD}
         raise MissingWeights(
@@ -81,7 +88,8 @@ def split(stored: Tensor, ours: tuple[str, ...], shapes: Mapping[str, torch.Size
         _require_shape(stored, torch.Size(whole), label)
         parts = dict(zip(ours, torch.split(stored, sizes, dim=axis), strict=True))
     for name, part in parts.items():
-        _require_shape(part, shapes[name], label)
+        if suffix not in ANY_SHAPE:
+            _require_shape(part, shapes[name], label)
     return parts
 
 
@@ -92,10 +100,26 @@ def fuse(model: Decoder, family: Family) -> dict[str, list[Tensor]]:
         del tensors[HEAD]
     grouped: dict[str, list[Tensor]] = {}
     for name in tensors:
-        stored = family.stored_name(name)
+        stored = file_name(family, name)
         if stored not in grouped:
-            grouped[stored] = [tensors[part] for part in family.our_names(stored)]
+            grouped[stored] = [tensors[part] for part in family.our_names(_without_dots(stored))]
     return grouped
+
+
+def file_name(family: Family, ours: str) -> str:
+    """The file's name of one of our tensors."""
+    stored = family.stored_name(ours)
+    for flat, dotted in _DOTTED.items():
+        if stored.endswith(flat):
+            return stored.removesuffix(flat) + dotted
+    return stored
+
+
+def _without_dots(stored: str) -> str:
+    for flat, dotted in _DOTTED.items():
+        if stored.endswith(dotted):
+            return stored.removesuffix(dotted) + flat
+    return stored
 
 
 def stacked(name: str, parts: list[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.paths import atomic_write
-from leveret.precision.linear import QuantizedLinear
+from leveret.precision.swap import is_quantized_linear
 from leveret.weights.placing import fuse, stacked
 
 SHARD_BYTES = 5 * 10**9
@@ -40,9 +40,9 @@ def save_model(
 
     shard_bytes: a file is closed before it grows beyond this.
     generation: keys of generation_config.json beside the token ids.
-    quantization_config: of a model whose Linears were swapped (`GptqStorage.to_dict()`).
+    quantization_config: of a model whose Linears were swapped (`to_dict()` of GptqStorage or Nf4Storage).
     """
-    quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    quantized = any(is_quantized_linear(module) for module in model.modules())
     assert quantized == (quantization_config is not None), "a quantized model is saved with its quantization_config"
     family = family_for(model.config.family)
     family.check(model.config)
