@@ -16,7 +16,8 @@ from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.model.lora import LoraLinear, LoraSettings, init_lora, lora_modules, wrap
-from leveret.model.lora_targets import add_lora, linears_by_stored_name, match_targets, shortest_targets
+from leveret.model.lora_rules import match_targets, shapes_of, shortest_targets
+from leveret.model.lora_targets import add_lora, linears_by_stored_name
 from leveret.precision.int8 import Int8Linear
 
 peft = pytest.importorskip("peft", reason="the oracle of this file")
@@ -203,6 +204,17 @@ def test_rules_are_written_for_peft_in_few_words_that_mean_the_same(family: str,
     short = shortest_targets(there, chosen)
     assert match_targets(there, short) == chosen
     assert len(short) <= 7
+
+
+@pytest.mark.parametrize("family", ["mistral", "lingowhale", "mixtral"])
+def test_shapes_are_known_without_a_model(family: str) -> None:
+    model = build(family)
+    there = linears_by_stored_name(model)
+    shapes = shapes_of(model.config)
+    assert set(shapes) == set(there)
+    for stored, parts in there.items():
+        linears = [model.get_submodule(part) for part in parts]
+        assert shapes[stored] == (linears[0].in_features, sum(linear.out_features for linear in linears))
 
 
 def test_parts_of_a_fused_matrix_share_what_the_file_has_once() -> None:

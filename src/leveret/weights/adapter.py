@@ -32,7 +32,8 @@ from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.families.family import Family
 from leveret.model.lora import LoraLinear, LoraSettings
-from leveret.model.lora_targets import linears_by_stored_name, shortest_targets
+from leveret.model.lora_rules import shortest_targets
+from leveret.model.lora_targets import linears_by_stored_name
 from leveret.model.token_rows import TokenRows
 from leveret.paths import atomic_write
 from leveret.weights.adapter_layout import CONFIG, AdapterConfig
