@@ -111,6 +111,12 @@ def test_the_table_names_linears_and_verdicts(life, capsys, monkeypatch):
     assert "gate_proj, up_proj" in shown and "no: waits for Python" in shown
 
 
+def test_measuring_without_a_gpu_says_so(life, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["plan", "life.yaml", "--fp8", "--measure", "--devices", "H100", "--json"]) == 0
+    assert "forecast, not measured" in capsys.readouterr().err
+
+
 def test_measuring_times_both_formats_of_the_linears_that_can():
     shapes = [linear(32, 16), linear(32, 40), linear(32, 32, kept="no")]
     (found,) = measured_advice(shapes, 48, torch.device("cpu"), "this CPU", seconds=0.01)

@@ -28,6 +28,8 @@ def run(config: PlanConfig, console: Console) -> StageResult:
         if "CPU" not in table.devices:
             raise ConfigError("`measure` measures CPU, which is not among the devices", hint="add --devices CPU")
         table = table.model_copy(update={"devices": {**table.devices, "CPU": measured(table.devices["CPU"])}})
+    if config.fp8 and config.measure and gpu_at_hand() is None:
+        console.warn("no GPU that multiplies in 8 bits is at hand: whether FP8 pays is forecast, not measured")
     stages = _stages(config)
     _refuse_unknown(config.stages, [stage.name for stage in stages])
     plans = [
