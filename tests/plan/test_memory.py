@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from leveret.finetune.adapter_config import AdapterTraining
 from leveret.kernels import cross_entropy
 from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
+from leveret.model.lora import LoraSettings
+from leveret.model.lora_targets import add_lora, train_whole
 from leveret.plan.known_model import KnownModel
 from leveret.plan.memory import (
     Part,
@@ -16,12 +21,12 @@ from leveret.plan.memory import (
     bytes_per_device,
     chunk_positions,
     devices_needed,
-    largest_parameter,
     numbers_kept_per_layer,
     serving_parts,
     stored_bytes,
     training_parts,
 )
+from leveret.plan.trained import trained_of
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.optimizer import build_optimizer
 from leveret.trainer.recompute import recomputed_layers
@@ -36,10 +41,12 @@ def config_of(hidden=128, inner=256, layers=3, heads=2, shared=1, moe=None, voca
     )  # fmt: skip
 
 
-def kept_bytes(config, dtype, recompute="nothing"):
+def kept_bytes(config, dtype, recompute="nothing", adapter=None):
     """Bytes that a forward keeps for backward, without the parameters."""
     model = Decoder(config)
     init_weights(model, 0)
+    if adapter is not None:
+        add_lora(model, LoraSettings(rank=adapter.rank, alpha=1), adapter.targets, seed=0)
     model.to(dtype)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept, alive = {}, []
@@ -125,7 +132,7 @@ def test_weights_and_optimizer_are_as_large_as_planned(changes):
     }
     names = ("weights", "fp32 masters", "optimizer averages", "gradients")
     assert sum(held.values()) == pytest.approx(sum(parts.get(name, 0) for name in names), rel=0.02)
-    assert largest_parameter(config) == max(parameter.numel() for parameter in model.parameters())
+    assert trained_of(config, None).largest == max(parameter.numel() for parameter in model.parameters())
 
 
 PARTS = [
@@ -167,3 +174,43 @@ def test_the_cache_of_a_server_is_full_contexts_times_requests():
     config = config_of(layers=3, heads=2, shared=1)
     _, cache = serving_parts(KnownModel(config=config, origin=""), requests=5, bytes_per_number=2)
     assert cache.bytes == 5 * config.context_tokens * 3 * 2 * 64 * 2
+
+
+ADAPTERS = [
+    ("mistral", {"rank": 4}),
+    ("lingowhale", {"rank": 4, "targets": ["qkv_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    ("mixtral", {"rank": 3, "dora": True}),
+    ("llama", {"targets": r".*\.1\..*", "modules_to_save": ["lm_head"]}),
+]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("family", "options"), ADAPTERS)
+def test_the_numbers_of_an_adapter_are_those_that_are_trained(family, options, tied):
+    moe = MoeConfig(num_experts=4, experts_per_token=2) if family == "mixtral" else None
+    config = dataclasses.replace(config_of(moe=moe), family=family, tie_word_embeddings=tied)
+    adapter = AdapterTraining(**options)
+    model = Decoder(config)
+    add_lora(model, LoraSettings(rank=adapter.rank, alpha=1, dora=adapter.dora), adapter.targets, seed=0)
+    train_whole(model, adapter.modules_to_save)
+    real = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    expected = trained_of(config, adapter)
+    assert (expected.numbers, expected.is_everything) == (sum(real), False)
+    # Parts of a fused matrix are parameters of their own.
+    assert expected.largest == max(real) or (family == "lingowhale" and expected.largest > max(real))
+    assert expected.has_head == model.lm_head.weight.requires_grad
+
+
+def test_what_a_step_with_an_adapter_keeps_is_a_little_less_than_counted():
+    config, adapter = config_of(), AdapterTraining(rank=16)
+    training = TrainingConfig(
+        micro_batch_rows=ROWS, rows_per_step=ROWS, sequence_length=LENGTH, precision="fp32", warmup_steps=0
+    )
+    known = KnownModel(config=config, origin="")
+    parts = {
+        part.name: part.bytes
+        for part in training_parts(known, training, compiled_kernels=False, trained=trained_of(config, adapter))
+    }
+    kept = kept_bytes(config, torch.float32, adapter=adapter)  # frozen norms and the first layer keep less
+    assert 0.85 * parts["activations"] < kept < parts["activations"]
+    assert "fp32 masters" not in parts and parts["optimizer averages"] == 8 * trained_of(config, adapter).numbers

@@ -12,6 +12,7 @@ import pytest
 from leveret.cli.main import main
 from leveret.model.config import ModelConfig
 from leveret.model.count import count, flops_per_token
+from leveret.model.lora_rules import shapes_of
 from leveret.plan.config import PlanConfig
 from leveret.plan.devices import BUILT_IN, load_table
 
@@ -117,6 +118,16 @@ def test_recomputation_and_lean_optimizers_show_in_memory_and_arithmetic(life, p
     )["pretrain"]  # fmt: skip
     assert "fp32 masters" not in lean["memory"] and "gradients" not in lean["memory"]
     assert lean["memory"]["optimizer averages"] < 0.26 * plain["memory"]["optimizer averages"]
+
+
+def test_an_adapter_shows_in_memory_and_arithmetic(life, plan):
+    whole = plan("life.yaml")["finetune"]
+    thin = plan("life.yaml", "finetune.adapter.rank=2")["finetune"]
+    trained = 2 * sum(inputs + outputs for name, (inputs, outputs) in shapes_of(SHAPE).items() if name != "lm_head")
+    assert thin["parameters"] == whole["parameters"] | {"trained": trained}
+    assert thin["flops_per_token"] == whole["flops_per_token"] - 2 * count(SHAPE).multiplied + 6 * trained
+    assert thin["memory"]["fp32 masters"] == 4 * trained
+    assert thin["memory"]["weights"] == whole["memory"]["weights"] + 2 * trained
 
 
 def test_a_table_of_one_s_own_adds_and_replaces_devices(life, plan):

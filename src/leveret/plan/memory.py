@@ -7,12 +7,14 @@ Training, with N parameters, n of them trained, T tokens in a micro-batch, H hid
     averages           n * 8 (adamw, muon), 4 (adamw_bf16), 2 + 8/256 (adamw_8bit)
     gradients          n * 4, or none with optimizer_in_backward; and the largest parameter's own while it is made
     activations        T * (layers * A + 2 H) numbers, A for one layer as below; recomputed: layers * H + A instead
-    loss               one chunk of logits, and the gradients of hidden states (T H) and head (V H, fp32)
+    loss               one chunk of logits, and the gradients of hidden states (T H) and head (V H, fp32), if trained
 
     A = 4 H + 2 q + k + 3 I    bf16 with the compiled kernels on a CPU     q = heads * head_dim, k = 2 kv heads * it
     A = 6 H + 2 q + k + 4 I    fp32
     A = 8 H + 2 q + k + 4 I    bf16 otherwise: PyTorch keeps more of a norm and of silu
     with experts, E' of them a token: 2 E' I in place of the I term
+
+An adapter of rank R adds its numbers to N and is all of n (trained.py), and keeps R numbers of a token for each matrix.
 
 What a layer keeps was counted on the decoder itself (a test counts again). ZeRO splits, stage by stage, optimizer
 state, gradients, and weights; activations belong to each device's own rows.
@@ -27,6 +29,7 @@ from typing import Literal
 from leveret.model.config import ModelConfig
 from leveret.model.count import cache_bytes_per_token, count
 from leveret.plan.known_model import KnownModel
+from leveret.plan.trained import Trained, trained_of
 from leveret.trainer.config import TrainingConfig
 
 Split = Literal["optimizer", "gradients", "weights", "nothing"]
@@ -55,22 +58,30 @@ class Part:
     split: Split = "nothing"
 
 
-def training_parts(model: KnownModel, training: TrainingConfig, *, compiled_kernels: bool) -> list[Part]:
-    """What a full training step holds; `compiled_kernels`: on a CPU that has them."""
+def training_parts(
+    model: KnownModel, training: TrainingConfig, *, compiled_kernels: bool, trained: Trained | None = None
+) -> list[Part]:
+    """What a full training step holds; `compiled_kernels`: on a CPU that has them. trained: None, everything."""
     config = model.config
-    stored, trained = count(config).total, count(config).total
+    what = trained or trained_of(config, None)
+    numbers = what.numbers
     size = 4 if training.precision == "fp32" else 2
     tokens = training.micro_batch_rows * training.sequence_length
-    masters = 0 if size == 4 or training.stochastic_rounding else 4 * trained
-    fp32_copy = 0 if training.optimizer_in_backward else 4 * trained
+    weights = count(config).total * size if what.is_everything else stored_bytes(model, size) + what.thin * size
+    recomputed = training.recompute == "layers"
+    activations = activation_bytes(config, training, compiled_kernels=compiled_kernels)
+    activations += tokens * what.thin_outputs * size / (config.num_hidden_layers if recomputed else 1)
+    loss = _loss_bytes(config, tokens, size, compiled_kernels=compiled_kernels, has_head=what.has_head)
+    masters = 0 if size == 4 or training.stochastic_rounding else 4 * numbers
+    fp32_copy = 0 if training.optimizer_in_backward else 4 * numbers
     parts = [
-        Part(name="weights", bytes=stored * size, split="weights"),
+        Part(name="weights", bytes=weights, split="weights"),
         Part(name="fp32 masters", bytes=masters, split="optimizer"),
-        Part(name="optimizer averages", bytes=trained * _AVERAGES[training.optimizer], split="optimizer"),
+        Part(name="optimizer averages", bytes=numbers * _AVERAGES[training.optimizer], split="optimizer"),
         Part(name="gradients", bytes=fp32_copy, split="gradients"),
-        Part(name="gradient in the making", bytes=largest_parameter(config) * size),
-        Part(name="activations", bytes=activation_bytes(config, training, compiled_kernels=compiled_kernels)),
-        Part(name="loss", bytes=_loss_bytes(config, tokens, size, compiled_kernels=compiled_kernels)),
+        Part(name="gradient in the making", bytes=what.largest * size),
+        Part(name="activations", bytes=activations),
+        Part(name="loss", bytes=loss),
     ]
     return [part for part in parts if part.bytes]
 
@@ -93,11 +104,6 @@ def stored_bytes(model: KnownModel, bytes_per_number: int = 2) -> float:
     # A group shares one 16-bit scale and one zero point of `bits`.
     shared = 0.0 if model.group_size is None else (2 + model.bits / 8) / model.group_size
     return outside * bytes_per_number + (numbers.total - outside) * (model.bits / 8 + shared)
-
-
-def largest_parameter(config: ModelConfig) -> int:
-    """Numbers in the largest parameter."""
-    return config.hidden_size * max(config.vocab_size, config.intermediate_size)
 
 
 def numbers_kept_per_layer(config: ModelConfig, *, precision: str, compiled_kernels: bool) -> int:
@@ -145,8 +151,8 @@ def chunk_positions(positions: int, vocabulary: int) -> int:
     return max(1, min(positions, wanted))
 
 
-def _loss_bytes(config: ModelConfig, tokens: int, size: int, *, compiled_kernels: bool) -> float:
+def _loss_bytes(config: ModelConfig, tokens: int, size: int, *, compiled_kernels: bool, has_head: bool) -> float:
     chunk = chunk_positions(tokens, config.vocab_size) * config.vocab_size
     buffers = size if size == 4 or compiled_kernels else size + 4
-    head = config.vocab_size * config.hidden_size
+    head = config.vocab_size * config.hidden_size * has_head
     return chunk * buffers + 2 * tokens * config.hidden_size * size + head * (4 + size)

@@ -95,6 +95,8 @@ def _facts(work: Work) -> list[tuple[str, object]]:
         if numbers.active != numbers.total:
             rows += [("parameters a token uses", f"{numbers.active:,}")]
         if work.kind == "training":
+            if not work.trained.is_everything:
+                rows += [("of an adapter, trained", f"{work.trained.numbers:,}")]
             rows += [("FLOP a trained token", f"{work.flops_per_token():.4g}")]
         if work.kind == "quantizing":
             rows += [("bytes written", in_bytes(work.bytes_written()))]
@@ -148,7 +150,7 @@ def _stage_data(plan: StagePlan) -> dict[str, Any]:
         numbers = count(work.model.config)
         data["parameters"] = {"total": numbers.total, "active": numbers.active, "trained": None}
         if work.kind == "training":
-            data["parameters"]["trained"] = numbers.total
+            data["parameters"]["trained"] = work.trained.numbers
             data["flops_per_token"] = work.flops_per_token()
     if work.data is not None:
         data |= {"steps": work.data.steps, "tokens": work.data.tokens, "tokens_in_files": work.data.tokens_in_files}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from leveret.model.count import count, flops_per_token
 from leveret.plan.known_model import KnownModel, UnknownModel, model_of
 from leveret.plan.memory import Part, serving_parts, stored_bytes, training_parts
+from leveret.plan.trained import Trained, trained_of
 from leveret.plan.training_data import TrainingData, data_of
 from leveret.recipe import Stage
 from leveret.trainer.config import TrainingConfig
@@ -44,6 +45,12 @@ class Work:
         """The number format that products are made in."""
         return self.training.precision if self.kind == "training" else "bf16"
 
+    @property
+    def trained(self) -> Trained:
+        """What a training stage trains."""
+        assert self.model is not None
+        return trained_of(self.model.config, getattr(self.stage.config, "adapter", None))
+
     def flops_per_token(self) -> float:
         """Arithmetic of a trained token, with what is computed twice: layers again, choices of experts before."""
         assert self.model is not None
@@ -52,12 +59,17 @@ class Work:
         in_parts = self.training.micro_batch_rows < self.training.rows_per_step
         counted_before = config.moe is not None and self.training.router_balance == "step" and in_parts
         more = (self.training.recompute == "layers") + counted_before
-        return flops_per_token(config, length, training=True) + more * layers
+        whole = flops_per_token(config, length, training=True)
+        if not self.trained.is_everything:  # no gradients of frozen matrices
+            head = 2 * config.vocab_size * config.hidden_size * self.trained.has_head
+            whole += 6 * self.trained.thin_active + head - 2 * count(config).multiplied
+            layers += 2 * self.trained.thin_active
+        return whole + more * layers
 
     def optimizer_bytes_per_step(self) -> float:
         """What one update reads and writes."""
         assert self.model is not None
-        numbers, training = count(self.model.config).total, self.training
+        numbers, training = self.trained.numbers, self.training
         averages = {"adamw_bf16": 8, "adamw_8bit": 4}.get(training.optimizer, 16)
         weights = 4 if training.stochastic_rounding else 8 if training.precision == "fp32" else 10
         return float(numbers * (averages + weights + (2 if training.optimizer_in_backward else 4)))
@@ -67,7 +79,7 @@ class Work:
         if self.model is None:
             return []
         if self.kind == "training":
-            return training_parts(self.model, self.training, compiled_kernels=compiled_kernels)
+            return training_parts(self.model, self.training, compiled_kernels=compiled_kernels, trained=self.trained)
         if self.kind == "quantizing":
             # One full-precision tensor at a time, in fp32, with its rounded copy.
             largest = self.model.config.hidden_size * self.model.config.intermediate_size
