@@ -20,6 +20,9 @@ from leveret.errors import ConfigError
 GATHERING = "LEVERET_GATHERING"
 """The variable that tells apart the gatherings of one group: a recipe has one for each stage that all processes run."""
 
+AGENT = "LEVERET_AGENT"
+"""The variable with the number of the process that starts those of this machine, where `leveret launch` started it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -73,8 +76,15 @@ class Ranks:
         return f"process {self.rank} of {self.world_size}"
 
 
-def end_with_parent() -> None:
-    """Ask the system (Linux) to end this process, politely, when the one that started it ends in whatever way."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+def end_with_parent(parent: int | None = None) -> None:
+    """Ask the system (Linux) to end this process, politely, when the one that started it ends in whatever way.
+
+    parent: its number, if known (in AGENT by default); should it have ended before this was asked, this one ends now.
+    """
+    if sys.platform != "linux":
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    known = os.environ.get(AGENT) if parent is None else parent
+    if known is not None and os.getppid() != int(known):
+        os.kill(os.getpid(), signal.SIGTERM)

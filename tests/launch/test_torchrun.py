@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from leveret.errors import ConfigError
+from leveret.console import Console
+from leveret.errors import ConfigError, DataError, TrainingError
+from leveret.launch import run as running
 from leveret.launch import torchrun as module
 from leveret.launch.config import LaunchConfig
 from leveret.launch.run import inner_words, resolve, run
@@ -103,3 +105,17 @@ def test_the_plan_can_be_printed(hostfile):
     starts = resolve(config(hostfile=hostfile))["starts"]
     assert [start["machine"] for start in starts] == ["10.0.0.1", "me@10.0.0.2"]
     assert "--node-rank=1" in starts[1]["command"]
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "attempts"),
+    [(1, TrainingError, 3), (2, ConfigError, 1), (3, DataError, 1), (-9, TrainingError, 3)],
+)
+def test_what_would_fail_again_is_not_started_again(monkeypatch, code, error, attempts):
+    made = []
+    monkeypatch.setattr(running, "run_together", lambda starts, **_: (made.append(starts), (code, None))[1])
+    with pytest.raises(error) as caught:
+        run(LaunchConfig(words=("pretrain", "text.txt"), nproc=2, restarts=2), Console(quiet=True))
+    assert len(made) == attempts
+    assert ("goes on from the last checkpoint" in str(caught.value)) == (attempts == 3)
+    assert caught.value.exit_code == (code if code > 0 else 1)

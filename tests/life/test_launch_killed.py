@@ -165,6 +165,22 @@ def test_sigterm_to_the_command_saves_the_same_step_and_the_run_goes_on(folder, 
     assert code == 0 and "resuming after step" in shown, shown
 
 
+@pytest.mark.parametrize("who", ["launch", "agent"])
+def test_when_what_started_the_processes_is_killed_they_save_and_end(folder, who):
+    process = start(folder, *pretrain(f"without_{who}"))
+    while len(read_metrics(folder / f"without_{who}/metrics.jsonl")) < 7:
+        assert process.poll() is None, finish(process)
+        time.sleep(0.005)
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    (agent,) = [each for each in everyone if "leveret.launch.agent" in each.cmdline()]
+    (process if who == "launch" else agent).send_signal(signal.SIGKILL)
+    code, shown = finish(process)
+    assert code == (1 if who == "agent" else -signal.SIGKILL), shown
+    _, alive = psutil.wait_procs(everyone, timeout=30)
+    assert not alive
+    assert "stopping after step" in shown
+
+
 def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ from typing import Any
 from leveret.commands import COMMANDS, StageResult
 from leveret.config import suggest
 from leveret.console import Console
-from leveret.errors import ConfigError, Stopped, TrainingError
+from leveret.errors import ConfigError, DataError, HubError, LeveretError, Stopped, TrainingError
 from leveret.launch.config import LaunchConfig
 from leveret.launch.together import run_together
 from leveret.launch.torchrun import starts_of
@@ -32,12 +32,20 @@ def run(config: LaunchConfig, console: Console) -> StageResult:
             raise Stopped("asked to stop", hint="run the same command again to go on from there")
         if code == 0:
             return StageResult(output=None, summary={"machines": len(starts), "restarts": attempt})
+        if code in _HOPELESS:
+            break
         if attempt < config.restarts:
             console.warn(f"starting everything again ({attempt + 1} of {config.restarts})")
-    raise TrainingError(
+    kind = _HOPELESS.get(code, TrainingError)
+    raise kind(
         f"a process of {' '.join(('leveret', *inner))} failed, and the others were ended",
-        hint="its message is above; the same command goes on from the last checkpoint",
+        hint="its message is above"
+        + ("" if code in _HOPELESS else "; the same command goes on from the last checkpoint"),
     )
+
+
+_HOPELESS: dict[int, type[LeveretError]] = {error.exit_code: error for error in (ConfigError, DataError, HubError)}
+"""Exit codes of what will fail in the same way when it is tried again."""
 
 
 def resolve(config: LaunchConfig) -> dict[str, Any]:

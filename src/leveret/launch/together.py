@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 
 from leveret.console import Console
@@ -52,7 +53,7 @@ def _begin(start: Start) -> subprocess.Popen[bytes]:
         env={**os.environ, **start.environment},
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # what the terminal sends comes from here, once
-        preexec_fn=end_with_parent,
+        preexec_fn=partial(end_with_parent, os.getpid()),
     )
 
 
