@@ -1,7 +1,8 @@
 """A tensor is merged in blocks of a quarter of a million values, several blocks at a time, each in a thread.
 
 A thread reads its block of every model, converts it to float32, merges, rounds once, and writes. What a merge needs in
-memory is therefore a few blocks for each thread, whatever the size of the models or of their largest tensor. Methods
+memory is therefore a few blocks for each thread, whatever the size of the models or of their largest tensor (`ties`
+keeps a sixteenth of the tensor's changes besides). Methods
 that need to know something of the whole tensor first (an angle, the k-th largest change) look at it one block after
 another before; the second look finds the file in the system's cache.
 """
@@ -26,6 +27,9 @@ from leveret.merge.vocabulary import Alignment
 BLOCK = 1 << 18
 """Values in a block. DARE's random numbers are drawn block by block, so another number drops other values."""
 
+SAMPLE_PARTS, SAMPLE_LENGTH = 32, 2048
+"""Parts and values of each in a sample of a tensor."""
+
 R = TypeVar("R")
 
 
@@ -48,6 +52,16 @@ class Blocks:
         """`each`, and wait for the last."""
         for _ in self.each(piece, work):
             pass
+
+    def sample(self, piece: Piece) -> list[tuple[int, int]]:
+        """[start, stop) of a few short parts, spread evenly over a tensor of several blocks; [] for a smaller one."""
+        total, row = _sizes(piece)
+        if total < max(2 * BLOCK, 2 * SAMPLE_PARTS * SAMPLE_LENGTH):
+            return []
+        unit = row if piece.has_token_rows else 1
+        length = -(-SAMPLE_LENGTH // unit) * unit
+        starts = (part * (total - length) // (SAMPLE_PARTS - 1) // unit * unit for part in range(SAMPLE_PARTS))
+        return [(start, start + length) for start in starts]
 
     def read(self, piece: Piece, start: int, stop: int) -> list[Tensor]:
         """Values [start, stop) of the piece in every source, in float32."""

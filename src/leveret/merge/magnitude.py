@@ -1,8 +1,10 @@
-"""The k-th largest magnitude of a tensor that is seen in blocks, exactly, in constant memory.
+"""The k-th largest magnitude of a tensor that is seen in blocks, exactly, in little memory.
 
-Sorting needs the whole tensor at once. But the bits of a positive float32, read as an integer, are in the order of the
-numbers. So a first look counts by the upper 16 bits of each |value| and finds the bin that the k-th largest lies in;
-a second look counts the lower 16 bits inside that bin and finds the number itself.
+Sorting needs the whole tensor at once. A sample tells between which two bounds the number will lie; one look at all
+values then counts those above and keeps the few between, and among these it is found by rank. Should the sample have
+misled (the tensor's parts are unlike one another), nothing is lost but time: two more looks count. The bits of a
+positive float32, read as an integer, are in the order of the numbers; so the first counts by the upper 16 bits and
+finds the bin that the k-th largest lies in, the second counts the lower 16 bits inside it and finds the number.
 """
 
 from __future__ import annotations
@@ -12,6 +14,35 @@ from numpy.typing import NDArray
 
 BINS = 1 << 16
 Counts = NDArray[np.int64]
+Magnitudes = NDArray[np.float32]
+
+
+MARGIN = 0.03
+"""How far, as a share of all values, the bounds are from where the sample has the number."""
+
+
+def bounds(sample: Magnitudes, share: float) -> tuple[float, float]:
+    """Between which magnitudes the smallest of the largest `share` of values probably lies."""
+    if not sample.size:
+        return 0.0, np.inf
+    low, high = 1 - share - MARGIN, 1 - share + MARGIN
+    return (
+        float(np.quantile(sample, low)) if low > 0 else 0.0,
+        float(np.quantile(sample, high)) if high < 1 else np.inf,
+    )
+
+
+def look(values: Magnitudes, low: float, high: float) -> tuple[int, Magnitudes]:
+    """How many magnitudes are above `high`, and those in [low, high]."""
+    return int(np.count_nonzero(values > high)), values[(values >= low) & (values <= high)]
+
+
+def pick(above: int, between: Magnitudes, rank: int) -> float | None:
+    """The `rank`-th largest of all, if it is between the bounds."""
+    place = between.size - (rank - above)
+    if not 0 <= place < between.size:
+        return None
+    return float(np.partition(between, place)[place])
 
 
 def no_counts() -> Counts:

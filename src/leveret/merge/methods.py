@@ -90,30 +90,41 @@ def gram_matrix(values: Sequence[Tensor]) -> Tensor:
     return stacked @ stacked.T
 
 
-def elect(base: Tensor, values: Sequence[Tensor], deltas: Sequence[Tensor], weights: Sequence[float],
-          scale: float) -> Tensor:  # fmt: skip
+def elect(
+    base: Tensor,
+    values: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    scale: float,
+    *,
+    whole: bool = True,
+) -> Tensor:
     """base + λ × the mean of those changes whose sign has the greater weight, each value by itself.
 
     deltas: the changes of `values` that were left (0 where trimmed or dropped); consumed.
+    whole: those that were left are changes as they were, not rescaled ones.
     Where the weights of both signs are equal, the base stays. Where the mean is one model's whole change, that
     model's value is taken as it is, not base + (value - base), which rounds.
     """
-    mass = torch.zeros_like(base)
-    for weight, delta in zip(weights, deltas, strict=True):
-        mass.add_(delta, alpha=weight)
-    sign = mass.sign_()
-    total, count = torch.zeros_like(base), torch.zeros_like(base)
-    for weight, delta in zip(weights, deltas, strict=True):
-        delta.mul_(delta * sign > 0)
-        total.add_(delta, alpha=weight)
-        count.add_(delta != 0, alpha=weight)
-    change = total.div_(count.masked_fill_(count == 0, 1.0)).mul_(scale)
+    mass = _sum_of(deltas, weights)
+    up, down = mass > 0, mass < 0
+    agreeing = [(up & (delta > 0)) | (down & (delta < 0)) for delta in deltas]
+    kept = [delta.mul_(agree) for delta, agree in zip(deltas, agreeing, strict=True)]
+    count = _sum_of([agree.float() for agree in agreeing], weights)
+    change = _sum_of(kept, weights).div_(count.add_(count == 0)).mul_(scale)
     result = base + change
-    for value, delta in zip(values, deltas, strict=True):
-        whole = value - base
-        own = (delta != 0) & ((change - whole).abs_() <= whole.abs_().mul_(OWN))
-        torch.where(own, value, result, out=result)
+    if not whole:
+        return result
+    for value, delta, agree in zip(values, kept, agreeing, strict=True):
+        near = (change - delta).abs_() <= delta.abs_().mul_(OWN)
+        take(result, value, agree & near)
     return result
+
+
+def take(target: Tensor, values: Tensor, mask: Tensor) -> None:
+    """Put `values` (float32) into `target` where `mask` is set, in place: by bits, as a masked copy mispredicts."""
+    bits = target.view(torch.int32)
+    bits.bitwise_xor_((bits ^ values.view(torch.int32)).bitwise_and_(mask.int().neg_()))
 
 
 def add_dropped(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], scale: float) -> Tensor:
@@ -126,7 +137,7 @@ def add_dropped(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float]
 
 def trim(delta: Tensor, threshold: float) -> Tensor:
     """Set changes smaller than `threshold` to 0, in place."""
-    return delta.masked_fill_(delta.abs() < threshold, 0.0)
+    return delta.mul_(delta.abs() >= threshold)
 
 
 def dropped(delta: Tensor, random: Tensor, drop: float) -> Tensor:
@@ -134,4 +145,11 @@ def dropped(delta: Tensor, random: Tensor, drop: float) -> Tensor:
 
     Each value's mean over the draws is what it was.
     """
-    return delta.masked_fill_(random < drop, 0.0).mul_(1 / (1 - drop))
+    return delta.mul_(random >= drop).mul_(1 / (1 - drop))
+
+
+def _sum_of(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = values[0] * weights[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total.add_(value, alpha=weight)
+    return total

@@ -34,6 +34,7 @@ from leveret.merge.sources import (
 from leveret.merge.tensors import write_piece
 from leveret.merge.vocabulary import Alignment, align
 from leveret.paths import atomic_directory
+from leveret.trainer.memory import keep_freed_memory
 from leveret.weights.load import as_dtype
 from leveret.weights.writer import WeightWriter
 
@@ -125,6 +126,7 @@ def _write(
     with (
         WeightWriter(draft, layout) as writer,
         threads(torch.get_num_threads()) as pool,
+        keep_freed_memory(Console(quiet=True)),
         console.progress(f"merge {len(config.models)} models ({config.method})", len(pieces), "tensor") as progress,
     ):
         blocks = Blocks(sources=sources, alignment=alignment, pool=pool)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from leveret.merge.config import MergeConfig
 from leveret.merge.settings import Settings, settings_for
 from leveret.merge.sources import Piece
 from leveret.weights.writer import WeightWriter
+
+NOTHING = np.empty(0, dtype=np.float32)
 
 Merge = Callable[[Sequence[Tensor], int], Tensor]
 """Float32 blocks of all parts and the place they begin at -> the merged block."""
@@ -49,11 +52,7 @@ def _method(piece: Piece, blocks: Blocks, config: MergeConfig, settings: Setting
         case "model-stock":
             return _sum(methods.stock_coefficients(_gram(piece, blocks, changes=True)))
         case "ties":
-            thresholds = [
-                _threshold(piece, blocks, number, settings.density) if weight else math.inf
-                for number, weight in enumerate(weights, start=1)
-            ]
-            return partial(_elect_trimmed, thresholds=thresholds, settings=settings)
+            return partial(_elect_trimmed, thresholds=_thresholds(piece, blocks, settings.density), settings=settings)
         case "dare" | "dare-ties":
             if config.method == "dare" and settings.drop == 0:
                 return _sum(methods.task_coefficients(weights, settings.scale))
@@ -68,19 +67,37 @@ def _sum(coefficients: Sequence[float]) -> Merge:
 
 def _elect_trimmed(values: Sequence[Tensor], start: int, *, thresholds: Sequence[float], settings: Settings) -> Tensor:
     base, *models = values
-    deltas = [methods.trim(value - base, threshold) for value, threshold in zip(models, thresholds, strict=True)]
-    return methods.elect(base, models, deltas, settings.weights, settings.scale)
+    chosen = [place for place, weight in enumerate(settings.weights) if weight]
+    deltas = [methods.trim(models[place] - base, thresholds[place]) for place in chosen]
+    return _elect(base, models, deltas, chosen, settings, whole=True)
 
 
 def _drop(values: Sequence[Tensor], start: int, *, name: str, config: MergeConfig, settings: Settings) -> Tensor:
     base, *models = values
+    chosen = [place for place, weight in enumerate(settings.weights) if weight]
     deltas = []
-    for number, value in enumerate(models):
-        random = uniform(value.numel(), seed=config.seed, name=name, model=number, start=start)
-        deltas.append(methods.dropped(value - base, random, settings.drop))
+    for place in chosen:
+        random = uniform(base.numel(), seed=config.seed, name=name, model=place, start=start)
+        deltas.append(methods.dropped(models[place] - base, random, settings.drop))
     if config.method == "dare-ties":
-        return methods.elect(base, models, deltas, settings.weights, settings.scale)
-    return methods.add_dropped(base, deltas, settings.weights, settings.scale)
+        return _elect(base, models, deltas, chosen, settings, whole=settings.drop == 0)
+    return methods.add_dropped(base, deltas, [settings.weights[place] for place in chosen], settings.scale)
+
+
+def _elect(
+    base: Tensor,
+    models: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    chosen: Sequence[int],
+    settings: Settings,
+    *,
+    whole: bool,
+) -> Tensor:
+    """The election among the models whose weight is not 0."""
+    if not chosen:
+        return base
+    values, weights = [models[place] for place in chosen], [settings.weights[place] for place in chosen]
+    return methods.elect(base, values, deltas, weights, settings.scale, whole=whole and settings.scale == 1)
 
 
 def _gram(piece: Piece, blocks: Blocks, *, changes: bool) -> Tensor:
@@ -94,12 +111,39 @@ def _gram(piece: Piece, blocks: Blocks, *, changes: bool) -> Tensor:
     return sum(blocks.each(piece, work), start=torch.zeros(count, count, dtype=torch.float64))
 
 
-def _threshold(piece: Piece, blocks: Blocks, number: int, density: float) -> float:
-    """The smallest magnitude that is kept of one model's changes; equal magnitudes are all kept."""
-    total = math.prod(piece.shape)
+def _thresholds(piece: Piece, blocks: Blocks, density: float) -> list[float]:
+    """The smallest magnitude that is kept of each model's changes; equal magnitudes are all kept."""
+    total, models = math.prod(piece.shape), range(len(piece.parts) - 1)
     rank = int(density * total)
     if rank in (0, total):
-        return 0.0 if rank else math.inf
+        return [0.0 if rank else math.inf for _ in models]
+
+    def magnitudes(start: int, stop: int) -> list[magnitude.Magnitudes]:
+        base, *values = blocks.read(piece, start, stop)
+        return [value.sub_(base).abs_().numpy() for value in values]
+
+    samples = [magnitudes(start, stop) for start, stop in blocks.sample(piece)]
+    bounds = [
+        magnitude.bounds(np.concatenate([sample[model] for sample in samples]) if samples else NOTHING, density)
+        for model in models
+    ]
+
+    def look(start: int, stop: int) -> list[tuple[int, magnitude.Magnitudes]]:
+        return [magnitude.look(values, *pair) for values, pair in zip(magnitudes(start, stop), bounds, strict=True)]
+
+    looks = list(blocks.each(piece, look))
+    found = [
+        magnitude.pick(sum(look[model][0] for look in looks), np.concatenate([look[model][1] for look in looks]), rank)
+        for model in models
+    ]
+    return [
+        _counted(piece, blocks, model + 1, rank) if threshold is None else threshold
+        for model, threshold in enumerate(found)
+    ]
+
+
+def _counted(piece: Piece, blocks: Blocks, number: int, rank: int) -> float:
+    """The `rank`-th largest magnitude of one model's changes, by counting."""
 
     def counts(count: Callable[..., magnitude.Counts], start: int, stop: int) -> magnitude.Counts:
         base, value = (blocks.stored(piece, *piece.parts[part], start, stop).float() for part in (0, number))
@@ -121,8 +165,8 @@ def _copy(piece: Piece, blocks: Blocks, writer: WeightWriter, start: int, stop: 
 
 
 def _finite(piece: Piece, merged: Tensor, values: Sequence[Tensor]) -> None:
-    if bool(torch.isfinite(merged).all()):
-        return
+    if math.isfinite(merged.float().sum().item()) or bool(torch.isfinite(merged).all()):
+        return  # the sum is quicker, and finite only if all are
     if all(bool(torch.isfinite(value).all()) for value in values):
         raise WeightsError(f"{piece.name} overflows {str(piece.dtype)[6:]}", hint="merge into bfloat16 or float32")
     raise WeightsError(
