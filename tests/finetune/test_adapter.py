@@ -107,6 +107,7 @@ def test_tables_trained_whole_move_and_stay_one_if_they_were(make):
         ({"dora": True, "rslora": True}, {"precision": "fp32"}),
         ({"modules_to_save": ["embed_tokens", "norm"]}, {"recompute": "layers"}),
         ({}, {"optimizer": "adamw_8bit"}),
+        ({"base": "nf4", "dropout": 0.1}, {"precision": "bf16"}),
         ({}, {"fp8": {"history_steps": 3}}),
     ],
 )

@@ -52,7 +52,7 @@ def _config(folder: Path) -> Facts:
     if numbers.active != numbers.total:
         yield "parameters a token uses", numbers.active
     if quantization := values.get("quantization_config"):
-        names = ("quant_method", "bits", "group_size", "sym")
+        names = ("quant_method", "bits", "group_size", "sym", "bnb_4bit_quant_type")
         yield "quantization", ", ".join(f"{name} {quantization[name]}" for name in names if name in quantization)
 
 

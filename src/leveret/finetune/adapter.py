@@ -23,6 +23,7 @@ from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora, train_whole
 from leveret.model.token_rows import train_rows
 from leveret.paths import atomic_directory, atomic_write, sha256_file
+from leveret.precision.swap import num_parameters, round_to_nf4
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.outcome import MODEL
 from leveret.weights.adapter import TENSORS, save_adapter
@@ -67,7 +68,9 @@ def adapt(
 ) -> Adaptation:  # fmt: skip
     """Freeze `model` and put on it what is trained; ConfigError when the config names something that is not there."""
     refuse_merging_into_quantized(config, start)
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = num_parameters(model)
+    if config.base == "nf4":
+        _round_base(model, start, console)
     settings = LoraSettings(
         rank=config.rank, alpha=config.alpha, dropout=config.dropout, rslora=config.rslora, dora=config.dora
     )
@@ -83,6 +86,22 @@ def adapt(
     console.info(f"adapter: {len(chosen)} matrices ({names})" + (f"; whole: {', '.join(whole)}" if whole else "")
                  + (f"; rows of {len(rows)} tokens" if in_embedding or in_head else ""))  # fmt: skip
     return Adaptation(config=config, start=start, reference=reference, whole=tuple(whole))
+
+
+def _round_base(model: Decoder, start: Path, console: Console) -> None:
+    if is_quantized(start):
+        console.info(f"adapter: {start} is quantized already, so adapter.base changes nothing")
+        return
+    before = _bytes(model)
+    names = round_to_nf4(model)
+    after = _bytes(model)
+    console.info(
+        f"adapter: {len(names)} matrices are rounded to NF4 (model: {before / 1e6:,.1f} -> {after / 1e6:,.1f} MB)"
+    )
+
+
+def _bytes(model: Decoder) -> int:
+    return sum({id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}.values())
 
 
 def refuse_merging_into_quantized(config: AdapterTraining, start: Path) -> None:

@@ -14,6 +14,8 @@ class AdapterTraining(Config):
 
     method: Literal["lora"] = "lora"
     """lora: a product of two thin matrices is added to each chosen matrix."""
+    base: Literal["nf4"] | None = None
+    """nf4: round the frozen matrices to four bits in memory (QLoRA), a quarter of bfloat16's size. None: as stored."""
     rank: Annotated[int, Field(ge=1)] = 16
     """Width of the thin matrices. 8 suits a style or a format; new knowledge takes 64 and more."""
     alpha: Annotated[float, Field(gt=0)] = 32.0

@@ -68,7 +68,7 @@ def _read(folder: Path) -> KnownModel:
     return KnownModel(
         config=config,
         origin=str(folder),
-        bits=int(quantization.get("bits", 16)),
+        bits=4 if quantization.get("load_in_4bit") else int(quantization.get("bits", 16)),
         group_size=group if group and group > 0 else None,
     )
 

@@ -114,6 +114,13 @@ def round_to_nf4(model: nn.Module, *, double_quantization: bool = True) -> list[
     return list(linears)
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Numbers in the weights of a model, those stored in fewer bits too."""
+    quantized = (module for module in model.modules() if isinstance(module, QuantizedLinear | NF4Linear))
+    stored = sum(module.in_features * module.out_features for module in quantized)
+    return stored + sum(parameter.numel() for parameter in model.parameters())
+
+
 def _prepare_nf4(model: nn.Module, storage: Nf4Storage, stored_name: Callable[[str], str]) -> None:
     linears, scratch = quantizable(model, storage, stored_name), Scratch()
     if len({stored_name(name) for name in linears}) < len(linears):
@@ -132,6 +139,10 @@ def _prepare_nf4(model: nn.Module, storage: Nf4Storage, stored_name: Callable[[s
 def choose_product(model: nn.Module, product: Product | None = None) -> str:
     """Set how every quantized Linear multiplies; returns, and logs, the choice and its reason in one line."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    if nf4 := sum(isinstance(module, NF4Linear) for module in model.modules()):
+        line = f"NF4 product of {nf4} layers: each matrix is written out for a product, and not kept"
+        logger.info(line)
+        return line
     if not layers:
         return "no quantized layers"
     chosen, reason = (product, "asked for") if product else _best_product(layers)

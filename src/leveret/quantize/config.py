@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from leveret.config import Config, Positional, Rehearsal
 
 
 class QuantizeConfig(Config):
-    """Store a model's weights in 4 or 8 bits, in the GPTQ layout that other tools read too."""
+    """Store a model's weights in 4 or 8 bits, in a layout that other tools read: GPTQ's, or bitsandbytes' for nf4."""
 
     model: Annotated[str, Positional(0)]
     """Model directory, or a name on the Hugging Face hub."""
@@ -20,10 +20,11 @@ class QuantizeConfig(Config):
     """The model directory to write: weights, tokenizer, template, tools and quantization.json, the report."""
     bits: Literal[4, 8] = 4
     """Bits of a weight."""
-    method: Literal["round-to-nearest"] = "round-to-nearest"
-    """How levels are chosen; round-to-nearest needs no calibration data."""
+    method: Literal["round-to-nearest", "nf4"] = "round-to-nearest"
+    """How levels are chosen; neither needs calibration data. round-to-nearest: evenly, in groups. nf4: sixteen levels
+    that lie as a normal distribution does, in blocks of 64 with scales in 8 bits; what QLoRA trains on."""
     group_size: Annotated[int | None, Field(ge=8), Rehearsal(32)] = 128
-    """Input columns that share a scale; it must divide every layer's inputs. null: one scale an output."""
+    """Input columns that share a scale; it must divide every layer's inputs. null: one scale an output. Not for nf4."""
     symmetric: bool = True
     """Zero in the middle of the levels. Off: a zero point a group, a little more accurate, read by fewer kernels."""
     search: bool = True
@@ -38,6 +39,12 @@ class QuantizeConfig(Config):
     """Text files to measure perplexity on before and after. None: it is not measured."""
     text_tokens: Annotated[int, Field(ge=2), Rehearsal(512)] = 8192
     """Tokens of text that are used, at most."""
+
+    @model_validator(mode="after")
+    def _nf4_has_one_form(self) -> QuantizeConfig:
+        if self.method == "nf4" and (self.bits != 4 or self.quantize_lm_head):
+            raise ValueError("method nf4 has 4 bits and leaves the output matrix whole")
+        return self
 
     @field_validator("skip")
     @classmethod

@@ -21,9 +21,10 @@ from leveret.hub import resolve_whole_model
 from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write
 from leveret.precision.gptq_layout import GptqStorage
-from leveret.precision.swap import choose_product
+from leveret.precision.nf4_layout import KEPT_WHOLE, Nf4Storage
+from leveret.precision.swap import Storage, choose_product
 from leveret.quantize.config import QuantizeConfig
-from leveret.quantize.tensors import LayerReport, empty_quantized, fill_quantized, quantized_layers
+from leveret.quantize.tensors import LayerReport, empty_quantized, fill_quantized, linears_named, quantized_layers
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.load import as_dtype, load_model, read_config
 from leveret.weights.safetensors import find_weight_files, read_json
@@ -50,7 +51,7 @@ ROUTERS = r".*\.(?:gate|router)$"
 def run(config: QuantizeConfig, console: Console) -> StageResult:
     """Quantize and write; returns sizes, the mean error and the perplexities."""
     source = resolve_whole_model(config.model, purpose="quantizing")
-    storage = _storage(config, source)
+    storage = _storage(config, source, console)
     windows = _windows(config, source)
     before = perplexity(load_model(source), windows) if windows else None
     model, layers = _quantize(config, source, storage, console)
@@ -58,6 +59,7 @@ def run(config: QuantizeConfig, console: Console) -> StageResult:
     after = perplexity(model, windows) if windows else None
     report: dict[str, Any] = {
         "method": config.method,
+        "bits": config.bits,
         **storage.to_dict(),
         "bytes_before": _weight_bytes(source),
         "perplexity_before": before,
@@ -72,15 +74,21 @@ def run(config: QuantizeConfig, console: Console) -> StageResult:
         report["bytes_after"] = _weight_bytes(draft)
         atomic_write(draft / "quantization.json", json.dumps(report, indent=1) + "\n")
     _show(report, layers, console)
-    return StageResult(output=config.output, summary={key: report[key] for key in SUMMARY if report[key] is not None})
+    return StageResult(
+        output=config.output, summary={key: report[key] for key in SUMMARY if report.get(key) is not None}
+    )
 
 
-def _storage(config: QuantizeConfig, source: Path) -> GptqStorage:
+def _storage(config: QuantizeConfig, source: Path, console: Console) -> Storage:
     if "quantization_config" in read_json(source / "config.json"):
         raise ConfigError(f"{source} is quantized already", hint="start from the model it was made of")
     model = read_config(source)
     if config.quantize_lm_head and model.tie_word_embeddings:
         raise ConfigError("quantize_lm_head: the output matrix is the embedding, which is not quantized")
+    if config.method == "nf4":
+        if unused := sorted({"group_size", "symmetric", "search"} & config.model_fields_set):
+            console.warn(f"method nf4 does not use {', '.join(unused)}: blocks of 64, levels of their own")
+        return Nf4Storage(skipped=(*KEPT_WHOLE, *linears_named(model, config.skip)))
     routers = (ROUTERS,) if model.moe is not None else ()
     return GptqStorage(
         bits=config.bits,
@@ -101,12 +109,14 @@ def _windows(config: QuantizeConfig, source: Path) -> list[Window]:
 
 
 def _quantize(
-    config: QuantizeConfig, source: Path, storage: GptqStorage, console: Console
+    config: QuantizeConfig, source: Path, storage: Storage, console: Console
 ) -> tuple[Decoder, list[LayerReport]]:
     model = empty_quantized(read_config(source), storage)
     total = len(quantized_layers(model))
     layers: list[LayerReport] = []
-    with console.progress(f"quantize to {config.bits} bits", total, "layer") as progress:
+    with console.progress(
+        f"quantize to {'NF4' if config.method == 'nf4' else f'{config.bits} bits'}", total, "layer"
+    ) as progress:
         for layer in fill_quantized(
             model, source, storage, search=config.search, other_dtype=as_dtype(config.other_dtype)
         ):

@@ -6,21 +6,24 @@ either rounded into its layer or put in its place. What the files hold is accoun
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from leveret.errors import ConfigError, LeveretError, UnexpectedWeights
+from leveret.errors import ConfigError, LeveretError, UnexpectedWeights, WeightsError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.precision.gptq_layout import GptqStorage, pack
 from leveret.precision.linear import QuantizedLinear
+from leveret.precision.nf4 import NF4Linear
 from leveret.precision.rounding import check_group_size, relative_error, round_to_nearest
-from leveret.precision.swap import prepare_quantized
+from leveret.precision.swap import Storage, prepare_quantized
 from leveret.weights.load import read_config
 from leveret.weights.placing import HEAD, assign, match_names, split
 from leveret.weights.safetensors import find_weight_files
@@ -37,12 +40,21 @@ class LayerReport:
     bytes_before: int
     """Size of the weight as it was stored."""
     bytes_after: int
-    """Size of the four tensors that replace it."""
+    """Size of the tensors that replace it."""
     relative_error: float
     """Root mean square of what was lost, over that of the weight."""
 
 
-def empty_quantized(config: ModelConfig, storage: GptqStorage) -> Decoder:
+def linears_named(config: ModelConfig, patterns: Sequence[str]) -> list[str]:
+    """The names in the files of those Linears whose name has one of these regular expressions in it."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    family = family_for(config.family)
+    stored = [family.stored_module(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in stored if any(re.search(pattern, name) for pattern in patterns)]
+
+
+def empty_quantized(config: ModelConfig, storage: Storage) -> Decoder:
     """The model to be filled: no memory yet, quantized Linears in place. ConfigError when a layer does not fit."""
     with torch.device("meta"):
         model = Decoder(config)
@@ -51,18 +63,19 @@ def empty_quantized(config: ModelConfig, storage: GptqStorage) -> Decoder:
     if not layers:
         raise ConfigError("nothing is left to quantize", hint="`skip` matches every layer")
     for name, layer in layers.items():
-        with _naming(name):
-            check_group_size(layer.in_features, storage.group_size)
+        if isinstance(storage, GptqStorage):
+            with _naming(name):
+                check_group_size(layer.in_features, storage.group_size)
     return model
 
 
-def quantized_layers(model: Decoder) -> dict[str, QuantizedLinear]:
+def quantized_layers(model: Decoder) -> dict[str, QuantizedLinear | NF4Linear]:
     """The quantized Linears of a model, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear | NF4Linear)}
 
 
 def fill_quantized(
-    model: Decoder, source: Path, storage: GptqStorage, *, search: bool, other_dtype: torch.dtype | None
+    model: Decoder, source: Path, storage: Storage, *, search: bool, other_dtype: torch.dtype | None
 ) -> Iterator[LayerReport]:
     """Fill the model of `empty_quantized` from the unquantized directory `source`; yields a report of each layer."""
     config = read_config(source)
@@ -78,7 +91,9 @@ def fill_quantized(
         for name, part in split(tensor, held[stored], shapes, label=f"{stored} in {source / file}").items():
             layer = name.removesuffix(".weight")
             target = model.get_submodule(name.rpartition(".")[0])
-            if isinstance(target, QuantizedLinear):
+            if isinstance(target, NF4Linear) and name.endswith(".weight"):
+                yield _round_into(target, layer, part)
+            elif isinstance(target, QuantizedLinear) and isinstance(storage, GptqStorage):
                 yield _quantize_into(target, layer, part, storage, search=search)
             elif name == HEAD and config.tie_word_embeddings:
                 tied_head = part
@@ -105,6 +120,19 @@ def _quantize_into(
         bytes_before=weight.nbytes,
         bytes_after=sum(tensor.nbytes for tensor in tensors.values()),
         relative_error=relative_error(weight, integers),
+    )
+
+
+def _round_into(layer: NF4Linear, name: str, weight: torch.Tensor) -> LayerReport:
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise WeightsError(f"{name}: {bad} of {weight.numel()} weights are not finite: they cannot be quantized")
+    layer.fill(weight)
+    whole = weight.float()
+    lost = (layer.dequantize() - whole).norm() / whole.norm().clamp(min=1e-12)
+    stored = sum(tensor.nbytes for tensor in layer.buffers())
+    return LayerReport(
+        name=name, parameters=weight.numel(), bytes_before=weight.nbytes, bytes_after=stored, relative_error=float(lost)
     )
 
 
