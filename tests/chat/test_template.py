@@ -47,17 +47,13 @@ def test_a_template_with_tools_and_loops_renders_as_in_transformers(tokenizer: T
     assert tokenizer.eos_id in ours.ids
 
 
-def test_messages_can_be_left_out_of_training(tokenizer: Tokenizer) -> None:
-    template = builtin_template("hare")
-    untrained = Message("assistant", "first", trained=False)
-    encoded = template.encode(tokenizer, [USER, untrained, USER, REPLY])
-    trained = [index for index, flag in zip(encoded.ids, encoded.mask, strict=True) if flag]
-    assert tokenizer.decode(trained) == "yes<round_end>"
-    with pytest.raises(TemplateError, match="only an assistant's"):
-        template.encode(tokenizer, [Message("user", "x", trained=True), REPLY])
-    twice = ChatTemplate("{% generation %}a{% endgeneration %}{% generation %}b{% endgeneration %}")
-    with pytest.raises(TemplateError, match="2 generation blocks for 1"):
-        twice.encode(tokenizer, [untrained])
+def test_no_token_crosses_a_cut(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    message = Message("user", "hello <round_end>")
+    assert len(template.encode(tokenizer, [message]).ids) < len("hello <round_end>")
+    cut = template.encode(tokenizer, [message], cuts=(3,))
+    assert cut.ids == tokenizer.encode("hel") + tokenizer.encode("lo <round_end>")
+    assert cut.places(0, 3) == range(len(tokenizer.encode("hel")))
 
 
 def test_the_last_character_of_a_reply_is_trained_whole(tokenizer: Tokenizer) -> None:

@@ -89,3 +89,15 @@ def test_console_and_page_show_the_samples_in_color(tokenizer, tmp_path, capsys)
     assert "how &lt;b&gt;are" in "".join(page.split("<pre>")[1])
     assert "<b><i>&lt;end&gt;</i></b>" in page
     assert "http" not in page and "<script" not in page
+
+
+def test_what_is_taught_counts_not_what_stands_there(tokenizer):
+    ids = [*tokenizer.encode("how"), *tokenizer.encode("are"), tokenizer.id_of("<|pad|>")]
+    labels = [*ids[:-1], tokenizer.id_of(STOP)]
+    sample = Sample(ids=ids, mask=[False] * (len(ids) - 1) + [True], key="x:1", labels=labels)
+    assert xray.trained_ids(sample) == [tokenizer.id_of(STOP)]
+    assert examine(tokenizer, sample)[0].stopped == 1
+    assert xray.pieces(sample, tokenizer)[-1].text == f"<|pad|>→{STOP}"
+    same = Sample(ids=ids, mask=sample.mask, key="x:1", labels=ids)
+    with pytest.raises(NothingToTrain, match="would not learn to stop"):
+        examine(tokenizer, same)

@@ -2,7 +2,8 @@
 
 Training and serving must write a conversation the same way to the last byte, so there is one route. `encode` renders
 the messages with the model's own Jinja template, finds which special tokens the *template* wrote (provenance.py), lets
-the tokenizer read the text between them in one piece, and marks as trained the tokens inside `{% generation %}` blocks.
+the tokenizer read the text between them in one piece, and marks the tokens inside `{% generation %}` blocks, which the
+model writes (which of them are trained: data/masks.py).
 For a conversation without special-token text the ids are those of transformers' `apply_chat_template`.
 
 A template file may begin with a comment that other programs skip and we read:
@@ -15,10 +16,11 @@ template writes after it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -53,12 +55,38 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBE = "leveret0probe"
 
 
+EncodeText = Callable[[str, bool], tuple[list[int], list[tuple[int, int]]]]
+"""Reads a text: its ids, and for each the range of characters it came from. The flag: read special tokens as such."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A conversation as token ids, and for each whether training teaches it."""
+    """A conversation as token ids."""
 
     ids: list[int]
-    mask: list[bool]
+    text: str
+    offsets: list[tuple[int, int]]
+    """For each id the half-open range of characters of `text` it came from."""
+    replies: tuple[tuple[int, int], ...]
+    """The character ranges of the generation blocks, in order."""
+
+    @property
+    def mask(self) -> list[bool]:
+        """For each id whether the model writes it."""
+        return self.marked(self.replies)
+
+    def marked(self, spans: Sequence[tuple[int, int]]) -> list[bool]:
+        """For each id whether it holds a character of one of the spans (in order, apart from each other)."""
+        marks = [False] * len(self.ids)
+        for start, end in spans:
+            for index in self.places(start, end):
+                marks[index] = True
+        return marks
+
+    def places(self, start: int, end: int) -> range:
+        """The ids that hold a character of `text[start:end]`."""
+        first = bisect_right(self.offsets, start, key=lambda offset: offset[1])
+        return range(first, bisect_left(self.offsets, end, lo=first, key=lambda offset: offset[0]))
 
 
 class ChatTemplate:
@@ -94,21 +122,32 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
         variables: Mapping[str, Any] | None = None,
+        encode_text: EncodeText | None = None,
+        cuts: Collection[int] = (),
     ) -> Encoded:
-        """The ids of a conversation and its training mask, which includes each reply's stop token.
+        """The ids of a conversation, and where in it the model writes.
 
         Special tokens stand only where the template, or trusted content, wrote them. TemplateError if the template
         refuses the conversation or needs a special token that the tokenizer does not have.
+
+        encode_text: reads the text in place of the tokenizer (BPE dropout does).
+        cuts: places of the rendered text that no token may cross.
         """
         self._check_tokens(tokenizer)
         guard = guard_for(tuple(tokenizer.special_ids))
         variables = {**tokenizer.special_tokens, **(variables or {})}
         rendered = self._render(messages, tools, add_generation_prompt, variables, guard)
-        if rendered.untrusted:
-            ids, offsets = _encode_around(tokenizer, guard, rendered.text, rendered.untrusted)
-        else:
-            ids, offsets = tokenizer.encode_with_offsets(rendered.text, allow_special=True)
-        return Encoded(ids=ids, mask=_mask(offsets, self._trained_spans(messages, rendered.spans)))
+        read = encode_text or _reader(tokenizer)
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in itertools.pairwise(sorted({0, *cuts, len(rendered.text)})):
+            piece, untrusted = rendered.text[start:end], [place - start for place in rendered.untrusted]
+            piece_ids, piece_offsets = (
+                _encode_around(read, tokenizer.special_ids, guard, piece, untrusted) if untrusted else read(piece, True)
+            )
+            ids += piece_ids
+            offsets += [(first + start, last + start) for first, last in piece_offsets] if start else piece_offsets
+        return Encoded(ids=ids, text=rendered.text, offsets=offsets, replies=rendered.spans)
 
     # ------------------------------------------------------------------ how a reply begins and ends
 
@@ -183,22 +222,6 @@ class ChatTemplate:
                 f"chat template {self.name!r} cannot render this conversation: {type(error).__name__}: {error}"
             ) from error
 
-    def _trained_spans(
-        self, messages: Sequence[Message], spans: tuple[tuple[int, int], ...]
-    ) -> Sequence[tuple[int, int]]:
-        """The generation spans of the messages to train on."""
-        if any(message.trained and message.role != "assistant" for message in messages):
-            raise TemplateError("only an assistant's message can be trained on")
-        replies = [message for message in messages if message.role == "assistant"]
-        if all(message.trained is not False for message in replies):
-            return spans
-        if len(replies) != len(spans):
-            raise TemplateError(
-                f"chat template {self.name!r} wrote {len(spans)} generation blocks for {len(replies)} assistant "
-                "messages, so a single message cannot be left out of training"
-            )
-        return [span for span, reply in zip(spans, replies, strict=True) if reply.trained is not False]
-
     def _check_tokens(self, tokenizer: Tokenizer) -> None:
         missing = [token for token in self.special_tokens if token not in tokenizer.special_ids]
         if missing:
@@ -248,34 +271,26 @@ def _guarded(message: Message, guard: Guard, marks: Marks) -> dict[str, Any]:
     }
 
 
+def _reader(tokenizer: Tokenizer) -> EncodeText:
+    return lambda text, allow_special: tokenizer.encode_with_offsets(text, allow_special=allow_special)
+
+
 def _encode_around(
-    tokenizer: Tokenizer, guard: Guard, text: str, untrusted: Collection[int]
+    read: EncodeText, special_ids: Mapping[str, int], guard: Guard, text: str, untrusted: Collection[int]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids and character ranges, with special tokens only where no character of them is untrusted."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     position = 0
     for start, end in [*guard.find(text, untrusted), (len(text), len(text))]:
-        piece_ids, piece_offsets = tokenizer.encode_with_offsets(text[position:start])
+        piece_ids, piece_offsets = read(text[position:start], False)
         ids += piece_ids
         offsets += [(first + position, last + position) for first, last in piece_offsets]
         if end > start:
-            ids.append(tokenizer.special_ids[text[start:end]])
+            ids.append(special_ids[text[start:end]])
             offsets.append((start, end))
         position = end
     return ids, offsets
-
-
-def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each token holds a character of one of the spans."""
-    mask = [False] * len(offsets)
-    ends = [end for _, end in offsets]
-    for start, end in spans:
-        index = bisect_right(ends, start)
-        while index < len(offsets) and offsets[index][0] < end:
-            mask[index] = True
-            index += 1
-    return mask
 
 
 def _header(source: str, name: str) -> dict[str, list[str]]:

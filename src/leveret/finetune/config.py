@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from leveret.config import Config, Positional, Rehearsal
+from leveret.data.masks import Mask
 from leveret.finetune.adapter_config import AdapterTraining
 from leveret.trainer.config import DataSource, TrainingConfig
 
@@ -42,6 +43,10 @@ class FinetuneConfig(Config):
     """Tool set (JSON): each tool becomes one token of the model, and calls are written with it."""
     functional_token_weight: Annotated[float, Field(gt=0)] = 1.0
     """How much the tools' tokens count in the loss, relative to other tokens."""
+    mask: Mask = "assistant"
+    """Which tokens are trained: replies with their stop (`assistant`; `aquila` is the same), replies with all that
+    their format writes after them, segments tokenized alone (`firefly`), replies with the end token taught at the next
+    user marker (`lingowhale`), or everything, prompts too (`full`)."""
     on_long: Annotated[Literal["error", "drop", "truncate"], Rehearsal("truncate")] = "drop"
     """What happens to a sample longer than `training.sequence_length`; how many there were is reported."""
     on_untrained: Annotated[Literal["error", "drop"], Rehearsal("drop")] = "error"

@@ -1,9 +1,10 @@
 """Fine-tune a model: samples from conversations and tool requests, X-ray, steps, a model folder.
 
-Only what the assistant says is trained, its stop token included. With a tool set, each tool becomes one token,
-whose row starts from the words of its name and description. Before the first step the label X-ray shows what is
-trained, and refuses what cannot be right. Killed at any moment, the same command goes on and ends with the same
-bits. With `adapter`, the model is frozen and a small change beside it is trained (adapter.py).
+Only what the assistant says is trained, its stop token included, unless `mask` says otherwise (data/masks.py). With a
+tool set, each tool becomes one token, whose row starts from the words of its name and description. Before the first
+step the label X-ray shows what is trained, and refuses what cannot be right. Killed at any moment, the same command
+goes on and ends with the same bits. With `adapter`, the model is frozen and a small change beside it is trained
+(adapter.py).
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def _rows(
     dialect: FunctionalDialect | None, console: Console, excluded: Exclusions,
 ) -> SampleRows:  # fmt: skip
     reading = ReadReport()
-    samples = read_samples(path, reading, tokenizer=tokenizer, template=template, dialect=dialect)
+    samples = read_samples(path, reading, tokenizer=tokenizer, template=template, dialect=dialect, mask=config.mask)
     samples = list(excluded.without(samples, lambda sample: sample.key, reading))
     for line in reading.lines():
         console.info(f"{path}: {line}")
@@ -160,7 +161,8 @@ def _content(rows: SampleRows) -> str:
     """A hash of what the samples train."""
     digest = hashlib.sha256()
     for sample in rows.samples:
-        digest.update(np.array([len(sample.ids), *sample.ids, *sample.mask], dtype=np.int64).tobytes())
+        labels = sample.labels or ()
+        digest.update(np.array([len(sample.ids), *sample.ids, *sample.mask, *labels], dtype=np.int64).tobytes())
     return digest.hexdigest()
 
 

@@ -17,6 +17,7 @@ from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate
 from leveret.data.examples import Conversation
 from leveret.data.files import RECORD_SUFFIXES, ReadReport, data_files, kind_of
+from leveret.data.masks import Mask
 from leveret.data.packing import Sample
 from leveret.data.readers import read_conversations
 from leveret.data.samples import render_sample
@@ -28,7 +29,13 @@ from leveret.tools.requests import read_requests
 
 
 def read_samples(
-    path: Path, report: ReadReport, *, tokenizer: Tokenizer, template: ChatTemplate, dialect: FunctionalDialect | None
+    path: Path,
+    report: ReadReport,
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    dialect: FunctionalDialect | None,
+    mask: Mask = "assistant",
 ) -> list[Sample]:
     """All samples of a file or folder. Errors name the file and the line of what cannot be read or written."""
     samples = []
@@ -36,10 +43,10 @@ def read_samples(
         if kind_of(file) not in RECORD_SUFFIXES:
             report.dropped["text files beside the records"] += 1
         elif _holds_requests(file):
-            samples += [render_sample(tokenizer, template, one) for one in _requests(file, report, dialect)]
+            samples += [render_sample(tokenizer, template, one, mask=mask) for one in _requests(file, report, dialect)]
         else:
             for conversation in read_conversations(file, report):
-                samples.append(render_sample(tokenizer, template, _in_dialect(conversation, dialect)))
+                samples.append(render_sample(tokenizer, template, _in_dialect(conversation, dialect), mask=mask))
     return samples
 
 

@@ -114,8 +114,9 @@ def _has_stop(targets: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]
 
 
 def trained_ids(sample: Sample) -> list[int]:
-    """The ids of a sample that are targets; its first token never is, as nothing stands before it."""
-    return [token for token, trained in zip(sample.ids[1:], sample.mask[1:], strict=True) if trained]
+    """The ids that a sample teaches; its first place never does, as nothing stands before it."""
+    labels = sample.ids if sample.labels is None else sample.labels
+    return [token for token, trained in zip(labels[1:], sample.mask[1:], strict=True) if trained]
 
 
 def show(labels: Sequence[SourceLabels], *, tokenizer: Tokenizer, console: Console, page: Path) -> None:
@@ -152,6 +153,8 @@ def pieces(sample: Sample, tokenizer: Tokenizer, *, limit: int | None = None) ->
             if following == trained:
                 continue  # the rest of the character is in the next token
             text = pending.decode(errors="replace")
+        if trained and place and sample.labels is not None and sample.labels[place] != token:
+            text += f"→{tokenizer.decode([sample.labels[place]])}"  # taught is another token than stands here
         found.append(Piece(text=text, trained=trained and place > 0, special=tokenizer.is_special(token)))
         pending = b""
     return found
