@@ -17,12 +17,18 @@ from leveret.config import parse_config
 from leveret.console import Console
 from leveret.errors import CertificateError, CheckpointError, ConfigError, LeveretError, MissingExtra
 from leveret.model.decoder import Decoder
+from leveret.model.lora import LoraSettings
+from leveret.model.lora_targets import add_lora
+from leveret.model.token_rows import train_rows
 from leveret.quantize.config import QuantizeConfig
 from leveret.quantize.run import run as quantize
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.adamw import AdamW
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
+from leveret.weights.adapter import save_adapter
+from leveret.weights.load import load_model
+from leveret.weights.merged import merge_into_model
 
 MakeForm = Callable[..., Path]
 QUIET = Console(quiet=True)
@@ -154,8 +160,6 @@ def test_weights_that_are_not_numbers_never_pass(make_form: MakeForm) -> None:
 @pytest.fixture
 def run_folder(make_form: MakeForm, config: object) -> Path:
     """A run with its model saved and two checkpoints, of which the newer has the saved weights."""
-    from leveret.weights.load import load_model
-
     folder = make_form("run/model").parent
     model = load_model(folder / "model")
     optimizer = AdamW(model, TrainingConfig(max_steps=2), dtype=torch.float32)
@@ -173,6 +177,26 @@ def test_the_newest_checkpoint_of_a_run_is_its_saved_model(run_folder: Path, tmp
     assert json.loads((tmp_path / "out" / "certificate.json").read_text())["forms"][0]["reader"] == "checkpoint"
     with pytest.raises(CertificateError, match="first at"):
         certify(run_folder / "checkpoints" / "step-00000001", run_folder / "model")
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_checkpoint_of_an_adapter_is_the_adapter_on_its_model(
+    make_form: MakeForm, tmp_path: Path, merged: bool
+) -> None:
+    base, folder = make_form("base"), tmp_path / "run"
+    model = load_model(base)
+    add_lora(model, LoraSettings(rank=4, alpha=8), "all-linear", seed=0)
+    train_rows(model, [5])
+    optimizer = AdamW(model, TrainingConfig(max_steps=2), dtype=torch.float32)
+    saver = Checkpoints(folder / "checkpoints", identity={}, keep=2, console=QUIET)
+    optimizer.masters += 0.01
+    saver.save(1, optimizer)
+    save_adapter(model, folder / "adapter", base=str(base))
+    if merged:
+        merge_into_model(folder / "adapter", folder / "model")
+    certify(folder / "checkpoints", folder / "adapter", *([folder / "model"] if merged else []))
+    with pytest.raises(CertificateError, match="first at"):
+        certify(folder / "checkpoints", base)
 
 
 def test_a_damaged_checkpoint_is_not_compared(run_folder: Path) -> None:

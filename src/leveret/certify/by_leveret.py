@@ -21,12 +21,13 @@ from leveret.chat.template import ChatTemplate, template_for
 from leveret.engine.engine import Engine
 from leveret.engine.request import Request, SamplingParams
 from leveret.errors import CheckpointError, RequestError, TemplateError
-from leveret.hub import model_under
+from leveret.hub import is_adapter, model_under
 from leveret.model.decoder import Decoder
 from leveret.paths import sha256_file
 from leveret.precision.nf4_layout import stored_bits
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Manifest
+from leveret.weights.adapter_load import load_adapter
 from leveret.weights.load import load_model, read_config
 from leveret.weights.safetensors import read_json
 
@@ -101,18 +102,26 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def from_checkpoint(reference: str, path: Path) -> LeveretForm:
-    """A training checkpoint; CheckpointError when it is damaged, partial, or its model directory is not found."""
-    beside = _model_beside(path)
-    model = Decoder(read_config(beside)).eval().requires_grad_(False)
+    """A training checkpoint; CheckpointError when it is damaged, partial, or its model directory is not found.
+
+    One that trains an adapter is put on the model under the run's adapter/.
+    """
     masters = _masters(path)
-    missing = [name for name, _ in model.named_parameters() if name not in masters]
+    has_adapter = any(name.endswith(".lora_A") for name in masters)
+    beside = _model_beside(path, ("adapter",) if has_adapter else ("", "model"))
+    model = _adapted(beside) if has_adapter else Decoder(read_config(beside))
+    model.eval().requires_grad_(False)
+    places = dict(model.named_parameters())
+    missing = sorted(set(masters) - set(places) if has_adapter else set(places) - set(masters))
     if missing:
         raise CheckpointError(
-            f"{path} trains only a part of the model: {len(missing)} parameters are not in it, first {missing[0]}",
+            f"{path} and {beside} do not belong together: {len(missing)} parameters are in one only, first {missing[0]}"
+            if has_adapter
+            else f"{path} trains only a part of the model: {len(missing)} parameters are not in it, first {missing[0]}",
             hint=f"certify the saved model instead: {beside}",
         )
-    for name, parameter in model.named_parameters():
-        parameter.copy_(masters[name])
+    for name in places.keys() & masters.keys():
+        places[name].copy_(masters[name])
     tokenizer = Tokenizer.load(beside)
     return LeveretForm(
         name=reference,
@@ -138,11 +147,18 @@ def _masters(path: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def _model_beside(checkpoint: Path) -> Path:
-    """The model directory that a checkpoint belongs to: in a folder above it, or in `model/` there."""
+def _adapted(adapter: Path) -> Decoder:
+    """The model under an adapter with the adapter on it, in float32."""
+    model = load_model(model_under(adapter), dtype=torch.float32)
+    load_adapter(model, adapter, rounded=False)
+    return model
+
+
+def _model_beside(checkpoint: Path, names: tuple[str, ...]) -> Path:
+    """The directory that a checkpoint belongs to: of one of these names in a folder above it ("": that folder)."""
     for folder in checkpoint.resolve().parents[:3]:
-        for candidate in (folder, folder / "model"):
-            if (candidate / "config.json").is_file():
+        for candidate in (folder / name for name in names):
+            if (candidate / "config.json").is_file() or is_adapter(candidate):
                 return candidate
     raise CheckpointError(
         f"{checkpoint}: no config.json lies in the folders above it, so its architecture is not known",
