@@ -47,6 +47,9 @@ class FinetuneConfig(Config):
     """Which tokens are trained: replies with their stop (`assistant`; `aquila` is the same), replies with all that
     their format writes after them, segments tokenized alone (`firefly`), replies with the end token taught at the next
     user marker (`lingowhale`), or everything, prompts too (`full`)."""
+    neftune: Annotated[float, Field(gt=0)] | None = None
+    """NEFTune's alpha (5 is usual): noise on the embeddings while training, alpha / sqrt(tokens of the document *
+    hidden size) at most. None: no noise."""
     on_long: Annotated[Literal["error", "drop", "truncate"], Rehearsal("truncate")] = "drop"
     """What happens to a sample longer than `training.sequence_length`; how many there were is reported."""
     on_untrained: Annotated[Literal["error", "drop"], Rehearsal("drop")] = "error"

@@ -27,6 +27,7 @@ from leveret.data.sample_rows import SampleRows, pack_samples
 from leveret.errors import ConfigError
 from leveret.finetune.adapter import ADAPTER, Adaptation, adapt, merge_beside, refuse_merging_into_quantized
 from leveret.finetune.config import FinetuneConfig
+from leveret.finetune.neftune import NoisyLoss
 from leveret.finetune.new_tokens import add_rows, add_tokens
 from leveret.finetune.samples import read_samples
 from leveret.hub import resolve_whole_model
@@ -36,6 +37,7 @@ from leveret.tools.functional import FunctionalDialect
 from leveret.tools.schema import ToolSet
 from leveret.trainer import xray
 from leveret.trainer.batches import BatchSource
+from leveret.trainer.claim import claimed
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
@@ -47,7 +49,7 @@ from leveret.weights.save import save_model
 
 def run(config: FinetuneConfig, console: Console) -> StageResult:
     """Fine-tune as `config` says; `output/model` is the result. Resumes, or finds that all is done."""
-    with joined(config.training) as world:
+    with joined(config.training) as world, claimed(config.output, world, console):
         return _run(config, world, console)
 
 
@@ -69,6 +71,7 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
         "template": template.source,
         "tools": None if tools is None else tools.to_openai(),
         "data": [{"content": _content(part), "weight": w} for part, w in zip(rows, weights, strict=True)],
+        "neftune": config.neftune,
         "functional_token_weight": config.functional_token_weight,
         "training": config.training.identity(),
         "seed": config.seed,
@@ -93,7 +96,7 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
             mixture, config.training, rows_in_one_epoch=len(mixture),
             token_weights=_token_weights(config, tokenizer, dialect),
         ),
-        objective=CausalLoss(model, config.training),
+        objective=_objective(model, config),
         folder=config.output,
         identity=identity,
         seed=config.seed,
@@ -189,6 +192,11 @@ def _model(
         start=start, reference=reference, seed=config.seed, console=console,
     )  # fmt: skip
     return model, adaptation
+
+
+def _objective(model: Decoder, config: FinetuneConfig) -> CausalLoss | NoisyLoss:
+    loss = CausalLoss(model, config.training)
+    return loss if config.neftune is None else NoisyLoss(loss, config.neftune)
 
 
 def _merge(config: FinetuneConfig, start: Path, world: World, console: Console) -> None:
