@@ -32,6 +32,7 @@ from leveret.pretrain.origins import Origins
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer import xray
 from leveret.trainer.batches import BatchSource
+from leveret.trainer.claim import claimed
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
@@ -45,7 +46,7 @@ _XRAY_TOKENS = 1000  # of a longer document, its end, where the stop token is
 
 def run(config: PretrainConfig, console: Console) -> StageResult:
     """Train as `config` says; `output/model` is the result. Resumes, or finds that all is done."""
-    with joined(config.training) as world:
+    with joined(config.training) as world, claimed(config.output, world, console):
         return _run(config, world, console)
 
 

@@ -1,0 +1,64 @@
+"""One run at a time in a folder: the system holds a lock on it (`flock`) for as long as the process lives.
+
+The same command started twice would write the same checkpoints and the same record, and each would delete what the
+other needs. A process that was told to end may still be saving when its command is started again, so the second one
+waits a while. The lock is on the folder itself and leaves no file behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from leveret.console import Console
+from leveret.errors import TrainingError
+from leveret.trainer.world import World
+
+WAIT_SECONDS = 30.0
+"""How long a process may take to end and save."""
+_POLL_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, world: World, console: Console, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
+    """Within the block, no other run works in `folder`. TrainingError when one does and does not end.
+
+    Of several processes the first one sees to it.
+    """
+    if not world.is_main:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not _try(handle):
+            console.info(f"another process is at work in {folder}; waiting up to {wait_seconds:.0f} s for its end")
+            _wait(handle, folder, time.monotonic() + wait_seconds)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wait(handle: int, folder: Path, until: float) -> None:
+    while not _try(handle):
+        if time.monotonic() > until:
+            raise TrainingError(
+                f"another process is at work in {folder}",
+                hint="wait for it, stop it, or give this run another folder with output=...",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _try(handle: int) -> bool:
+    """Whether the lock is ours now; also when the file system knows no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
