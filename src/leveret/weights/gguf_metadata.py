@@ -1,0 +1,146 @@
+"""What a GGUF file says about a model beside its tensors: a ModelConfig as llama.cpp's keys, and back.
+
+llama.cpp's `llama` knows neither a sliding window nor dynamic RoPE. Within a window, and within the trained length,
+both change nothing; so the file's context length ends there, and `limits` says so in a sentence. Our own config.json
+travels in the key `leveret.config`, which other programs skip, so that the way back is exact.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from leveret.errors import ConfigError
+from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
+from leveret.model.families import family_for
+from leveret.model.rope import frequencies_of
+from leveret.weights.gguf_layout import Array
+
+CONFIG_KEY = "leveret.config"
+"""Our config.json, as text."""
+
+ROPE_TENSOR = "rope_freqs.weight"
+"""Divisors of RoPE's frequencies, one a pair: how llama.cpp has `llama3`."""
+
+
+def context_length(config: ModelConfig) -> int:
+    """The longest sequence on which llama.cpp computes the same function."""
+    longest = config.max_position_embeddings if config.rope.kind == "dynamic" else config.context_tokens
+    return min(longest, config.sliding_window or longest)
+
+
+def limits(config: ModelConfig) -> list[str]:
+    """What of the model the file cannot say, in sentences."""
+    found = []
+    if config.rope.kind == "dynamic":
+        found.append("llama.cpp has no dynamic RoPE, which begins beyond the trained length")
+    if config.sliding_window is not None and config.sliding_window < config.context_tokens:
+        found.append(f"llama.cpp has no sliding window ({config.sliding_window:,} tokens) in this architecture")
+    if found:
+        found.append(
+            f"so the file's context ends at {context_length(config):,} tokens, where both still change nothing"
+        )
+    return found
+
+
+def model_keys(config: ModelConfig) -> dict[str, int | float | str | bool]:
+    """The keys `llama.*`, without the prefix; whole numbers are written as uint32, others as float32."""
+    keys: dict[str, int | float | str | bool] = {
+        "vocab_size": config.vocab_size,
+        "context_length": context_length(config),
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": float(config.rope.theta),
+    }
+    if config.moe is not None:
+        keys |= {"expert_count": config.moe.num_experts, "expert_used_count": config.moe.experts_per_token}
+    return keys | _rope_keys(config)
+
+
+def rope_divisors(config: ModelConfig) -> Array | None:
+    """What llama.cpp divides the frequency of each pair by, for `llama3`; None for the other kinds."""
+    rope = config.rope
+    if rope.kind != "llama3":
+        return None
+    trained = rope.original_max_position_embeddings or config.max_position_embeddings
+    plain, _ = frequencies_of(RopeConfig(theta=rope.theta), config.head_dim, trained)
+    stretched, _ = frequencies_of(rope, config.head_dim, trained)
+    divisors: Array = (plain / stretched).to(torch.float32).numpy()
+    return divisors
+
+
+def config_from(keys: Mapping[str, Any]) -> ModelConfig:
+    """The ModelConfig of a file; ConfigError if it is not one of our networks."""
+    if text := keys.get(CONFIG_KEY):
+        values = json.loads(text)
+        return family_for(str(values.get("model_type"))).config_from_hf(values)
+    if (architecture := keys.get("general.architecture")) != "llama":
+        raise ConfigError(f"the file's architecture is {architecture!r}; only 'llama' is read here",
+                          hint="use the model's original folder, or llama.cpp for the file itself")  # fmt: skip
+    told = {key.removeprefix("llama."): value for key, value in keys.items() if key.startswith("llama.")}
+    moe = None
+    if told.get("expert_count"):
+        moe = MoeConfig(num_experts=told["expert_count"], experts_per_token=told["expert_used_count"])
+    tokens = keys.get("tokenizer.ggml.tokens") or ()
+    return ModelConfig(
+        family="llama" if moe is None else "mixtral",
+        vocab_size=told.get("vocab_size", len(tokens)),
+        hidden_size=told["embedding_length"],
+        intermediate_size=told["feed_forward_length"],
+        num_hidden_layers=told["block_count"],
+        num_attention_heads=told["attention.head_count"],
+        num_key_value_heads=told.get("attention.head_count_kv"),  # type: ignore[arg-type]  # None: as many as queries
+        head_dim=told.get("attention.key_length"),  # type: ignore[arg-type]  # None: width over heads
+        max_position_embeddings=told["context_length"],
+        rms_norm_eps=_short(told["attention.layer_norm_rms_epsilon"]),
+        rope=_rope_from(told),
+        moe=moe,
+        bos_token_id=keys.get("tokenizer.ggml.bos_token_id"),
+        eos_token_id=keys.get("tokenizer.ggml.eos_token_id"),
+        pad_token_id=keys.get("tokenizer.ggml.padding_token_id"),
+    )
+
+
+def _rope_keys(config: ModelConfig) -> dict[str, int | float | str | bool]:
+    rope = config.rope
+    if rope.kind == "linear":
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.factor)}
+    if rope.kind != "yarn":
+        return {}
+    if rope.attention_factor is not None or not rope.truncate:
+        raise ConfigError("llama.cpp's yarn has neither an attention_factor of its own nor untruncated borders",
+                          hint="leave both out of rope_parameters, or do not export to GGUF")  # fmt: skip
+    return {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": float(rope.factor),
+        "rope.scaling.original_context_length": rope.original_max_position_embeddings or config.max_position_embeddings,
+        "rope.scaling.yarn_beta_fast": rope.beta_fast,
+        "rope.scaling.yarn_beta_slow": rope.beta_slow,
+    }
+
+
+def _rope_from(told: Mapping[str, Any]) -> RopeConfig:
+    theta = _short(told.get("rope.freq_base", 10000.0))
+    kind = told.get("rope.scaling.type", "none")
+    if kind == "none":
+        return RopeConfig(theta=theta)
+    if kind != "linear":
+        raise ConfigError(f"RoPE of type {kind!r} in a GGUF file of another program is not read here",
+                          hint="use the model's original folder")  # fmt: skip
+    return RopeConfig(theta=theta, kind="linear", factor=_short(told["rope.scaling.factor"]))
+
+
+def _short(value: float) -> float:
+    """A float32 as the decimal number it was written from: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

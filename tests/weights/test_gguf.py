@@ -1,0 +1,198 @@
+"""A model as a GGUF file: what the `gguf` package reads in it, and the way back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from leveret.errors import CorruptedFile, LeveretError, MissingWeights, TokenizerError, WeightsError
+from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
+from leveret.model.decoder import Decoder
+from leveret.model.families import family_for
+from leveret.model.init import init_weights
+from leveret.tokenizer.files import Tokenizer
+from leveret.tokenizer.train import train_byte_bpe
+from leveret.weights.gguf import GgufReport, write_gguf
+from leveret.weights.gguf_layout import half_split, interleave
+from leveret.weights.gguf_metadata import config_from, context_length, rope_divisors
+from leveret.weights.gguf_read import open_gguf, restore_folder, restore_model
+from leveret.weights.gguf_tokenizer import TokenizerKeys, tokenizer_keys
+from leveret.weights.load import load_model
+from leveret.weights.save import save_model
+
+gguf = pytest.importorskip("gguf", reason="the oracle of GGUF files is the package gguf")
+
+FAMILIES = ["mistral", "llama", "aquila", "mixtral", "lingowhale"]
+TRAINED_ON = ["a hare runs, it's quick; 野兔在跑。", "def hop(self):\n    return 'self' * 2\n"] * 8
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_byte_bpe(
+        TRAINED_ON, vocab_size=300, special_tokens=["<s>", "</s>", "<end>"], bos_token="<s>", eos_token="</s>"
+    )
+
+
+def config_of(family: str, **changes: object) -> ModelConfig:
+    settings: dict[str, object] = {
+        "family": family, "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2,
+        "norm_scales_in_float32": family_for(family).norm_scales_in_float32,
+        "moe": MoeConfig(num_experts=4, experts_per_token=2) if family == "mixtral" else None,
+    }  # fmt: skip
+    return ModelConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+def make(folder: Path, tokenizer: Tokenizer, config: ModelConfig, dtype: torch.dtype = torch.float32) -> Path:
+    model = Decoder(config)
+    init_weights(model, 0)
+    save_model(model.to(dtype), folder, generation={"max_new_tokens": 7})
+    tokenizer.save(folder)
+    return folder
+
+
+def write(source: Path, target: Path, kind: str, keys: TokenizerKeys) -> GgufReport:
+    return write_gguf(source, target, kind, keys, name="tiny")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)], ids=str
+)
+def test_whole_types_come_back_to_the_bit(
+    family: str, kind: str, dtype: torch.dtype, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = config_of(family)
+    source = make(tmp_path / "model", tokenizer, config, dtype)
+    write(source, tmp_path / "m.gguf", kind, tokenizer_keys(tokenizer, config))
+    (tmp_path / "back").mkdir()
+    assert restore_folder(tmp_path / "m.gguf", tmp_path / "back") == []
+    before, after = load_model(source), load_model(tmp_path / "back")
+    assert after.config == before.config
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], tensor) and tensor.dtype == dtype, name
+    assert Tokenizer.load(tmp_path / "back").fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(("kind", "most"), [("q8_0", 0.01), ("q4_0", 0.12)])
+def test_blocks_are_those_of_the_gguf_package_and_come_back_as_near_as_their_bits(
+    kind: str, most: float, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = config_of("mixtral")
+    source = make(tmp_path / "model", tokenizer, config)
+    write(source, tmp_path / "m.gguf", kind, tokenizer_keys(tokenizer, config))
+    model, back = load_model(source), restore_model(open_gguf(tmp_path / "m.gguf"))
+    for name, tensor in model.state_dict().items():
+        error = (back.state_dict()[name].float() - tensor).norm() / tensor.norm()
+        assert error <= most, (name, float(error))
+    file = open_gguf(tmp_path / "m.gguf")
+    assert file.type_of("blk.0.ffn_down_exps.weight") == kind.upper()
+    stored = model.get_parameter("layers.0.mlp.experts.3.up_proj.weight").detach().numpy()
+    assert np.array_equal(
+        file.tensors["blk.0.ffn_up_exps.weight"].data[3],
+        gguf.quants.quantize(stored, gguf.GGMLQuantizationType[kind.upper()]),
+    )
+    assert {file.type_of(name) for name in file.tensors if "norm" in name or "gate_inp" in name} == {"F32"}
+
+
+def test_rows_that_are_no_whole_blocks_fall_back_to_float16_and_are_counted(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = config_of("llama", intermediate_size=40)
+    source = make(tmp_path / "model", tokenizer, config)
+    report = write(source, tmp_path / "m.gguf", "q4_0", tokenizer_keys(tokenizer, config))
+    assert report.fallbacks == 2  # down_proj of two layers
+    assert open_gguf(tmp_path / "m.gguf").type_of("blk.1.ffn_down.weight") == "F16"
+
+
+def test_rows_of_q_and_k_are_turned_so_that_interleaved_rope_gives_the_same_scores() -> None:
+    generator = np.random.default_rng(0)
+    heads, width = 3, 8
+    weight = generator.normal(size=(heads * width, 5))
+    assert np.array_equal(half_split(interleave(weight, heads), heads), weight)
+    angles = 7 * 10000.0 ** (-np.arange(0, width, 2) / width)
+    x = generator.normal(size=5)
+    ours, theirs = (weight @ x).reshape(heads, width), (interleave(weight, heads) @ x).reshape(heads, width)
+    first, second = ours[:, : width // 2], ours[:, width // 2 :]
+    turned = np.stack(
+        [first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)]
+    )
+    even, odd = theirs[:, 0::2], theirs[:, 1::2]
+    expected = np.stack([even * np.cos(angles) - odd * np.sin(angles), odd * np.cos(angles) + even * np.sin(angles)])
+    assert np.allclose(turned, expected)
+
+
+def test_the_keys_say_what_the_config_says(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = config_of("mixtral", rms_norm_eps=1e-6, rope=RopeConfig(theta=1e6, kind="linear", factor=4.0))
+    source = make(tmp_path / "model", tokenizer, config)
+    write(source, tmp_path / "m.gguf", "f16", tokenizer_keys(tokenizer, config, stop_ids=(tokenizer.id_of("<end>"),)))
+    keys = open_gguf(tmp_path / "m.gguf").keys
+    assert keys["general.architecture"] == "llama" and keys["general.file_type"] == gguf.LlamaFileType.MOSTLY_F16
+    assert keys["llama.context_length"] == 512 and keys["llama.rope.scaling.factor"] == 4
+    assert keys["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+    assert keys["llama.expert_count"] == 4 and keys["llama.expert_used_count"] == 2
+    assert keys["tokenizer.ggml.bos_token_id"] == tokenizer.bos_id
+    assert keys["tokenizer.ggml.eos_token_id"] == tokenizer.eos_id
+    assert keys["tokenizer.ggml.eot_token_id"] == tokenizer.id_of("<end>")
+    assert keys["tokenizer.ggml.add_bos_token"] is False
+    # A file of another program has no config of ours in it.
+    foreign = config_from({key: value for key, value in keys.items() if not key.startswith("leveret.")})
+    assert (foreign.moe, foreign.head_dim, foreign.rms_norm_eps) == (
+        config.moe,
+        16,
+        1e-6,
+    ) and foreign.rope == config.rope
+
+
+def test_the_context_ends_where_llama_cpp_would_begin_to_differ(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    windowed = config_of("mistral", sliding_window=32)
+    assert context_length(windowed) == 32
+    dynamic = config_of("llama", rope=RopeConfig(kind="dynamic", factor=4.0))
+    assert context_length(dynamic) == 128 and dynamic.context_tokens == 512
+    report = write(
+        make(tmp_path / "m", tokenizer, windowed), tmp_path / "m.gguf", "f16", tokenizer_keys(tokenizer, windowed)
+    )
+    assert any("sliding window" in notice for notice in report.notices)
+    back = restore_model(open_gguf(tmp_path / "m.gguf"))
+    assert (back.config.sliding_window, back.config.max_position_embeddings) == (32, 128)
+
+
+def test_llama3_divisors_leave_fast_pairs_alone_and_stretch_slow_ones() -> None:
+    rope = RopeConfig(kind="llama3", factor=8.0, original_max_position_embeddings=64, theta=500.0)
+    divisors = rope_divisors(config_of("llama", rope=rope))
+    assert divisors is not None and divisors.shape == (8,)
+    assert divisors[0] == 1 and divisors[-1] == pytest.approx(8) and (np.diff(divisors) >= 0).all()
+    assert rope_divisors(config_of("llama")) is None
+
+
+def test_a_tied_head_is_written_once(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = config_of("llama", tie_word_embeddings=True)
+    write(make(tmp_path / "m", tokenizer, config), tmp_path / "m.gguf", "f32", tokenizer_keys(tokenizer, config))
+    file = open_gguf(tmp_path / "m.gguf")
+    assert "output.weight" not in file.tensors
+    back = restore_model(file)
+    assert back.lm_head.weight is back.embed_tokens.weight
+
+
+def test_what_cannot_be_written_or_read_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = config_of("llama")
+    source = make(tmp_path / "m", tokenizer, config)
+    keys = tokenizer_keys(tokenizer, config)
+    write(source, tmp_path / "m.gguf", "f32", keys)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes((tmp_path / "m.gguf").read_bytes()[:5000])
+    with pytest.raises((CorruptedFile, MissingWeights)):
+        restore_model(open_gguf(cut))
+    with pytest.raises(TokenizerError, match="rows"):
+        tokenizer_keys(tokenizer, config_of("llama", vocab_size=100))
+    model = load_model(source)
+    with torch.no_grad():
+        model.norm.weight.fill_(1.0)
+        model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
+    save_model(model, source)
+    with pytest.raises(WeightsError, match="65504"):
+        write(source, tmp_path / "n.gguf", "f16", keys)
+    assert issubclass(CorruptedFile, LeveretError)
