@@ -2,9 +2,9 @@
 
 A thread reads its block of every model, converts it to float32, merges, rounds once, and writes. What a merge needs in
 memory is therefore a few blocks for each thread, whatever the size of the models or of their largest tensor (`ties`
-keeps a sixteenth of the tensor's changes besides). Methods
-that need to know something of the whole tensor first (an angle, the k-th largest change) look at it one block after
-another before; the second look finds the file in the system's cache.
+keeps a sixteenth of the tensor's changes besides). Methods that need to know something of the whole tensor first (an
+angle, the k-th largest change) look at it one block after another before; the second look finds the file in the
+system's cache.
 """
 
 from __future__ import annotations
