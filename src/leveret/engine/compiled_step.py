@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from leveret.kernels.decode_step import STEP, DecodeLayer, DecodeShape, DecodeStep, DecodeWeight, weight_refusal
 from leveret.kernels.native.library import missing
+from leveret.model.attention import SelfAttention
 from leveret.model.cache import KVCache
 from leveret.model.decoder import Decoder, DecoderLayer
 from leveret.model.feed_forward import FeedForward
@@ -94,6 +95,8 @@ def _build(model: Decoder) -> DecodeStep:
 
 def _layer(layer: DecoderLayer) -> DecodeLayer:
     attention, mlp = layer.self_attn, layer.mlp
+    if type(attention) is not SelfAttention:
+        raise _Refused(f"its attention is a {type(attention).__name__}")
     if type(mlp) is not FeedForward:
         raise _Refused(f"its feed-forward block is a {type(mlp).__name__}")
     norms = [layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()]

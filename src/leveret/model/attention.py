@@ -98,11 +98,15 @@ class SelfAttention(nn.Module):
         query, key = rotate(query, plan.cos, plan.signed_sin), rotate(key, plan.cos, plan.signed_sin)
         if plan.cache is not None and plan.slots is not None:
             key, value = plan.cache.append(self.layer, key, value, plan.slots)  # (B, K, S, D)
-        out = attention(query, key, value, mask=plan.mask, is_causal=plan.is_causal)
+        out = self._read(query, key, value, plan)
         out = out.transpose(1, 2).flatten(2)  # (B, T, H * D)
         if plan.documents is not None:
             out = plan.documents.scatter(out, batch)
         return out
+
+    def _read(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+        """query (B, H, T, D), key and value (B, K, S, D) -> (B, H, T, D)."""
+        return attention(query, key, value, mask=plan.mask, is_causal=plan.is_causal)
 
     def _heads(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         """(B, T, heads * D) -> (B, heads, T, D); B and T are documents and their tokens if the plan groups them."""

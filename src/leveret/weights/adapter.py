@@ -8,8 +8,9 @@
         base_model.model.model.embed_tokens.weight                              a module of modules_to_save
         base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta   rows of tokens, (tokens, hidden)
 
-A matrix that is fused in the files (`qkv_proj`) has one A, and the B's of its parts stacked. Which model is underneath
-is kept as a fingerprint of its tensors (`fingerprint.py`), in the metadata of the file. adapter_load.py reads all this.
+A prefix (prefix.py) is a single tensor instead. A matrix that is fused in the files (`qkv_proj`) has one A, and the B's
+of its parts stacked. Which model is underneath is kept as a fingerprint of its tensors (`fingerprint.py`), in the
+metadata of the file. adapter_load.py reads all this.
 
 A tied head: whoever loads the embedding alone keeps the old head. So both are written, equal; where a file has
 different ones, made by a program that trained two copies, the model is untied.
@@ -34,10 +35,12 @@ from leveret.model.families.family import Family
 from leveret.model.lora import LoraLinear, LoraSettings
 from leveret.model.lora_rules import shortest_targets
 from leveret.model.lora_targets import linears_by_stored_name
+from leveret.model.prefix import prefixes_of
 from leveret.model.token_rows import TokenRows
 from leveret.paths import atomic_write
 from leveret.weights.adapter_layout import CONFIG, AdapterConfig
 from leveret.weights.placing import stacked
+from leveret.weights.prefix import prefix_files
 
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -62,6 +65,16 @@ def save_adapter(
     base: the model underneath, as others find it. fingerprint: of its files (`weights/fingerprint.py`).
     saved_modules: those trained whole, by their names in the files.
     """
+    tensors, config = prefix_files(model, base) if prefixes_of(model) else _lora_files(model, base, saved_modules)
+    directory = Path(folder)
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt"} | ({FINGERPRINT: fingerprint} if fingerprint else {})
+    atomic_write(directory / TENSORS, _in_one_order(save(tensors, metadata=metadata)))
+    atomic_write(directory / CONFIG, config)
+
+
+def _lora_files(model: Decoder, base: str | None, saved_modules: Sequence[str]) -> tuple[dict[str, Tensor], str]:
+    """The tensors and the config of what is not a prefix."""
     family = family_for(model.config.family)
     tensors: dict[str, Tensor] = {}
     settings: dict[str, LoraSettings] = {}
@@ -82,11 +95,7 @@ def save_adapter(
     tensors |= {f"{PREFIX}{stored}.{WHOLE}": _whole(model, family, stored) for stored in whole}
     config = _described(settings, there, base=base, modules_to_save=whole, token_ids=token_ids)
     config = replace(config, ties_saved=model.config.tie_word_embeddings and "lm_head" in whole)
-    directory = Path(folder)
-    directory.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt"} | ({FINGERPRINT: fingerprint} if fingerprint else {})
-    atomic_write(directory / TENSORS, _in_one_order(save(tensors, metadata=metadata)))
-    atomic_write(directory / CONFIG, config.to_json())
+    return tensors, config.to_json()
 
 
 def _of_one_matrix(stored: str, parts: list[LoraLinear]) -> dict[str, Tensor]:

@@ -27,21 +27,23 @@ from leveret.model.token_rows import TokenRows, train_rows
 from leveret.weights.adapter import FINGERPRINT, MAGNITUDE, PREFIX, ROWS, SUFFIXES, TENSORS, WHOLE, A, B
 from leveret.weights.adapter_layout import AdapterConfig
 from leveret.weights.placing import assign, split
+from leveret.weights.prefix import is_prefix, load_prefix
 from leveret.weights.safetensors import name_some
 from leveret.weights.tokens import resize_tokens
 
 
 @torch.no_grad()
-def load_adapter(
-    model: Decoder, folder: str | Path, *, fingerprint: str | None = None, rounded: bool = True
-) -> AdapterConfig:
-    """Put the adapter in `folder` on `model`, in place; returns its config.
+def load_adapter(model: Decoder, folder: str | Path, *, fingerprint: str | None = None, rounded: bool = True) -> None:
+    """Put the adapter in `folder` on `model`, in place.
 
     fingerprint: of the files `model` was loaded from; if the adapter was trained on others, there is a warning.
     rounded: to the model's dtype, so that nothing is cast at each call; else it is in float32, to be merged.
     Raises ConfigError, MissingWeights, UnexpectedWeights, ShapeMismatch or CorruptedFile, naming the tensor.
     """
     directory = Path(folder)
+    if is_prefix(directory):
+        load_prefix(model, directory / TENSORS, dtype=model.norm.weight.dtype if rounded else torch.float32)
+        return
     config = AdapterConfig.read(directory)
     tensors, trained_on = _read(directory / TENSORS)
     if fingerprint and trained_on and fingerprint != trained_on:
@@ -65,7 +67,6 @@ def load_adapter(
         )
     if rounded:
         _round_to(model, model.norm.weight.dtype)
-    return config
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -26,6 +26,7 @@ from leveret.hub import model_under, resolve_model
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.lora import LoraLinear, lora_modules
+from leveret.model.prefix import prefixes_of
 from leveret.model.token_rows import fold_rows
 from leveret.paths import atomic_directory
 from leveret.weights.adapter_load import load_adapter
@@ -59,6 +60,9 @@ class MergeReport:
 @torch.no_grad()
 def merge_adapter(model: Decoder) -> MergeReport:
     """Merge the LoraLinears and the trained rows of `model` into it, in place."""
+    if prefixes_of(model):
+        raise ConfigError("a prefix cannot be merged: no matrix of a model can stand for it",
+                          hint="load the adapter's folder, or train a LoRA")  # fmt: skip
     family = family_for(model.config.family)
     lost: dict[str, float] = {}
     for name, module in lora_modules(model).items():
