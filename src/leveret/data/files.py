@@ -33,12 +33,17 @@ class ReadReport:
     """Records by the format they were recognised as."""
     dropped: Counter[str] = field(default_factory=Counter)
     """What was left out, by reason."""
+    num_split: int = 0
+    """Conversations that were divided, being too long."""
+    num_parts: int = 0
+    """What they were divided into."""
 
     def lines(self) -> list[str]:
         """The report for people."""
         formats = ", ".join(f"{count:,} {name}" for name, count in self.formats.most_common())
         first = f"{self.num_records:,} records from {self.num_files:,} files" + (f" ({formats})" if formats else "")
-        return [first, *(f"left out {count:,}: {reason}" for reason, count in self.dropped.most_common())]
+        split = [f"split {self.num_split:,} long conversations into {self.num_parts:,} parts"] if self.num_split else []
+        return [first, *split, *(f"left out {count:,}: {reason}" for reason, count in self.dropped.most_common())]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from leveret.data.packing import IGNORED, PackedRows, Piece, Sample
 from leveret.errors import DataError, NothingToTrain
 
-OnLong = Literal["error", "drop", "truncate"]
+OnLong = Literal["error", "drop", "truncate", "split"]
+"""What becomes of a sample longer than a row; 'split' (splitting.py) comes before, and what it leaves is dropped."""
 OnUntrained = Literal["error", "drop"]
 
 
@@ -95,7 +96,7 @@ def pack_samples(
     num_long = num_truncated = num_untrained = num_lost = 0
     for place, sample in enumerate(samples):
         surplus = len(sample.ids) - sequence_length
-        if surplus > 0 and on_long == "drop":
+        if surplus > 0 and on_long in ("drop", "split"):
             num_long, num_lost = num_long + 1, num_lost + len(sample.ids)
             continue
         if surplus > 0:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from leveret.config import Config, Positional, Rehearsal
 from leveret.data.masks import Mask
+from leveret.data.sample_rows import OnLong
 from leveret.finetune.adapter_config import AdapterTraining
 from leveret.trainer.config import DataSource, TrainingConfig
 
@@ -50,8 +51,12 @@ class FinetuneConfig(Config):
     neftune: Annotated[float, Field(gt=0)] | None = None
     """NEFTune's alpha (5 is usual): noise on the embeddings while training, alpha / sqrt(tokens of the document *
     hidden size) at most. None: no noise."""
-    on_long: Annotated[Literal["error", "drop", "truncate"], Rehearsal("truncate")] = "drop"
-    """What happens to a sample longer than `training.sequence_length`; how many there were is reported."""
+    bpe_dropout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Probability to pass over a merge when training text is tokenized (0.1 is usual), drawn anew for each of the first
+    eight passes over the data, which begin again after that. Validation and the saved tokenizer never drop any."""
+    on_long: Annotated[OnLong, Rehearsal("truncate")] = "drop"
+    """What happens to a sample longer than `training.sequence_length`; how many there were is reported. `split`
+    divides conversations at their turns, the system message and the tools in each part; a longer turn is dropped."""
     on_untrained: Annotated[Literal["error", "drop"], Rehearsal("drop")] = "error"
     """What happens to a sample in which nothing is trained (no assistant turn); the dropped are counted."""
     adapter: AdapterTraining | None = None

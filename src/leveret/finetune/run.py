@@ -29,9 +29,10 @@ from leveret.finetune.adapter import ADAPTER, Adaptation, adapt, merge_beside, r
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.neftune import NoisyLoss
 from leveret.finetune.new_tokens import add_rows, add_tokens
-from leveret.finetune.samples import read_samples
+from leveret.finetune.samples import Writing, read_samples
 from leveret.hub import resolve_whole_model
 from leveret.model.decoder import Decoder
+from leveret.tokenizer.dropout import BpeDropout
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
 from leveret.tools.schema import ToolSet
@@ -45,6 +46,9 @@ from leveret.trainer.validation import Validation
 from leveret.trainer.world import World, joined
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
+
+_MOST_FORMS = 8
+"""Passes over the data that BPE dropout draws anew for; all of them are in memory."""
 
 
 def run(config: FinetuneConfig, console: Console) -> StageResult:
@@ -61,9 +65,14 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
     added = add_tokens(tokenizer, template, tools)
     dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
     excluded, none = Exclusions.of(config.exclude_rows), Exclusions([])
-    rows = [_rows(source.path, config, tokenizer, template, dialect, console, excluded) for source in config.data]
+    writing = Writing(
+        tokenizer=tokenizer, template=template, dialect=dialect, mask=config.mask,
+        split_above=config.training.sequence_length if config.on_long == "split" else None,
+    )  # fmt: skip
+    dropout = None if config.bpe_dropout is None else BpeDropout(tokenizer, config.bpe_dropout)
+    rows = [_rows(source.path, config, writing, console, excluded, dropout) for source in config.data]
     excluded.refuse_unknown()
-    held_out = [_rows(path, config, tokenizer, template, dialect, console, none) for path in config.validation]
+    held_out = [_rows(path, config, writing, console, none, None) for path in config.validation]
     weights = [source.weight for source in config.data]
     identity = {
         "model": model_fingerprint(start),
@@ -71,6 +80,7 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
         "template": template.source,
         "tools": None if tools is None else tools.to_openai(),
         "data": [{"content": _content(part), "weight": w} for part, w in zip(rows, weights, strict=True)],
+        "bpe_dropout": config.bpe_dropout,
         "neftune": config.neftune,
         "functional_token_weight": config.functional_token_weight,
         "training": config.training.identity(),
@@ -137,17 +147,20 @@ def _template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def _rows(
-    path: Path, config: FinetuneConfig, tokenizer: Tokenizer, template: ChatTemplate,
-    dialect: FunctionalDialect | None, console: Console, excluded: Exclusions,
+    path: Path, config: FinetuneConfig, writing: Writing, console: Console, excluded: Exclusions,
+    dropout: BpeDropout | None,
 ) -> SampleRows:  # fmt: skip
     reading = ReadReport()
-    samples = read_samples(path, reading, tokenizer=tokenizer, template=template, dialect=dialect, mask=config.mask)
-    samples = list(excluded.without(samples, lambda sample: sample.key, reading))
+    written = read_samples(path, reading, writing)
+    written = list(excluded.without(written, lambda one: one[1].key, reading))
     for line in reading.lines():
         console.info(f"{path}: {line}")
-    rows = pack_samples(
-        samples, config.training.sequence_length, on_long=config.on_long, on_untrained=config.on_untrained
-    )
+    samples, size = [sample for _, sample in written], config.training.sequence_length
+    rows = pack_samples(samples, size, on_long=config.on_long, on_untrained=config.on_untrained)
+    if dropout is not None:
+        epochs = -(-config.training.total_rows(len(rows)) // len(rows)) if len(config.data) == 1 else _MOST_FORMS
+        forms = writing.forms(written, dropout, passes=min(epochs, _MOST_FORMS), seed=config.seed)
+        rows = pack_samples(samples, size, on_long=config.on_long, on_untrained=config.on_untrained, passes=forms)
     report = rows.report
     console.info(f"{path}: {report.num_tokens:,} tokens packed into {report.num_rows:,} rows")
     for number, what in (

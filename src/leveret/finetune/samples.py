@@ -9,45 +9,84 @@ Nothing else in the data ever is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leveret.chat.messages import Message
-from leveret.chat.template import ChatTemplate
+from leveret.chat.template import ChatTemplate, EncodeText
 from leveret.data.examples import Conversation
 from leveret.data.files import RECORD_SUFFIXES, ReadReport, data_files, kind_of
 from leveret.data.masks import Mask
 from leveret.data.packing import Sample
 from leveret.data.readers import read_conversations
 from leveret.data.samples import render_sample
+from leveret.data.splitting import split_conversation
 from leveret.engine.tool_calls import with_calls_rendered
 from leveret.errors import DataError, RequestError
+from leveret.tokenizer.dropout import BpeDropout
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
 from leveret.tools.requests import read_requests
 
 
-def read_samples(
-    path: Path,
-    report: ReadReport,
-    *,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    dialect: FunctionalDialect | None,
-    mask: Mask = "assistant",
-) -> list[Sample]:
-    """All samples of a file or folder. Errors name the file and the line of what cannot be read or written."""
-    samples = []
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How conversations are written for training."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    dialect: FunctionalDialect | None = None
+    mask: Mask = "assistant"
+    split_above: int | None = None
+    """Conversations of more tokens are divided at their turns. None: none is."""
+
+    def sample(self, conversation: Conversation, *, encode_text: EncodeText | None = None) -> Sample:
+        """One conversation as it is trained."""
+        return render_sample(self.tokenizer, self.template, conversation, mask=self.mask, encode_text=encode_text)
+
+    def parts(self, conversation: Conversation, report: ReadReport) -> list[tuple[Conversation, Sample]]:
+        """The same, or what it was divided into; parts that train nothing are left out."""
+        most = self.split_above
+        if most is None:
+            return [(conversation, self.sample(conversation))]
+        found = split_conversation(conversation, self.sample, lambda sample: len(sample.ids) <= most)
+        if len(found) == 1:
+            return found
+        report.num_split += 1
+        report.num_parts += len(found)
+        trained = [part for part in found if part[1].num_trained]
+        report.dropped["parts of long conversations in which nothing is trained"] += len(found) - len(trained)
+        return trained or found[:1]
+
+    def forms(
+        self, written: Sequence[tuple[Conversation, Sample]], dropout: BpeDropout, *, passes: int, seed: int
+    ) -> list[list[Sample]]:
+        """The samples in other tokens for each pass; what they are follows from the seed, the pass and the place."""
+        return [
+            [
+                self.sample(conversation, encode_text=dropout.reader(f"{seed}:{number}:{place}"))
+                for place, (conversation, _) in enumerate(written)
+            ]
+            for number in range(passes)
+        ]
+
+
+def read_samples(path: Path, report: ReadReport, writing: Writing) -> list[tuple[Conversation, Sample]]:
+    """All samples of a file or folder, each beside what it says. Errors name the file and line of what cannot be read
+    or written."""
+    found = []
     for file, _ in data_files(path, report):
         if kind_of(file) not in RECORD_SUFFIXES:
             report.dropped["text files beside the records"] += 1
         elif _holds_requests(file):
-            samples += [render_sample(tokenizer, template, one, mask=mask) for one in _requests(file, report, dialect)]
+            for conversation in _requests(file, report, writing.dialect):
+                found.append((conversation, writing.sample(conversation)))
         else:
             for conversation in read_conversations(file, report):
-                samples.append(render_sample(tokenizer, template, _in_dialect(conversation, dialect), mask=mask))
-    return samples
+                found += writing.parts(_in_dialect(conversation, writing.dialect), report)
+    report.dropped = +report.dropped
+    return found
 
 
 def _in_dialect(conversation: Conversation, dialect: FunctionalDialect | None) -> Conversation:

@@ -135,6 +135,14 @@ class Tokenizer:
         encoding = engine.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    def encode_with_words(
+        self, text: str, *, allow_special: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]], list[int | None]]:
+        """`encode_with_offsets`, and for each id the number of the word it is part of: no merge goes over its ends."""
+        engine = self._reading_special if allow_special else self._literal
+        encoding = engine.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets, encoding.word_ids
+
     def _framed(self, ids: list[int], add_bos: bool, add_eos: bool) -> list[int]:
         if add_bos:
             ids = [self._required("bos_token"), *ids]

@@ -1,0 +1,138 @@
+"""Masks, long conversations and BPE dropout, through the verb: what reaches the model, and what is reported."""
+
+import json
+
+import numpy as np
+import pytest
+
+from leveret.chat.messages import Message
+from leveret.chat.template import builtin_template
+from leveret.console import Console
+from leveret.data.examples import Conversation
+from leveret.data.files import ReadReport
+from leveret.errors import TemplateError
+from leveret.finetune import run as finetune
+from leveret.finetune.samples import Writing, read_samples
+from leveret.paths import hash_tree
+from leveret.tokenizer.dropout import BpeDropout
+from leveret.tokenizer.files import Tokenizer
+from leveret.trainer import loop, xray
+
+QUIET = Console(quiet=True)
+
+
+def write_lines(path, *records):
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    return str(path)
+
+
+def chat(*turns):
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]}
+
+
+@pytest.fixture
+def x_ray(monkeypatch):
+    """The labels that the X-ray saw."""
+    seen = []
+    examine = xray.examine
+    monkeypatch.setattr(xray, "examine", lambda *args, **kwargs: seen.extend(examine(*args, **kwargs)) or seen)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("mask", "template", "taught"),
+    [
+        ("assistant", "hare", "fine<round_end>no<round_end>"),
+        ("aquila", "hare", "fine<round_end>no<round_end>"),
+        ("firefly", "hare", "fine<round_end>\nno<round_end>\n"),
+        ("lingowhale", "lingowhale", "fine<!!EOS!!>no<!!EOS!!>"),
+        ("full", "lingowhale", "how?<!!ASSISTANT!!>fine<!!USER!!>why?<!!ASSISTANT!!>no<!!EOS!!>"),
+    ],
+)
+def test_the_x_ray_sees_what_each_mask_teaches(make_config, x_ray, mask, template, taught):
+    data = write_lines(make_config.folder / "d.jsonl", chat("how?", "fine", "why?", "no"))
+    config = make_config(data=[data], template=template, mask=mask, training={"max_steps": 1})
+    finetune.run(config, QUIET)
+    tokenizer = Tokenizer.load(config.output / "model")
+    assert tokenizer.decode(xray.trained_ids(x_ray[0].samples[0])) == taught
+    page = (config.output / "xray.html").read_text()
+    assert ("→" in page) == (mask == "lingowhale")
+    assert x_ray[0].stopped == 1
+
+
+def test_a_mask_that_does_not_fit_the_template_is_refused_with_the_sample_s_place(make_config):
+    with pytest.raises(TemplateError, match=r"chats.jsonl:1: .* LingoWhale"):
+        finetune.run(make_config(mask="lingowhale"), QUIET)
+
+
+def test_long_conversations_are_split_and_counted(make_config, x_ray, capsys):
+    turns = [text for i in range(12) for text in (f"how are you {i}", f"I am fine, {i}")]
+    data = write_lines(make_config.folder / "d.jsonl", chat("hello", "fine"), chat(*turns), chat("how" * 200, "no"))
+    config = make_config(data=[data], on_long="split", training={"max_steps": 1})
+    finetune.run(config, Console())
+    (labels,) = x_ray
+    assert all(len(sample.ids) <= 96 for sample in labels.samples)
+    tokenizer = Tokenizer.load(config.output / "model")
+    taught = "".join(tokenizer.decode(xray.trained_ids(sample)) for sample in labels.samples[1:])
+    assert taught == "".join(f"I am fine, {i}<|im_end|>" for i in range(12))
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert f"split 1 long conversations into {len(labels.samples) - 1} parts" in shown
+    assert "1 samples dropped: longer than 96 tokens" in shown
+
+
+def test_parts_have_the_key_of_the_whole(make_config, tmp_path):
+    tokenizer = Tokenizer.load(make_config.folder / "base")
+    tokenizer.add_special_tokens(builtin_template("chatml").special_tokens)
+    data = write_lines(tmp_path / "d.jsonl", chat("hello", "I am fine", "today?", "no"))
+    writing = Writing(tokenizer=tokenizer, template=builtin_template("chatml"), split_above=30)
+    found = read_samples(tmp_path / "d.jsonl", ReadReport(), writing)
+    assert [sample.key for _, sample in found] == [f"{data}:1"] * 2
+
+
+def test_bpe_dropout_writes_each_pass_anew_and_the_same_text(make_config):
+    tokenizer = Tokenizer.load(make_config.folder / "base")
+    tokenizer.add_special_tokens(builtin_template("chatml").special_tokens)
+    writing = Writing(tokenizer=tokenizer, template=builtin_template("chatml"))
+    messages = (Message("user", "hello there, how are you today? <|im_end|>"), Message("assistant", "I am fine."))
+    conversation = Conversation(messages=messages, key="x:1")
+    plain = writing.sample(conversation)
+    dropout = BpeDropout(tokenizer, 0.5)
+    forms = writing.forms([(conversation, plain)] * 2, dropout, passes=3, seed=0)
+    samples = [sample for form in forms for sample in form]
+    assert len({tuple(sample.ids) for sample in [plain, *samples]}) == 7
+    assert forms == writing.forms([(conversation, plain)] * 2, dropout, passes=3, seed=0)
+    for sample in samples:
+        assert tokenizer.decode(sample.ids) == tokenizer.decode(plain.ids)
+        assert tokenizer.decode(xray.trained_ids(sample)) == "I am fine.<|im_end|>"
+        assert list(sample.ids).count(tokenizer.id_of("<|im_end|>")) == 2
+
+
+def test_a_run_with_bpe_dropout_that_died_gives_the_weights_of_one_that_did_not(make_config, monkeypatch, x_ray):
+    held_out = write_lines(make_config.folder / "v.jsonl", chat("hello there", "how are you today?"))
+    more = {"bpe_dropout": 0.3, "validation": [held_out]}
+    whole, broken = make_config("whole", **more), make_config("broken", **more)
+    seen = []
+    validation = finetune.Validation
+    monkeypatch.setattr(finetune, "Validation", lambda *args: seen.append(args[1]) or validation(*args))
+    finetune.run(whole, QUIET)
+    (rows,) = seen[0]
+    ids = rows.row(0).input_ids
+    tokenizer = Tokenizer.load(whole.output / "model")
+    assert set(tokenizer.encode("how are you today?")) <= set(np.asarray(ids).tolist())
+    assert json.loads(tokenizer.to_json())["model"]["dropout"] is None
+
+    step, calls = loop.optimizer_step, []
+
+    def dies(*args, **kwargs):
+        calls.append(kwargs["step"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(broken, QUIET)
+    finetune.run(broken, QUIET)
+    assert hash_tree(whole.output / "model") == hash_tree(broken.output / "model")
