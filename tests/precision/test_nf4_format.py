@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 
-from leveret.kernels.normal_float import plain_write_out, write_out
 from leveret.precision.nf4_format import BLOCK, VALUES, quantize_nf4
 
 with warnings.catch_warnings():
@@ -59,23 +58,6 @@ def test_without_double_quantization_too():
 def test_a_block_of_zeros_stays_zeros():
     weight = torch.zeros(2, BLOCK)
     assert torch.equal(quantize_nf4(weight).dequantize(torch.float32), weight)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("double", [True, False])
-def test_the_kernel_writes_the_bits_of_its_twin(shape, double):
-    numbers = quantize_nf4(weights(shape), double_quantization=double).numbers()
-    fast, plain = (torch.empty(shape, dtype=torch.bfloat16) for _ in range(2))
-    assert torch.equal(write_out(numbers, fast), plain_write_out(numbers, plain))
-
-
-def test_a_part_is_written_out_as_it_is_in_the_whole():
-    tensor = quantize_nf4(weights((640, 192)))
-    whole = tensor.dequantize(torch.bfloat16)
-    for begin, end in ((0, 10), (64, 640), (300, 301), (639, 640)):
-        part = torch.empty(end - begin, 192, dtype=torch.bfloat16)
-        for write in (write_out, plain_write_out):
-            assert torch.equal(write(tensor.numbers(), part.zero_(), first=begin * 192), whole[begin:end])
 
 
 def test_four_bits_lose_a_tenth_of_a_normal_weight():
