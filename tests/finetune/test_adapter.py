@@ -17,6 +17,7 @@ from leveret.precision.swap import quantize_linears
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer import loop
 from leveret.trainer.checkpoint import Manifest
+from leveret.trainer.metrics import read_metrics
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
 
@@ -208,3 +209,40 @@ def test_peft_loads_the_adapter_s_folder_with_its_new_tokens_to_the_same_logits(
     ids = torch.arange(Tokenizer.load(folder).vocab_size - 12, Tokenizer.load(folder).vocab_size).unsqueeze(0)
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, load_model(folder)(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prefix_is_learnt_resumed_and_read_wherever_a_model_is_named(make_config, monkeypatch):
+    finetune.run(make_config("start", training={"max_steps": 1}), QUIET)  # its model has the template's tokens
+    start = str(make_config.folder / "start" / "model")
+    adapter = {"method": "prefix", "prefix_tokens": 4}
+    training = {"max_steps": 12, "rows_per_step": 1, "micro_batch_rows": 1, "learning_rate": 0.1}
+    data = {"data": one_chat(make_config.folder), "training": training}
+    whole = make_config("whole", model=start, adapter=adapter, **data)
+    killed = make_config("killed", model=start, adapter=adapter, **data)
+    finetune.run(whole, QUIET)
+    step, calls = loop.optimizer_step, []
+
+    def step_or_die(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "optimizer_step", step_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.run(killed, QUIET)
+    finetune.run(killed, QUIET)
+    assert hash_tree(killed.output / "adapter") == hash_tree(whole.output / "adapter")
+    tensors = load_file(whole.output / "adapter" / "adapter_model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"prompt_embeddings": (4, 2 * 2 * 16)}
+    losses = [row["loss"] for row in read_metrics(whole.output / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+    assert leveret.load(whole.output / "adapter").chat([{"role": "user", "content": "hello"}], max_tokens=3)
+    with pytest.raises(ConfigError, match="whose rows a prefix cannot train"):
+        finetune.run(make_config("new", adapter=adapter), QUIET)
+
+
+def test_keys_of_the_other_method_are_refused(make_config):
+    for adapter in ({"method": "prefix", "rank": 4}, {"method": "prefix", "merge": True}, {"prefix_tokens": 4}):
+        with pytest.raises(ConfigError, match="not read with method"):
+            make_config(adapter=adapter)

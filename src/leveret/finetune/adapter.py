@@ -21,6 +21,7 @@ from leveret.finetune.adapter_config import AdapterTraining
 from leveret.model.decoder import Decoder
 from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora, train_whole
+from leveret.model.prefix import add_prefix
 from leveret.model.token_rows import train_rows
 from leveret.paths import atomic_directory, atomic_write, sha256_file
 from leveret.precision.swap import num_parameters, round_to_nf4
@@ -71,21 +72,40 @@ def adapt(
     total = num_parameters(model)
     if config.base == "nf4":
         _round_base(model, start, console)
+    whole: list[str] = []
+    if config.method == "prefix":
+        what = _put_prefix(model, config, [*new_rows], seed=seed)
+    else:
+        what, whole = _put_lora(model, config, {*new_rows, *_token_ids(config.train_tokens, tokenizer)}, seed=seed)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    console.info(f"adapter: {trained:,} parameters are trained beside {total:,} frozen ones ({trained / total:.2%})")
+    console.info(f"adapter: {what}")
+    return Adaptation(config=config, start=start, reference=reference, whole=tuple(whole))
+
+
+def _put_lora(model: Decoder, config: AdapterTraining, rows: set[int], *, seed: int) -> tuple[str, list[str]]:
+    """What is trained, in words, and the modules trained whole."""
     settings = LoraSettings(
         rank=config.rank, alpha=config.alpha, dropout=config.dropout, rslora=config.rslora, dora=config.dora
     )
     chosen = add_lora(model, settings, config.targets, seed=seed)
     whole = train_whole(model, config.modules_to_save)
-    rows = sorted({*new_rows, *_token_ids(config.train_tokens, tokenizer)})
     tables = [model.get_submodule(name) for name in ("embed_tokens", "lm_head")]
-    in_embedding, in_head = ([] if next(table.parameters()).requires_grad else rows for table in tables)
+    in_embedding, in_head = ([] if next(table.parameters()).requires_grad else sorted(rows) for table in tables)
     train_rows(model, in_embedding, head_ids=in_head)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     names = ", ".join(sorted({name.rpartition(".")[2] for name in chosen}))
-    console.info(f"adapter: {trained:,} parameters are trained beside {total:,} frozen ones ({trained / total:.2%})")
-    console.info(f"adapter: {len(chosen)} matrices ({names})" + (f"; whole: {', '.join(whole)}" if whole else "")
-                 + (f"; rows of {len(rows)} tokens" if in_embedding or in_head else ""))  # fmt: skip
-    return Adaptation(config=config, start=start, reference=reference, whole=tuple(whole))
+    words = f"{len(chosen)} matrices ({names})" + (f"; whole: {', '.join(whole)}" if whole else "")
+    return words + (f"; rows of {len(rows)} tokens" if in_embedding or in_head else ""), whole
+
+
+def _put_prefix(model: Decoder, config: AdapterTraining, new_rows: list[int], *, seed: int) -> str:
+    if new_rows:
+        raise ConfigError(
+            f"the template or the tools add {len(new_rows)} tokens, whose rows a prefix cannot train",
+            hint="use adapter.method: lora, or start from a model that has these tokens",
+        )
+    add_prefix(model, config.prefix_tokens, seed=seed)
+    return f"a prefix of {config.prefix_tokens} tokens before every layer"
 
 
 def _round_base(model: Decoder, start: Path, console: Console) -> None:

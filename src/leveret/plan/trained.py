@@ -41,6 +41,13 @@ def trained_of(config: ModelConfig, adapter: Any) -> Trained:
     if adapter is None:
         largest = config.hidden_size * max(config.vocab_size, config.intermediate_size)
         return Trained(numbers=count(config).total, largest=largest)
+    if adapter.method == "prefix":
+        width = 2 * config.num_key_value_heads * config.head_dim
+        each = adapter.prefix_tokens * width
+        return Trained(
+            numbers=each * config.num_hidden_layers, largest=each, thin=each * config.num_hidden_layers,
+            has_head=False, is_everything=False,
+        )  # fmt: skip
     shapes = shapes_of(config)
     chosen = match_targets({stored: matrix(stored, config.family) for stored in shapes}, adapter.targets)
     sizes = {stored: adapter.rank * sum(shapes[stored]) for stored in chosen}
