@@ -36,10 +36,10 @@ SHAPE = Shape(
 )
 METHODS = ("linear", "slerp", "task-arithmetic", "ties")
 DENSITY = 0.2
-CHANGE = 0.1
-"""How far the models are from their base, in standard deviations of its weights."""
+STANDARD, CHANGE = 0.02, 0.1
+"""Standard deviation of the base's weights, and how far the models are from it, in such deviations."""
 ROUNDING = {"bfloat16": 2.0**-6, "float32": 2.0**-7}
-"""Of the largest value that went into a sum: some roundings to bf16, or one on each side."""
+"""Of a value, or of a usual one where it is small: some roundings to bf16, or one on each side."""
 TIES_SHARE = 0.02
 """Of the values of a ties merge, so many may differ: those at the threshold, and votes decided by rounding."""
 
@@ -85,9 +85,9 @@ def write_models(shape: Shape, folder: Path, seed: int = 0) -> None:
     with WeightWriter(folders[0], layout) as base, WeightWriter(folders[1], layout) as a, \
             WeightWriter(folders[2], layout) as b:  # fmt: skip
         for name, (_, size) in layout.items():
-            origin = torch.randn(size).flatten() * 0.02 + (1.0 if name.endswith("norm.weight") else 0.0)
+            origin = torch.randn(size).flatten() * STANDARD + (1.0 if name.endswith("norm.weight") else 0.0)
             for writer, distance in ((base, 0.0), (a, CHANGE), (b, CHANGE)):
-                change = torch.randn(origin.shape) * 0.02 * distance if distance else 0.0
+                change = torch.randn(origin.shape) * STANDARD * distance if distance else 0.0
                 writer.write(name, 0, (origin + change).bfloat16())
 
 
@@ -166,7 +166,7 @@ def first_difference(plan: Plan, ours: str, theirs: str) -> str | None:
             for start in range(0, stored.numel, step):
                 stop = min(start + step, stored.numel)
                 x, y = (reader.read(name, start, stop).float() for reader in (left, right))
-                bound = ROUNDING[plan.peer_dtype] * torch.maximum(x.abs(), y.abs()).clamp_min(0.08)
+                bound = ROUNDING[plan.peer_dtype] * torch.maximum(x.abs(), y.abs()).clamp_min(STANDARD)
                 off += int(((x - y).abs() > bound).sum())
             if off > (TIES_SHARE * stored.numel if plan.method == "ties" else 0):
                 return f"{off:,} of {stored.numel:,} values of {name}"

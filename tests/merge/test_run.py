@@ -320,3 +320,17 @@ def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], message
 def test_a_range_of_layers_outside_the_model_is_refused(three: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"layers \[2, 5\] of .*a, which has 3"):
         merge(tmp_path / "out", three[1], method="passthrough", layers=[[2, 5]])
+
+
+def test_a_model_is_never_replaced_by_what_is_made_of_it(three: list[Path], tmp_path: Path) -> None:
+    _, a, b = three
+    for output in (a, tmp_path):
+        with pytest.raises(ConfigError, match="would replace"):
+            merge(output, a, b)
+    assert (a / "model.safetensors").is_file()
+
+
+def test_a_folder_that_is_no_model_is_told(three: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(WeightsError, match=r"adapter is no model directory"):
+        merge(tmp_path / "out", three[1], tmp_path / "adapter")

@@ -154,9 +154,10 @@ def has_routers(pieces: Sequence[Piece]) -> bool:
 
 def _open(name: str) -> Source:
     folder = resolve_model(name)
+    model = read_config(folder)
     if "quantization_config" in read_json(folder / "config.json"):
         raise ConfigError(f"{name} is quantized", hint="merge the models it and the others were made of")
-    return Source(name=name, folder=folder, config=read_config(folder), reader=WeightReader(folder))
+    return Source(name=name, folder=folder, config=model, reader=WeightReader(folder))
 
 
 def _same_names(first: Source, other: Source) -> None:
