@@ -152,6 +152,7 @@ COMMANDS: dict[str, Command] = {
         _verb("finetune", "finetune", "FinetuneConfig", "Teach a model conversations and tool calls.", parallel=True),
         _verb("merge", "merge", "MergeConfig", "Make one model of several."),
         _verb("quantize", "quantize", "QuantizeConfig", "Store a model's weights in 8 or 4 bits."),
+        _verb("export", "export", "ExportConfig", "Write a GGUF file for llama.cpp and Ollama, or read one."),
         _verb("certify", "certify", "CertifyConfig", "Prove that two forms of a model give the same answers."),
         _verb("evaluate", "evaluate", "EvaluateConfig", "Score a model."),
         _desk("chat", "ChatConfig", "Talk to a model in the terminal."),

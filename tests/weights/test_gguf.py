@@ -16,9 +16,10 @@ from leveret.model.init import init_weights
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.train import train_byte_bpe
 from leveret.weights.gguf import GgufReport, write_gguf
+from leveret.weights.gguf_file import open_gguf
 from leveret.weights.gguf_layout import half_split, interleave
 from leveret.weights.gguf_metadata import config_from, context_length, rope_divisors
-from leveret.weights.gguf_read import open_gguf, restore_folder, restore_model
+from leveret.weights.gguf_read import restore_folder, restore_model
 from leveret.weights.gguf_tokenizer import TokenizerKeys, tokenizer_keys
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model

@@ -11,7 +11,7 @@ from typing import Any
 
 from leveret.cli.inspect_config import InspectConfig
 from leveret.cli.inspect_model import describe_model
-from leveret.cli.tensor_table import in_bytes, read_header, table_rows
+from leveret.cli.tensor_table import TensorEntry, in_bytes, read_header, table_rows
 from leveret.commands import StageResult
 from leveret.console import Console, duration
 from leveret.errors import DataError
@@ -102,6 +102,31 @@ def _tensors(config: InspectConfig, console: Console) -> dict[str, Any]:
     return {"tensors": len(entries), "bytes": numbers}
 
 
+def _gguf(config: InspectConfig, console: Console) -> dict[str, Any]:
+    from leveret.weights.gguf_file import open_gguf
+
+    file = open_gguf(config.path)
+    keys = [(key, _shortened(value)) for key, value in file.keys.items() if not key.startswith("GGUF.")]
+    console.table(f"keys of {config.path}", ("key", "value"), keys)
+    entries = [
+        TensorEntry(name=name, dtype=file.type_of(name), shape=file.shape_of(name), num_bytes=int(tensor.n_bytes))
+        for name, tensor in file.tensors.items()
+    ]
+    rows = table_rows(entries, every_tensor=config.every_tensor)
+    console.table(f"tensors in {config.path}", ("name", "dtype", "shape", "count", "bytes"), rows)
+    numbers = sum(entry.num_bytes for entry in entries)
+    console.print(f"{len(entries)} tensors, {in_bytes(numbers)}")
+    return {"tensors": len(entries), "bytes": numbers}
+
+
+def _shortened(value: object) -> str:
+    """A key's value in a line; of a list, how long it is."""
+    if isinstance(value, list):
+        return f"{len(value):,} values, the first {value[:3]!r}"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}... ({len(text):,} characters)"
+
+
 def _lines(config: InspectConfig, console: Console) -> dict[str, Any]:
     count, first = 0, None
     keys: dict[str, int] = {}
@@ -158,5 +183,6 @@ KINDS = (
     Kind(
         name="tensors", sign="a .safetensors file", fits=lambda path: path.suffix == ".safetensors", describe=_tensors
     ),
+    Kind(name="gguf", sign="a .gguf file", fits=lambda path: path.suffix == ".gguf", describe=_gguf),
     Kind(name="records", sign="a .jsonl file", fits=lambda path: path.suffix == ".jsonl", describe=_lines),
 )

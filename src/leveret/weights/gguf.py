@@ -22,12 +22,12 @@ import torch
 from leveret.errors import MissingWeights, ShapeMismatch, WeightsError
 from leveret.model.config import ModelConfig
 from leveret.model.families import family_for
+from leveret.weights.gguf_file import gguf_package
 from leveret.weights.gguf_layout import (
     ARCHITECTURE,
     Array,
     FileType,
     Place,
-    gguf_package,
     places,
     shapes_of,
     stored_type,

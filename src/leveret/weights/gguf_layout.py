@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leveret.extras import require
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
+from leveret.weights.gguf_file import gguf_package
 
 Array = NDArray[Any]
 FileType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
@@ -50,11 +50,6 @@ class Place:
     """The rows are turned for so many heads; None: they are not."""
     whole: bool
     """Stays in float32."""
-
-
-def gguf_package(purpose: str = "a GGUF file") -> Any:
-    """The `gguf` package, or MissingExtra."""
-    return require("gguf", extra="gguf", purpose=purpose)
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:

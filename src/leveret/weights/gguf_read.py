@@ -9,7 +9,7 @@ written here brings config, tokenizer, template and tools exactly. One of anothe
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import torch
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models
 
-from leveret.errors import CorruptedFile, MissingWeights, ShapeMismatch, UnexpectedWeights, WeightsError
+from leveret.errors import MissingWeights, ShapeMismatch, UnexpectedWeights, WeightsError
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.gguf import CARRIED_KEY
-from leveret.weights.gguf_layout import from_file, gguf_package, places
+from leveret.weights.gguf_file import GgufFile, gguf_package, open_gguf
+from leveret.weights.gguf_layout import from_file, places
 from leveret.weights.gguf_metadata import ROPE_TENSOR, config_from
 from leveret.weights.gguf_tokenizer import CONTROL, RULES, USER_DEFINED, pre_tokenizer
 from leveret.weights.placing import assign
@@ -30,38 +31,10 @@ from leveret.weights.safetensors import name_some
 from leveret.weights.save import save_model
 
 WHOLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tools.json")
+CARRIED_FILES = (
+    "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tools.json",
+)  # fmt: skip
 """Small files that a file of ours brings back."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufFile:
-    """An open file: its keys, and its tensors, which are read when asked for."""
-
-    path: Path
-    keys: dict[str, Any]
-    tensors: dict[str, Any]
-    """`gguf.ReaderTensor` by name."""
-
-    def type_of(self, name: str) -> str:
-        """`F32`, `Q4_0` ..."""
-        kind: str = self.tensors[name].tensor_type.name
-        return kind
-
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        """Rows first, as numpy and PyTorch have it; the file says it the other way round."""
-        return tuple(int(size) for size in reversed(self.tensors[name].shape))
-
-
-def open_gguf(path: Path) -> GgufFile:
-    """Read a file's head; CorruptedFile if it is none or cut short."""
-    gguf = gguf_package("reading a GGUF file")
-    try:
-        reader = gguf.GGUFReader(path)
-        keys = {field.name: field.contents() for field in reader.fields.values()}
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise CorruptedFile(f"{path} is no whole GGUF file: {error}", hint="fetch or write it again") from error
-    return GgufFile(path=path, keys=keys, tensors={tensor.name: tensor for tensor in reader.tensors})
 
 
 def restore_folder(source: Path, target: Path) -> list[str]:
@@ -72,13 +45,12 @@ def restore_folder(source: Path, target: Path) -> list[str]:
     file = open_gguf(source)
     model = restore_model(file)
     carried = json.loads(file.keys.get(CARRIED_KEY) or "{}")
-    generation = carried.get("generation_config.json")
-    save_model(model, target, generation=None if generation is None else json.loads(generation))
+    save_model(model, target)
     tokenizer = _tokenizer(file)
     if tokenizer is None:
         return [f"{source.name} has no tokenizer that can be rebuilt; copy tokenizer.json from the original folder"]
     tokenizer.save(target)
-    for name in TOKENIZER_FILES:
+    for name in CARRIED_FILES:
         if name in carried:
             (target / name).write_text(carried[name], encoding="utf-8")
     return []

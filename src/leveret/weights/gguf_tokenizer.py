@@ -194,7 +194,7 @@ def sample_texts(tokenizer: Tokenizer) -> Iterator[str]:
     yield from TEXTS
     draw = random.Random(0)
     special = set(tokenizer.special_ids.values())
-    pieces = [tokenizer.token_bytes(index) for index in tokenizer.ids.values() if index not in special]
+    pieces = [tokenizer.token_bytes(index) for index in sorted(tokenizer.ids.values()) if index not in special]
     short = [piece for piece in pieces if len(piece) <= 2]
     for _ in range(CHAINS):
         chain = b"".join(draw.choice(draw.choice((pieces, pieces, short))) for _ in range(24))

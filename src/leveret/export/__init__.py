@@ -1,0 +1,1 @@
+"""The verb `export`: a model directory in, what another program loads out."""

@@ -1,0 +1,122 @@
+"""The verb from a model directory to what other programs load, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from leveret.chat.messages import Message
+from leveret.chat.template import ChatTemplate, builtin_template
+from leveret.config import parse_config
+from leveret.console import Console
+from leveret.errors import ConfigError, MissingExtra, TokenizerError
+from leveret.export import run as export
+from leveret.export.config import ExportConfig, GgufType
+from leveret.export.run import run
+from leveret.model.config import ModelConfig
+from leveret.model.decoder import Decoder
+from leveret.model.init import init_weights
+from leveret.tokenizer.files import Tokenizer
+from leveret.tokenizer.train import train_byte_bpe
+from leveret.weights.gguf_file import open_gguf
+from leveret.weights.gguf_tokenizer import RULES
+from leveret.weights.load import load_model
+from leveret.weights.save import save_model
+
+pytest.importorskip("gguf", reason="GGUF files are written by the package gguf")
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "hopper"
+    template = builtin_template("chatml")
+    tokenizer = train_byte_bpe(
+        ["a hare runs, it's quick; 野兔在跑。"] * 8,
+        vocab_size=320,
+        special_tokens=["<s>", "</s>", *template.special_tokens],
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=template.source,
+    )
+    model = Decoder(
+        ModelConfig(
+            vocab_size=320, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, eos_token_id=tokenizer.eos_id,
+        )
+    )  # fmt: skip
+    init_weights(model, 0)
+    save_model(model.bfloat16(), folder, generation={"temperature": 0.7, "top_p": 0.9})
+    tokenizer.save(folder)
+    (folder / "tools.json").write_text(json.dumps({"tools": []}))
+    return folder
+
+
+def exported(source: Path, output: Path, **changes: object) -> dict[str, object]:
+    config = parse_config(ExportConfig, {"model": str(source), "output": output} | changes, source="test")
+    return run(config, QUIET).summary
+
+
+def test_a_folder_has_the_file_its_modelfile_and_the_commands(directory: Path, tmp_path: Path) -> None:
+    summary = exported(directory, tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["Modelfile", "hopper-bf16.gguf", "run.sh"]
+    assert summary["type"] == "bf16" and summary["pre_tokenizer"] in dict(RULES)
+    keys = open_gguf(tmp_path / "out/hopper-bf16.gguf").keys
+    tokenizer = Tokenizer.load(directory)
+    assert keys["general.name"] == "hopper"
+    assert keys["tokenizer.ggml.eot_token_id"] == tokenizer.id_of("<|im_end|>")
+    commands = (tmp_path / "out/run.sh").read_text()
+    assert "llama-server -m hopper-bf16.gguf -c 64 --jinja" in commands and "ollama create" in commands
+
+
+def test_the_way_back_is_the_same_model_with_all_its_files(directory: Path, tmp_path: Path) -> None:
+    exported(directory, tmp_path / "out")
+    exported(tmp_path / "out/hopper-bf16.gguf", tmp_path / "back", to="folder")
+    before, after = load_model(directory), load_model(tmp_path / "back")
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    for name in ("generation_config.json", "tokenizer_config.json", "chat_template.jinja", "tools.json"):
+        assert (tmp_path / "back" / name).read_text() == (directory / name).read_text(), name
+    assert Tokenizer.load(tmp_path / "back").fingerprint == Tokenizer.load(directory).fingerprint
+    with pytest.raises(ConfigError, match="gguf file"):
+        exported(directory, tmp_path / "no", to="folder")
+
+
+def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_path: Path) -> None:
+    exported(directory, tmp_path / "out")
+    written = open_gguf(tmp_path / "out/hopper-bf16.gguf").keys["tokenizer.chat_template"]
+    assert "generation -" not in written and "endgeneration" not in written
+    turns = [Message("system", "只说中文"), Message("user", "🐇?"), Message("assistant", ""), Message("user", "x")]
+    ours = builtin_template("chatml").render(turns, add_generation_prompt=True).text
+    assert ChatTemplate(written).render(turns, add_generation_prompt=True).text == ours
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "q2_k"])
+def test_k_types_are_made_by_llama_cpp(kind: GgufType, directory: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="the K types need llama-cpp-python")
+    exported(directory, tmp_path / "out", type=kind)
+    file = open_gguf(tmp_path / f"out/hopper-{kind}.gguf")
+    assert file.type_of("blk.0.ffn_gate.weight") == kind.upper()[:4]
+    assert not (tmp_path / "out/whole.gguf").exists()
+
+
+def test_without_llama_cpp_the_error_names_the_extra_and_leaves_nothing(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "llama_cpp", None)
+    with pytest.raises(MissingExtra, match=r"leveret\[llama-cpp\]"):
+        exported(directory, tmp_path / "out", type="q4_k_m")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_no_rule_fits_is_refused_with_a_text(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from leveret.weights import gguf_tokenizer
+
+    monkeypatch.setattr(gguf_tokenizer, "RULES", (("deepest", (r".",)),))
+    with pytest.raises(TokenizerError, match=r"'deepest', gives other ids for .* for example"):
+        exported(directory, tmp_path / "out")
+    assert export.FILE_TYPES[0] == "f32"
