@@ -11,6 +11,7 @@ import pytest
 
 from leveret.console import Console
 from leveret.errors import Stopped
+from leveret.finetune.neftune import NoisyLoss
 from leveret.trainer import lean_adamw
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
@@ -40,7 +41,7 @@ class HeldOut:
         return self.order.row(index)
 
 
-def trained(folder, settings, stop_rank=None, dead_rank=None, at_call=3, odd=None, dies_writing=None):
+def trained(folder, settings, stop_rank=None, dead_rank=None, at_call=3, odd=None, dies_writing=None, noise=None):
     """The loop to its end, or to what happens to one of the processes while it makes a step or writes."""
     from conftest import ToyOrder, make_model  # beside this file, in the process that forks
 
@@ -62,7 +63,8 @@ def trained(folder, settings, stop_rank=None, dead_rank=None, at_call=3, odd=Non
             die_in_flush(dies_writing)
         tokenizer = SimpleNamespace(vocab_size=61, bytes_of=lambda token, skip_special: b"abc")
         run = Run(
-            config=config, source=BatchSource(ToyOrder(num_rows=64), config, rows_in_one_epoch=64), objective=poked,
+            config=config, source=BatchSource(ToyOrder(num_rows=64), config, rows_in_one_epoch=64),
+            objective=poked if noise is None else NoisyLoss(objective, noise),
             folder=Path(folder), seed=3, title="test", world=world, identity={"config": config.identity()},
             validate=Validation(model, [HeldOut(ToyOrder(seed=1))], config, tokenizer, world),
         )  # fmt: skip
@@ -193,3 +195,10 @@ def test_whole_models_stay_the_same_in_all_processes_also_where_they_are_rounded
     ((_, alone),) = start(0, "alone", settings=settings)
     (_, first), (_, second) = start(2, "together", settings=settings)
     assert first == second == alone
+
+
+def test_noise_on_embeddings_is_that_of_one_process(start):
+    ((_, alone),) = start(0, "alone", noise=5.0)
+    (_, first), (_, second) = start(2, "together", noise=5.0)
+    ((_, quiet),) = start(0, "quiet")
+    assert first == second == alone != quiet

@@ -6,7 +6,8 @@ Jain et al. 2023 (arXiv 2310.05914): to the embeddings (L, d) of a document of L
 
 so that its length is about alpha / sqrt(3) however long the document. L is the document's own length: taking that of
 the row it is packed or padded into, as is often done, gives short documents far too little. The numbers follow from
-the step's seed and the row's key, so a resumed run draws the same, however its steps are cut into micro-batches.
+the step's seed and the row's key, so a resumed run draws the same, however its steps are cut into micro-batches and
+shared by processes.
 
 The decoder knows nothing of it: the noise is added in front of its first layer, only while this loss is taken with
 gradients; measuring, serving and the saved weights never see any.
@@ -34,6 +35,7 @@ class NoisyLoss:
     def __init__(self, loss: CausalLoss, alpha: float) -> None:
         self.loss = loss
         self.alpha = alpha
+        self._seed: int | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
         """The summed loss of one micro-batch; with noise as long as gradients are taken."""
@@ -43,7 +45,8 @@ class NoisyLoss:
 
         def add_noise(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             x, *others = arguments
-            noise = noise_for(batch, x.shape[-1], self.alpha, seed=torch.initial_seed())
+            seed = torch.initial_seed() if self._seed is None else self._seed
+            noise = noise_for(batch, x.shape[-1], self.alpha, seed=seed)
             return (x + noise.to(x.device, x.dtype), *others)
 
         hook = first.register_forward_pre_hook(add_noise)
@@ -53,7 +56,8 @@ class NoisyLoss:
             hook.remove()
 
     def start_step(self, batches: Sequence[Batch], world: World) -> None:
-        """What the loss underneath does before a step."""
+        """What the loss underneath does before a step; all processes draw by the seed of the first."""
+        self._seed = world.agree(torch.initial_seed())
         self.loss.start_step(batches, world)
 
     def record(self, world: World, console: Console) -> dict[str, Any]:
