@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -28,6 +29,17 @@ def test_a_model_that_an_earlier_stage_will_make_is_known_from_that_stage(life, 
         assert stages[name]["parameters"]["total"] == count(SHAPE).total, name
     assert stages["pretrain"]["flops_per_token"] == flops_per_token(SHAPE, 128, training=True)
     assert stages["serve"]["memory"]["weights"] < stages["finetune"]["memory"]["weights"], "4 bits after quantize"
+
+
+def test_a_merged_model_is_like_the_first_but_for_stacked_layers(life, plan):
+    recipe = (life / "life.yaml").read_text(encoding="utf-8").partition("  - quantize")[0]
+    mix = '  - merge: {models: ["@finetune/model", "@pretrain/model"]}\n  - serve: {model: "@merge"}\n'
+    (life / "mix.yaml").write_text(recipe + mix, encoding="utf-8")
+    assert plan("mix.yaml")["serve"]["parameters"]["total"] == count(SHAPE).total
+    stack = mix.replace("{models:", "{method: passthrough, layers: [[0, 2], [1, 2]], models:")
+    (life / "mix.yaml").write_text(recipe + stack, encoding="utf-8")
+    deeper = dataclasses.replace(SHAPE, num_hidden_layers=3)
+    assert plan("mix.yaml")["serve"]["parameters"]["total"] == count(deeper).total
 
 
 def test_steps_and_tokens_follow_from_the_config_or_the_size_of_the_files(life, plan):

@@ -37,6 +37,10 @@ def model_of(stage: Stage, earlier: Sequence[Stage], vocab_size: int | None) -> 
     if stage.command.name == "pretrain" and config.init_from is None:
         rows = _vocabulary(config.tokenizer, earlier, vocab_size)
         return KnownModel(config=config.model.decoder_config(vocab_size=rows), origin=f"stage {stage.name}")
+    if stage.command.name == "merge":
+        first = _referred(config.models[0], earlier, vocab_size)
+        layers = sum(end - begin for begin, end in config.layers or [])
+        return replace(first, config=replace(first.config, num_hidden_layers=layers)) if layers else first
     reference = getattr(config, "init_from", None) or getattr(config, "model", None)
     if not isinstance(reference, str | Path):
         raise UnknownModel(f"stage {stage.name} names no model")
