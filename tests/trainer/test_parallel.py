@@ -12,7 +12,7 @@ from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora
 from leveret.model.token_rows import train_rows
 from leveret.precision.gptq_layout import GptqStorage
-from leveret.precision.swap import quantize_linears
+from leveret.precision.swap import quantize_linears, round_to_nf4
 from leveret.ranks import Ranks
 from leveret.trainer import lean_adamw
 from leveret.trainer.batches import BatchSource
@@ -41,7 +41,9 @@ def make(settings, shape):
     shape = {**shape, "moe": MoeConfig(**shape["moe"])} if "moe" in shape else shape
     adapter = shape.get("adapter")
     model = make_model(**{key: value for key, value in shape.items() if key not in ("adapter", "quantized")})
-    if shape.get("quantized"):
+    if shape.get("quantized") == "nf4":
+        round_to_nf4(model)
+    elif shape.get("quantized") == "int4":
         quantize_linears(model, GptqStorage(bits=4, group_size=16, symmetric=True), search=False)
     if adapter is not None:
         add_lora(model, LoraSettings(rank=4, alpha=8), adapter["targets"], seed=0)
@@ -147,14 +149,15 @@ def test_adapters_and_rows_of_tokens_are_trained_by_two_processes_as_by_one(both
     assert_same(one, two, tolerance=0)
 
 
-QUANTIZED = {"quantized": True, "adapter": {"targets": "all-linear", "rows": [3]}}
+QUANTIZED = {"adapter": {"targets": "all-linear", "rows": [3]}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_adapters_on_a_quantized_model_are_trained_by_two_processes_as_by_one(both, mode, precision):
-    one, two = both(2, {"precision": precision, "parallel": {"mode": mode}}, QUANTIZED)
+@pytest.mark.parametrize("quantized", ["int4", "nf4"])
+def test_adapters_on_a_quantized_model_are_trained_by_two_processes_as_by_one(both, mode, precision, quantized):
+    one, two = both(2, {"precision": precision, "parallel": {"mode": mode}}, QUANTIZED | {"quantized": quantized})
     assert_same(one, two, tolerance=0)
 
 
