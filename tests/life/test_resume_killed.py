@@ -95,6 +95,7 @@ PRETRAIN = {
 }
 FINETUNE = {
     "model": "base", "data": ["chats.jsonl", {"path": "more_chats.jsonl", "weight": 2.0}], "template": "chatml",
+    "neftune": 5.0, "bpe_dropout": 0.1,
     "training": {**TRAINING, "sequence_length": 96},
 }  # fmt: skip
 CASES = {
@@ -102,7 +103,7 @@ CASES = {
     "checkpoints written beside the training": (
         "pretrain", {**PRETRAIN, "training": {**TRAINING, "async_checkpoints": True, "checkpoint_every_steps": 1}},
     ),
-    "fine-tuning on packed samples of a mixture": ("finetune", FINETUNE),
+    "fine-tuning with noise on packed samples of a mixture": ("finetune", FINETUNE),
     "an adapter with dropout, merged at the end": (
         "finetune", {**FINETUNE, "adapter": {"rank": 4, "dropout": 0.2, "merge": True}},
     ),
