@@ -86,8 +86,20 @@ def test_parts_have_the_key_of_the_whole(make_config, tmp_path):
     tokenizer.add_special_tokens(builtin_template("chatml").special_tokens)
     data = write_lines(tmp_path / "d.jsonl", chat("hello", "I am fine", "today?", "no"))
     writing = Writing(tokenizer=tokenizer, template=builtin_template("chatml"), split_above=30)
-    found = read_samples(tmp_path / "d.jsonl", ReadReport(), writing)
-    assert [sample.key for _, sample in found] == [f"{data}:1"] * 2
+    (parts,) = read_samples(tmp_path / "d.jsonl", ReadReport(), writing)
+    assert [sample.key for _, sample in parts] == [f"{data}:1"] * 2
+
+
+def test_a_conversation_that_is_left_out_goes_with_all_its_parts(make_config, x_ray):
+    turns = [text for i in range(12) for text in (f"how are you {i}", f"I am fine, {i}")]
+    data = write_lines(make_config.folder / "d.jsonl", chat("hello", "fine"), chat(*turns))
+    console = Console(quiet=True, log=make_config.folder / "log")
+    finetune.run(
+        make_config(data=[data], on_long="split", exclude_rows=[f"{data}:2"], training={"max_steps": 1}), console
+    )
+    assert [sample.key for sample in x_ray[0].samples] == [f"{data}:1"]
+    log = (make_config.folder / "log").read_text()
+    assert "1 records from 1 files" in log and "left out 1: named in exclude_rows" in log
 
 
 def test_bpe_dropout_writes_each_pass_anew_and_the_same_text(make_config):

@@ -151,8 +151,8 @@ def _rows(
     dropout: BpeDropout | None,
 ) -> SampleRows:  # fmt: skip
     reading = ReadReport()
-    written = read_samples(path, reading, writing)
-    written = list(excluded.without(written, lambda one: one[1].key, reading))
+    groups = excluded.without(read_samples(path, reading, writing), lambda parts: parts[0][1].key, reading)
+    written = [part for parts in groups for part in parts]
     for line in reading.lines():
         console.info(f"{path}: {line}")
     samples, size = [sample for _, sample in written], config.training.sequence_length

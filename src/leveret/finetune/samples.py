@@ -72,19 +72,21 @@ class Writing:
         ]
 
 
-def read_samples(path: Path, report: ReadReport, writing: Writing) -> list[tuple[Conversation, Sample]]:
-    """All samples of a file or folder, each beside what it says. Errors name the file and line of what cannot be read
-    or written."""
+def read_samples(path: Path, report: ReadReport, writing: Writing) -> list[list[tuple[Conversation, Sample]]]:
+    """All samples of a file or folder, each beside what it says; those that come of one conversation in one list.
+
+    Errors name the file and the line of what cannot be read or written.
+    """
     found = []
     for file, _ in data_files(path, report):
         if kind_of(file) not in RECORD_SUFFIXES:
             report.dropped["text files beside the records"] += 1
         elif _holds_requests(file):
             for conversation in _requests(file, report, writing.dialect):
-                found.append((conversation, writing.sample(conversation)))
+                found.append([(conversation, writing.sample(conversation))])
         else:
             for conversation in read_conversations(file, report):
-                found += writing.parts(_in_dialect(conversation, writing.dialect), report)
+                found.append(writing.parts(_in_dialect(conversation, writing.dialect), report))
     report.dropped = +report.dropped
     return found
 
