@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers, trainers
 
 from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
 from leveret.model.decoder import Decoder
@@ -91,6 +94,35 @@ def test_llama_cpp_reads_every_text_into_our_ids(split: Split, tmp_path: Path) -
     assert theirs.tokenize(text.encode(), add_bos=False, special=True) == tokenizer.encode(text, allow_special=True)
     assert theirs.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
     assert (theirs.token_bos(), theirs.token_eos()) == (tokenizer.bos_id, tokenizer.eos_id)
+
+
+def sentencepiece_like() -> Tokenizer:
+    """As Llama 2's tokenizer.json: a prefixed space, pieces of characters, bytes for the rest."""
+    engine = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    engine.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    engine.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", *byte_pieces], show_progress=False
+    )
+    words = [f"▁{word}" for text in TRAINED_ON for word in text.replace("\n", " ").split(" ") if word]
+    engine.normalizer, normalizer = None, engine.normalizer
+    engine.train_from_iterator(words, trainer)
+    engine.normalizer = normalizer
+    content = json.loads(engine.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]
+    return Tokenizer(json.dumps(content), bos_token="<s>", eos_token="</s>")
+
+
+def test_llama_cpp_reads_texts_into_the_ids_of_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
+    tokenizer = sentencepiece_like()
+    _, file = built(tmp_path, tokenizer, "llama")
+    theirs = opened(file, vocab_only=True)
+    for text in [*TEXTS, *list(sample_texts(tokenizer))[::20]]:
+        if text and "\0" not in text:
+            assert theirs.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text), text
 
 
 @pytest.mark.parametrize("name", list(SHAPES))

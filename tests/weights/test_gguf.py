@@ -20,6 +20,7 @@ from leveret.weights.gguf_file import open_gguf
 from leveret.weights.gguf_layout import half_split, interleave
 from leveret.weights.gguf_metadata import config_from, context_length, rope_divisors
 from leveret.weights.gguf_read import restore_folder, restore_model
+from leveret.weights.gguf_sentencepiece import joined, piece_types, scores_of
 from leveret.weights.gguf_tokenizer import TokenizerKeys, tokenizer_keys
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
@@ -197,3 +198,14 @@ def test_what_cannot_be_written_or_read_is_refused(tokenizer: Tokenizer, tmp_pat
     with pytest.raises(WeightsError, match="65504"):
         write(source, tmp_path / "n.gguf", "f16", keys)
     assert issubclass(CorruptedFile, LeveretError)
+
+
+def test_pieces_are_joined_by_the_best_score_first_and_what_is_no_piece_is_bytes() -> None:
+    vocabulary = {"▁": 0, "a": 1, "b": 2, "ab": 3, "▁a": 4, "ba": 5, "<0xF0>": 6, "<0x9F>": 7, "<0x90>": 8, "<0x87>": 9}
+    content = {"model": {"vocab": vocabulary, "merges": [["b", "a"], ["▁", "a"], "a b"]}}
+    scores = scores_of(content, 10)
+    assert scores[5] > scores[4] > scores[3] and scores[0] == 0
+    assert joined("aba", vocabulary, scores, space_prefix=True) == [4, 5]
+    assert joined("ab", vocabulary, scores, space_prefix=False) == [3]
+    assert joined("🐇", vocabulary, scores, space_prefix=False) == [6, 7, 8, 9]
+    assert piece_types(content) == {index: 6 for index in (6, 7, 8, 9)}

@@ -31,6 +31,7 @@ from leveret.errors import TokenizerError
 from leveret.model.config import ModelConfig
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.token_bytes import notation_of
+from leveret.weights.gguf_sentencepiece import SPACE, joined, piece_types, scores_of
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SUFFIXES = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
@@ -106,16 +107,24 @@ class TokenizerKeys:
     add_bos: bool
     chat_template: str | None
     """Without `{% generation %}`, which llama.cpp's Jinja does not know."""
+    scores: tuple[float, ...] = ()
+    """Of a sentencepiece tokenizer, which has no merges (gguf_sentencepiece.py)."""
+    space_prefix: bool = False
+    """Sentencepiece: a text begins with a space that is not in it."""
     tokenizer_json: str
     """Travels whole in the standard key `tokenizer.huggingface.json`."""
 
     def write(self, writer: Any) -> None:
         """Add the keys to a `gguf.GGUFWriter`."""
-        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_model("llama" if self.scores else "gpt2")
         writer.add_tokenizer_pre(self.rule.name)
         writer.add_token_list(list(self.tokens))
         writer.add_token_types(list(self.types))
-        writer.add_token_merges(list(self.merges))
+        if self.scores:
+            writer.add_token_scores(list(self.scores))
+            writer.add_add_space_prefix(self.space_prefix)
+        else:
+            writer.add_token_merges(list(self.merges))
         add = {"bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id, "eot": writer.add_eot_token_id,
                "pad": writer.add_pad_token_id}  # fmt: skip
         for role, index in self.ids.items():
@@ -136,11 +145,10 @@ def tokenizer_keys(
     add_bos: whether a text gets a BOS when it is no chat.
     """
     content = json.loads(tokenizer.to_json())
-    if content["model"].get("type") != "BPE" or notation_of(content) != "byte-level":
-        raise TokenizerError(
-            "this is a sentencepiece tokenizer; only byte-level BPE is written to GGUF here",
-            hint="llama.cpp's convert_hf_to_gguf.py takes the release's own tokenizer.model",
-        )
+    if (kind := content["model"].get("type")) != "BPE":
+        raise TokenizerError(f"a tokenizer of type {kind} is not written to GGUF here, only BPE",
+                             hint="llama.cpp's convert_hf_to_gguf.py may know it")  # fmt: skip
+    pieces = notation_of(content) == "sentencepiece"
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenizerError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size} rows",
                              hint="do the tokenizer and the model belong together?")  # fmt: skip
@@ -149,10 +157,12 @@ def tokenizer_keys(
     ends = [index for index in (*stop_ids, *config.eos_token_ids) if index != eos]
     ids = {"bos": tokenizer.bos_id, "eos": eos, "eot": ends[0] if ends else None, "pad": tokenizer.pad_id}
     return TokenizerKeys(
-        rule=find_rule(tokenizer),
+        rule=_pieces_rule(tokenizer, content) if pieces else find_rule(tokenizer),
         tokens=tokens,
         types=types,
-        merges=tuple(_as_line(merge) for merge in content["model"]["merges"]),
+        merges=() if pieces else tuple(_as_line(merge) for merge in content["model"]["merges"]),
+        scores=scores_of(content, config.vocab_size) if pieces else (),
+        space_prefix=pieces and _has_space_prefix(tokenizer),
         ids={role: index for role, index in ids.items() if index is not None},
         add_bos=add_bos and tokenizer.bos_id is not None,
         chat_template=None if tokenizer.chat_template is None else without_generation(tokenizer.chat_template),
@@ -187,6 +197,30 @@ def find_rule(tokenizer: Tokenizer) -> FoundRule:
         f"{len(fails)} of {len(texts)} texts, for example {example[:80]!r}",
         hint="train the tokenizer with split=gpt2 or split=leveret, or serve the model with `leveret serve`",
     )
+
+
+def _pieces_rule(tokenizer: Tokenizer, content: dict[str, Any]) -> FoundRule:
+    """llama.cpp has one rule for sentencepiece; TokenizerError if it gives other ids."""
+    scores = scores_of(content, tokenizer.vocab_size)
+    prefix = _has_space_prefix(tokenizer)
+    added = {entry["content"] for entry in content.get("added_tokens", ())}
+    vocabulary = {piece: index for piece, index in tokenizer.ids.items() if piece not in added}
+    for special in tokenizer.special_ids:
+        if tokenizer.encode(f"{special}a", allow_special=True)[1:] != tokenizer.encode("a"):
+            raise TokenizerError(f"no space is put before a text that follows {special!r}; llama.cpp would put one",
+                                 hint="serve the model with `leveret serve`")  # fmt: skip
+    texts = list(sample_texts(tokenizer))
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        if joined(text, vocabulary, scores, space_prefix=prefix) != ids:
+            raise TokenizerError(f"llama.cpp would read {text[:80]!r} into other ids than this sentencepiece tokenizer",
+                                 hint="serve the model with `leveret serve`")  # fmt: skip
+    return FoundRule(name="default", tried=len(texts), exceptions=())
+
+
+def _has_space_prefix(tokenizer: Tokenizer) -> bool:
+    """Whether encoding puts a space before the text."""
+    first = tokenizers.Tokenizer.from_str(tokenizer.to_json()).encode("a", add_special_tokens=False).tokens[0]
+    return bool(first.startswith(SPACE))
 
 
 def sample_texts(tokenizer: Tokenizer) -> Iterator[str]:
@@ -230,9 +264,13 @@ def _vocabulary(tokenizer: Tokenizer, content: dict[str, Any], size: int) -> tup
     types = [UNUSED] * size
     for piece, index in tokenizer.ids.items():
         tokens[index], types[index] = piece, NORMAL
+    if notation_of(content) == "sentencepiece":
+        for index, kind in piece_types(content).items():
+            types[index] = kind
     for added in content.get("added_tokens", ()):
         tokens[added["id"]] = added["content"]
-        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+        if types[added["id"]] in (NORMAL, UNUSED):
+            types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     return tuple(tokens), tuple(types)
 
 
