@@ -166,3 +166,22 @@ def test_inspect_needs_no_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_gguf_file_shows_its_keys_and_tensors_and_a_broken_one_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    gguf = pytest.importorskip("gguf", reason="GGUF files are read by the package gguf")
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_name("hopper")
+    writer.add_token_list(["a", "b", "c", "d"])
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((4, 8), dtype=np.float16))
+    writer.add_tensor("blk.1.attn_q.weight", np.zeros((4, 8), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    shown = inspect(capsys, tmp_path / "m.gguf")
+    assert "general.name 'hopper'" in shown and "4 values, the first ['a', 'b', 'c']" in shown
+    assert "blk.#.attn_q.weight F16 4 x 8 2 128" in shown and "2 tensors, 128 bytes" in shown
+    (tmp_path / "n.gguf").write_bytes(b"GGUF and nothing else")
+    code, error = refused(capsys, tmp_path / "n.gguf")
+    assert code == 1 and "no whole GGUF file" in error
