@@ -178,7 +178,7 @@ def test_when_what_started_the_processes_is_killed_they_save_and_end(folder, who
     assert code == (1 if who == "agent" else -signal.SIGKILL), shown
     _, alive = psutil.wait_procs(everyone, timeout=30)
     assert not alive
-    assert "stopping after step" in shown
+    assert "stopping after step" in shown, shown
 
 
 def free_port():

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from leveret.trainer.config import TrainingConfig
 from leveret.trainer.loop import Run, train
 from leveret.trainer.metrics import read_metrics
 from leveret.trainer.objective import CausalLoss
+from leveret.trainer.stopping import listen_for_stop
 
 BASE = {
     "max_steps": 8, "rows_per_step": 4, "micro_batch_rows": 4, "learning_rate": 1e-2, "checkpoint_every_steps": 3,
@@ -184,6 +186,21 @@ def test_a_signal_finishes_the_step_saves_and_leaves(start, number, error):
     summary, resumed, _ = start("stopped")
     assert summary.resumed_from_step == 5
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_signal_that_comes_again_at_once_is_the_same_request_and_later_it_ends_at_once():
+    ended = []
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append("at once"))
+    try:
+        with listen_for_stop() as stop:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == signal.SIGTERM and not ended
+            time.sleep(1.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert ended == ["at once"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_signal_handlers_are_put_back(start):
