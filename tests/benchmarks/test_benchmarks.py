@@ -15,7 +15,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.glob("*_cpu.py"))
-PEERS = {"merge_cpu": "mergekit"}
+PEERS = {"merge_cpu": "mergekit", "sft_cpu": "trl"}
 """Of scripts whose peer is not transformers."""
 
 

@@ -9,7 +9,7 @@ from leveret.cli.main import main
 from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.count import count
 from leveret.plan.devices import load_table
-from leveret.plan.fp8 import PUBLISHED, Shape, advise, bf16_seconds, fp8_seconds, shapes_of, time_ratio
+from leveret.plan.fp8 import PUBLISHED, Shape, advise, bf16_seconds, fp8_seconds, shapes_of, time_ratio, verdict_on
 from leveret.plan.fp8_probe import measured_advice
 from leveret.trainer.config import TrainingConfig
 
@@ -121,5 +121,12 @@ def test_measuring_times_both_formats_of_the_linears_that_can():
     shapes = [linear(32, 16), linear(32, 40), linear(32, 32, kept="no")]
     (found,) = measured_advice(shapes, 48, torch.device("cpu"), "this CPU", seconds=0.01)
     assert found.shape is shapes[0]
-    assert 0 < found.bf16_seconds < found.fp8_seconds  # here it is emulated
-    assert found.verdict == "no: casts cost more"
+    assert found.bf16_seconds > 0 and found.fp8_seconds > 0
+    assert found.verdict == verdict_on(found.bf16_seconds, found.fp8_seconds)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp8", "said"), [(1.2, 1.0, "yes"), (1.05, 1.0, "hardly"), (0.9, 1.0, "no: casts cost more")]
+)
+def test_the_verdict_follows_from_the_two_times(bf16, fp8, said):
+    assert verdict_on(bf16, fp8) == said
