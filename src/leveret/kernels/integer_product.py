@@ -91,7 +91,7 @@ def multiply_compiled(x: Tensor, weight: CompiledWeight) -> Tensor:
     library.leveret_integer_product(
         pointer(rows), size(rows.shape[0]), int(bfloat16), int(bfloat16 and rows.shape[0] > FEW_ROWS), weight.bits,
         pointer(weight.words), pointer(weight.scales), pointer(weight.zeros), ctypes.c_float(2 ** (weight.bits - 1)),
-        pointer(None), size(weight.in_features), size(weight.scales.shape[1]),
+        size(weight.in_features), size(weight.scales.shape[1]),
         size(weight.in_features // weight.scales.shape[0]), pointer(out), size(weight.out_features),
         torch.get_num_threads(),
     )  # fmt: skip

@@ -101,7 +101,7 @@ template <int BITS>
 void integer_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t rows, Scratch& scratch, float* sums) {
     Weight weight{static_cast<const word*>(linear.data), linear.scales, linear.zeros, float(linear.zero),
                   linear.inputs, linear.outputs, linear.group};
-    Levels<BITS> levels(nullptr);
+    Levels<BITS> levels;
     if (rows <= FEW) few_rows_of_tile<BITS>(weight, levels, tile, x.wide.data(), rows, sums);
     else many_rows_of_tile<BITS>(weight, levels, tile, x.numbers.data(), rows, scratch.right.data(), sums);
 }

@@ -4,10 +4,10 @@
 namespace {
 
 template <int BITS, typename Number>
-void multiply_few(const Weight& weight, const float* values, const Number* x, int64_t rows, Number* out, int64_t columns,
+void multiply_few(const Weight& weight, const Number* x, int64_t rows, Number* out, int64_t columns,
                   int threads) {
     std::vector<float> wide = widened(x, rows * weight.inputs);
-    Levels<BITS> levels(values);
+    Levels<BITS> levels;
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> sums(size_t(rows * TILE));
@@ -20,9 +20,9 @@ void multiply_few(const Weight& weight, const float* values, const Number* x, in
 }
 
 template <int BITS>
-void multiply_many(const Weight& weight, const float* values, const bfloat16* x, int64_t rows, bfloat16* out,
+void multiply_many(const Weight& weight, const bfloat16* x, int64_t rows, bfloat16* out,
                    int64_t columns, int threads) {
-    Levels<BITS> levels(values);
+    Levels<BITS> levels;
     std::vector<bfloat16> padded;  // products in tiles read rows in sixteens
     if (rows % ROW_PADDING != 0) {
         padded.resize(size_t(round_up(rows, ROW_PADDING) * weight.inputs));
@@ -45,21 +45,21 @@ void multiply_many(const Weight& weight, const float* values, const bfloat16* x,
 }  // namespace
 
 // out (rows, columns) = x (rows, inputs) weight^T. inputs and group: multiples of 32.
-// bits: 4 or 8. table: what the sixteen levels of four bits are worth, or null: their numbers.
+// bits: 4 or 8.
 // written_out: multiply with parts of the weight in bfloat16 (bfloat16 activations only), which pays for many rows.
 LEVERET_EXPORT void leveret_integer_product(const void* x, int64_t rows, int is_bfloat16, int written_out, int bits,
                                             const uint32_t* words, const uint16_t* scales, const uint8_t* zeros, float zero,
-                                            const float* table, int64_t inputs, int64_t outputs, int64_t group, void* out,
+                                            int64_t inputs, int64_t outputs, int64_t group, void* out,
                                             int64_t columns, int threads) {
     Weight weight{words, scales, zeros, zero, inputs, outputs, group};
     auto few = [&](auto number) {
         using Number = decltype(number);
         auto multiply = bits == 4 ? multiply_few<4, Number> : multiply_few<8, Number>;
-        multiply(weight, table, static_cast<const Number*>(x), rows, static_cast<Number*>(out), columns, threads);
+        multiply(weight, static_cast<const Number*>(x), rows, static_cast<Number*>(out), columns, threads);
     };
     if (written_out) {
         auto multiply = bits == 4 ? multiply_many<4> : multiply_many<8>;
-        multiply(weight, table, static_cast<const bfloat16*>(x), rows, static_cast<bfloat16*>(out), columns, threads);
+        multiply(weight, static_cast<const bfloat16*>(x), rows, static_cast<bfloat16*>(out), columns, threads);
     } else if (is_bfloat16) {
         few(bfloat16{});
     } else {

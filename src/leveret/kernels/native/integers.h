@@ -69,10 +69,8 @@ struct Levels {
     static constexpr int FIELDS = 32 / BITS;
     floats table{};
 
-    explicit Levels(const float* values) {
-        if (BITS == 4)
-            for (int lane = 0; lane < std::min(LANES, 16); lane++) table[lane] = values == nullptr ? float(lane) : values[lane];
-        values_ = values;
+    Levels() {
+        for (int lane = 0; lane < LANES; lane++) table[lane] = float(lane);
     }
 
     floats operator()(ints words, int j) const {
@@ -80,14 +78,8 @@ struct Levels {
         if (BITS == 4) return (floats)_mm512_permutexvar_ps((__m512i)(words >> (4 * j)), (__m512)table);
 #endif
         ints levels = (words >> (BITS * j)) & ((1 << BITS) - 1);
-        if (BITS == 8 || values_ == nullptr) return __builtin_convertvector(levels, floats);
-        floats found;
-        for (int lane = 0; lane < LANES; lane++) found[lane] = values_[levels[lane]];
-        return found;
+        return __builtin_convertvector(levels, floats);
     }
-
-private:
-    const float* values_;
 };
 
 floats zero_of(const Weight& weight, int64_t place) {
