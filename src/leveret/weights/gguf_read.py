@@ -46,7 +46,7 @@ def restore_folder(source: Path, target: Path) -> list[str]:
     model = restore_model(file)
     carried = json.loads(file.keys.get(CARRIED_KEY) or "{}")
     save_model(model, target)
-    tokenizer = _tokenizer(file)
+    tokenizer = restore_tokenizer(file)
     if tokenizer is None:
         return [f"{source.name} has no tokenizer that can be rebuilt; copy tokenizer.json from the original folder"]
     tokenizer.save(target)
@@ -93,7 +93,8 @@ def _decoded(file: GgufFile, name: str) -> np.ndarray[Any, Any]:
     return values.reshape(file.shape_of(name))
 
 
-def _tokenizer(file: GgufFile) -> Tokenizer | None:
+def restore_tokenizer(file: GgufFile) -> Tokenizer | None:
+    """The tokenizer and template of a file; None where it has none that can be rebuilt."""
     keys = file.keys
     text = keys.get("tokenizer.huggingface.json") or _rebuilt(keys)
     if text is None:
