@@ -66,6 +66,36 @@ def round_to_nearest(
     )
 
 
+def choose_grid(
+    groups: torch.Tensor, *, bits: int, symmetric: bool, search: bool, importance: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zero points, (O, G, 1) each, for groups of weights (O, G, S), all float32.
+
+    importance: what a squared error in each column counts, of a shape that broadcasts to the groups'; None: the same.
+    """
+    full_scale, low = _full_range(groups, bits=bits, symmetric=symmetric)
+    if float(full_scale.abs().max()) > 65504:
+        raise WeightsError("a weight is too large for a float16 scale: it cannot be stored in the GPTQ layout")
+    best_scale, best_zero = torch.ones_like(full_scale), torch.ones_like(full_scale)
+    best_error = torch.full_like(full_scale, math.inf)
+    for ratio in SEARCH_RATIOS if search else (1.0,):
+        scale = _storable(full_scale * ratio)
+        zero = _zero_point(low * ratio, scale, bits=bits, symmetric=symmetric)
+        error = _squared_error(groups, scale, zero, bits, importance)
+        better = error < best_error
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+        best_error = torch.minimum(error, best_error)
+    if search:
+        offsets = _levels(groups, best_scale, best_zero, bits) - best_zero
+        weighted = offsets if importance is None else offsets * importance
+        square = (offsets * weighted).sum(-1, keepdim=True)
+        fitted = (groups * weighted).sum(-1, keepdim=True) / torch.where(square > 0, square, torch.ones_like(square))
+        fitted = _storable(torch.where(fitted == 0, best_scale, fitted))
+        better = _squared_error(groups, fitted, best_zero, bits, importance) < best_error
+        best_scale = torch.where(better, fitted, best_scale)
+    return best_scale, best_zero
+
+
 def relative_error(weight: torch.Tensor, quantized: GroupedIntegers) -> float:
     """Root mean square of what was lost over root mean square of the weight: 0.1 means ten percent."""
     reference = weight.detach().float()
@@ -89,25 +119,8 @@ def _round_rows(
     groups: torch.Tensor, *, bits: int, symmetric: bool, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Levels (O, G, S), scales (O, G, 1) and zero points (O, G, 1) of groups (O, G, S), all float32."""
-    full_scale, low = _full_range(groups, bits=bits, symmetric=symmetric)
-    if float(full_scale.abs().max()) > 65504:
-        raise WeightsError("a weight is too large for a float16 scale: it cannot be stored in the GPTQ layout")
-    best_scale, best_zero = torch.ones_like(full_scale), torch.ones_like(full_scale)
-    best_error = torch.full_like(full_scale, math.inf)
-    for ratio in SEARCH_RATIOS if search else (1.0,):
-        scale = _storable(full_scale * ratio)
-        zero = _zero_point(low * ratio, scale, bits=bits, symmetric=symmetric)
-        error = _squared_error(groups, scale, zero, bits)
-        better = error < best_error
-        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-        best_error = torch.minimum(error, best_error)
-    if search:
-        offsets = _levels(groups, best_scale, best_zero, bits) - best_zero
-        fitted = (groups * offsets).sum(-1, keepdim=True) / offsets.square().sum(-1, keepdim=True).clamp(min=1)
-        fitted = _storable(torch.where(fitted == 0, best_scale, fitted))
-        better = _squared_error(groups, fitted, best_zero, bits) < best_error
-        best_scale = torch.where(better, fitted, best_scale)
-    return _levels(groups, best_scale, best_zero, bits), best_scale, best_zero
+    scale, zero = choose_grid(groups, bits=bits, symmetric=symmetric, search=search)
+    return _levels(groups, scale, zero, bits), scale, zero
 
 
 def _full_range(groups: torch.Tensor, *, bits: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +150,10 @@ def _levels(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits:
     return ((groups / scale).round() + zero).clamp(0, 2**bits - 1)
 
 
-def _squared_error(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+def _squared_error(
+    groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, importance: torch.Tensor | None
+) -> torch.Tensor:
     """(O, G, 1): the sum of squares lost in each group."""
     kept = (_levels(groups, scale, zero, bits) - zero) * scale
-    return (kept - groups).square().sum(-1, keepdim=True)
+    lost = (kept - groups).square()
+    return (lost if importance is None else lost * importance).sum(-1, keepdim=True)
