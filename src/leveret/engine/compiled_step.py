@@ -52,7 +52,8 @@ class CompiledStep:
             for each in model.rope(slots.positions, lengths, torch.bfloat16)
         )
         x = F.embedding(ids, model.embed_tokens.weight)
-        logits = self._step(x, cache.keys, cache.values, slots.starts, cos, signed_sin)
+        tables = torch.arange(len(ids)).unsqueeze(1)
+        logits = self._step(x, cache.keys, cache.values, tables, slots.starts, cos, signed_sin)
         cache.advance(1)
         return logits
 

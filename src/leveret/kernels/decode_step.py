@@ -5,7 +5,7 @@ rounded to bfloat16 in the same places. Weights may be plain bfloat16 matrices o
 each as it lies in memory; nothing is copied. Here are the tables of pointers that the call takes; which model has them
 is said in `engine/compiled_step.py`.
 
-Shape legend: B rows, H hidden, D head width, K key-value heads, C capacity of the cache, V vocabulary.
+Shape legend: B rows, H hidden, D head width, K key-value heads, N blocks of the cache, C tokens of each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -115,23 +115,26 @@ class DecodeStep:
                 setattr(table, name, _linear(getattr(layer, name)))
 
     def __call__(
-        self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], positions: Sequence[int], cos: Tensor,
-        signed_sin: Tensor,
+        self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], tables: Tensor, positions: Sequence[int],
+        cos: Tensor, signed_sin: Tensor,
     ) -> Tensor:  # fmt: skip
         """Embeddings of the new tokens (B, H), which are overwritten -> logits (B, V).
 
-        keys, values: for each layer (B, K, C, D); the new ones are written at `positions`, one for each row.
+        keys, values: for each layer (N, K, C, D); token p of row b lies at p % C of block `tables[b, p // C]`.
+        tables: (B, blocks) int64; a cache that is one piece for each row has C its capacity and one block for each.
+        positions: where in its sequence each new token comes; rows may be several tokens of one sequence in a row.
         cos, signed_sin: (B, D). All bfloat16 and in one piece.
         """
         for table, layer_keys, layer_values in zip(self._layers, keys, values, strict=True):
             table.keys, table.values = layer_keys.data_ptr(), layer_values.data_ptr()
         library = compiled()
-        assert library is not None and max(positions) < keys[0].shape[2]
+        block = keys[0].shape[2]
+        assert library is not None and max(positions) < tables.shape[1] * block and tables.is_contiguous()
         logits = torch.empty((x.shape[0], self._head.columns), dtype=torch.bfloat16)
         library.leveret_decode_step(
             ctypes.byref(self._shape), self._layers, self._last_norm, ctypes.byref(self._head), pointer(x),
-            size(x.shape[0]), (ctypes.c_int64 * len(positions))(*positions), size(keys[0].shape[2]), pointer(cos),
-            pointer(signed_sin), pointer(logits), torch.get_num_threads(),
+            size(x.shape[0]), (ctypes.c_int64 * len(positions))(*positions), pointer(tables), size(tables.shape[1]),
+            size(block), pointer(cos), pointer(signed_sin), pointer(logits), torch.get_num_threads(),
         )  # fmt: skip
         return logits
 

@@ -22,13 +22,34 @@ struct Linear {
 struct Layer {
     const bfloat16 *attention_norm, *feed_forward_norm;
     Linear query, key, value, out, gate, up, down;
-    bfloat16 *keys, *values;  // the cache: (rows, groups, capacity, width)
+    bfloat16 *keys, *values;  // the cache: (blocks, groups, tokens of a block, width)
 };
 
 struct Shape {
     int64_t layers, hidden, heads, groups, width, intermediate, window;
     double eps;
     int64_t rounds_before_scale;
+};
+
+// Where the cache keeps each row's tokens: token s of a row is token s % tokens of block tables[s / tokens].
+struct Places {
+    const int64_t* tables;  // (rows, blocks); rows may share blocks, and be several new tokens of one sequence
+    int64_t blocks, tokens;
+
+    int64_t at(const Shape& shape, int64_t row, int64_t group, int64_t token) const {
+        int64_t block = tables[row * blocks + token / tokens];
+        return ((block * shape.groups + group) * tokens + token % tokens) * shape.width;
+    }
+
+    // Calls use(first token, one past the last, where the first is) for each piece of [first, end) that lies together.
+    template <class Use>
+    void pieces(const Shape& shape, int64_t row, int64_t group, int64_t first, int64_t end, Use use) const {
+        while (first < end) {
+            int64_t next = std::min(end, (first / tokens + 1) * tokens);
+            use(first, next, at(shape, row, group, first));
+            first = next;
+        }
+    }
 };
 
 // What products read: rows of bfloat16 (more of them than there are, for tiles), and for few rows the same in float32.
@@ -142,29 +163,34 @@ void turn(const bfloat16* x, const bfloat16* cos, const bfloat16* signed_sin, in
     }
 }
 
-// The heads of one group of one row read the cache, to which the new key and value are added.
-void attend(const Shape& shape, const Layer& layer, int64_t capacity, int64_t position, int64_t row, int64_t group,
-            const bfloat16* query, const bfloat16* key, const bfloat16* value, const bfloat16* cos,
-            const bfloat16* signed_sin, Scratch& scratch, Rows& out) {
+// The new key and value of one group of one row go to the cache.
+void keep(const Shape& shape, const Layer& layer, int64_t place, const bfloat16* key, const bfloat16* value,
+          const bfloat16* cos, const bfloat16* signed_sin) {
+    turn(key, cos, signed_sin, shape.width, layer.keys + place);
+    std::memcpy(layer.values + place, value, size_t(shape.width) * sizeof(bfloat16));
+}
+
+// The heads of one group of one row read the cache, in which the new key and value are already.
+void attend(const Shape& shape, const Layer& layer, const Places& places, int64_t position, int64_t row, int64_t group,
+            const bfloat16* query, const bfloat16* cos, const bfloat16* signed_sin, Scratch& scratch, Rows& out) {
     int64_t width = shape.width, heads = shape.heads / shape.groups;
     int64_t first = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0, count = position + 1 - first;
     int64_t stride = round_up(count, LANES);
-    bfloat16* keys = layer.keys + (row * shape.groups + group) * capacity * width;
-    bfloat16* values = layer.values + (row * shape.groups + group) * capacity * width;
-    turn(key, cos, signed_sin, width, keys + position * width);
-    std::memcpy(values + position * width, value, size_t(width) * sizeof(bfloat16));
     for (int64_t h = 0; h < heads; h++) {
         turn(query + h * width, cos, signed_sin, width, scratch.halves.data());
         for (int64_t i = 0; i < width; i += LANES) store(load(scratch.halves.data() + i), scratch.turned.data() + h * width + i);
     }
     float factor = 1.0f / std::sqrt(float(width));
-    for (int64_t s = 0; s < count; s++)
-        for (int64_t h = 0; h < heads; h++) {
-            floats sum{};
-            for (int64_t i = 0; i < width; i += LANES)
-                sum += load(keys + (first + s) * width + i) * load(scratch.turned.data() + h * width + i);
-            scratch.scores[size_t(h * stride + s)] = sum_of(sum) * factor;
-        }
+    places.pieces(shape, row, group, first, position + 1, [&](int64_t from, int64_t to, int64_t place) {
+        const bfloat16* keys = layer.keys + place;
+        for (int64_t s = from; s < to; s++, keys += width)
+            for (int64_t h = 0; h < heads; h++) {
+                floats sum{};
+                for (int64_t i = 0; i < width; i += LANES)
+                    sum += load(keys + i) * load(scratch.turned.data() + h * width + i);
+                scratch.scores[size_t(h * stride + s - first)] = sum_of(sum) * factor;
+            }
+    });
     for (int64_t h = 0; h < heads; h++) {
         float* scores = scratch.scores.data() + h * stride;
         std::fill(scores + count, scores + stride, -INFINITY);
@@ -179,7 +205,10 @@ void attend(const Shape& shape, const Layer& layer, int64_t capacity, int64_t po
         float share = 1.0f / sum_of(sums);
         for (int64_t i = 0; i < width; i += LANES) {
             floats sum{};
-            for (int64_t s = 0; s < count; s++) sum += scores[s] * load(values + (first + s) * width + i);
+            places.pieces(shape, row, group, first, position + 1, [&](int64_t from, int64_t to, int64_t place) {
+                const bfloat16* values = layer.values + place + i;
+                for (int64_t s = from; s < to; s++, values += width) sum += scores[s - first] * load(values);
+            });
             out.put(sum * share, (row * shape.heads + group * heads + h) * width + i);
         }
     }
@@ -187,14 +216,16 @@ void attend(const Shape& shape, const Layer& layer, int64_t capacity, int64_t po
 
 }  // namespace
 
-// x (rows, hidden): the embeddings of the new tokens. positions (rows,): where in its row of the cache each of them comes.
+// x (rows, hidden): the embeddings of the new tokens. positions (rows,): where in its sequence each of them comes; tables
+// (rows, blocks): where the cache keeps that sequence. Several rows may be tokens of one sequence that follow each other.
 // cos, signed_sin (rows, width). logits (rows, vocabulary): the head's products with the last norm's output.
 LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers, const bfloat16* last_norm,
                                         const Linear* head, bfloat16* x, int64_t rows, const int64_t* positions,
-                                        int64_t capacity, const bfloat16* cos, const bfloat16* signed_sin,
-                                        bfloat16* logits, int threads) {
+                                        const int64_t* tables, int64_t blocks, int64_t block_tokens,
+                                        const bfloat16* cos, const bfloat16* signed_sin, bfloat16* logits, int threads) {
     const Shape& shape = *given;
     int64_t hidden = shape.hidden, query_size = shape.heads * shape.width, key_size = shape.groups * shape.width;
+    Places places{tables, blocks, block_tokens};
     int64_t longest = *std::max_element(positions, positions + rows) + 1;
     Rows normed(rows, hidden), attended(rows, query_size), gated(rows, shape.intermediate);
     std::vector<bfloat16> query(size_t(rows * query_size)), key(size_t(rows * key_size)), value(size_t(rows * key_size));
@@ -222,12 +253,20 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
                 else if (task < query_tiles + key_tiles) multiply(layer.key, task - query_tiles, normed, key.data());
                 else multiply(layer.value, task - query_tiles - key_tiles, normed, value.data());
             }
+            auto keep_one = [&](int64_t task) {
+                int64_t row = task / shape.groups, place = places.at(shape, row, task % shape.groups, positions[row]);
+                keep(shape, layer, place, key.data() + task * shape.width, value.data() + task * shape.width,
+                     cos + row * shape.width, signed_sin + row * shape.width);
+            };
+            if (rows > 1)  // the rows of one sequence read each other's keys
+#pragma omp for schedule(static)
+                for (int64_t task = 0; task < rows * shape.groups; task++) keep_one(task);
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < rows * shape.groups; task++) {
                 int64_t row = task / shape.groups, group = task % shape.groups;
-                attend(shape, layer, capacity, positions[row], row, group,
-                       query.data() + row * query_size + group * (query_size / shape.groups),
-                       key.data() + task * shape.width, value.data() + task * shape.width, cos + row * shape.width,
+                if (rows == 1) keep_one(task);
+                attend(shape, layer, places, positions[row], row, group,
+                       query.data() + row * query_size + group * (query_size / shape.groups), cos + row * shape.width,
                        signed_sin + row * shape.width, scratch, attended);
             }
 #pragma omp for schedule(static)
