@@ -10,7 +10,8 @@
     │   ├── MissingWeights                      tensors the model needs are not in the files
     │   ├── UnexpectedWeights                   the files hold tensors the model has no place for
     │   ├── ShapeMismatch                       a tensor has another shape than the config says
-    │   └── CorruptedFile                       a file is cut short or damaged
+    │   ├── CorruptedFile                       a file is cut short or damaged
+    │   └── UnsafeFile                          a file asks for code to be run
     ├── TrainingError                       1   training cannot go on, or must not begin
     │   ├── NonFiniteLoss                       the loss is NaN or infinite; nothing was updated
     │   ├── NothingToTrain                      a sample, batch or data set trains no token
@@ -101,6 +102,10 @@ class ShapeMismatch(WeightsError):
 
 class CorruptedFile(WeightsError):
     """A file is cut short or damaged."""
+
+
+class UnsafeFile(WeightsError):
+    """A file of weights asks for code to be run; nothing of it was."""
 
 
 class TrainingError(LeveretError):

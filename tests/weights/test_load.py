@@ -11,7 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from leveret.errors import ConfigError, CorruptedFile, MissingWeights, ShapeMismatch, UnexpectedWeights, WeightsError
+from leveret.errors import (
+    ConfigError,
+    CorruptedFile,
+    MissingWeights,
+    ShapeMismatch,
+    UnexpectedWeights,
+    UnsafeFile,
+    WeightsError,
+)
 from leveret.model.decoder import Decoder
 from leveret.weights.load import load_model, read_config
 
@@ -58,7 +66,7 @@ def test_the_older_bin_form_is_read_single_and_sharded(model, directory, sharded
 def test_a_bin_file_with_code_in_it_is_refused(directory) -> None:
     (directory / "model.safetensors").unlink()
     torch.save({"x": Path}, directory / "pytorch_model.bin")
-    with pytest.raises(CorruptedFile, match=r"pytorch_model\.bin"):
+    with pytest.raises(UnsafeFile, match=r"pytorch_model\.bin"):
         load_model(directory)
 
 

@@ -6,7 +6,8 @@
 
 A safetensors file is a length, a JSON header with the byte range of every tensor, and the bytes; so a part is one
 `pread`. A mapping would do as well, but its pages count as this process's memory for as long as they are warm, and
-"what does it need?" would have no answer. Reading is safe from several threads. .bin files are mapped by PyTorch.
+"what does it need?" would have no answer. Reading is safe from several threads. A .bin file says in its pickle where
+its values lie (bin_file.py).
 """
 
 from __future__ import annotations
@@ -22,14 +23,9 @@ import torch
 from torch import Tensor
 
 from leveret.errors import CorruptedFile
-from leveret.weights.safetensors import find_weight_files, load_bin
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-"""The format's names of dtypes."""
+from leveret.weights.bin_file import BinTensor, open_bin
+from leveret.weights.file_values import DTYPES, read_bin_tensor, read_values
+from leveret.weights.safetensors import BIN_SUFFIXES, WeightFiles, find_weight_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +37,9 @@ class Stored:
     file: str
     """The file's name in the directory."""
     offset: int
-    """Where its bytes begin in the file; 0 for a .bin file."""
+    """Where its bytes begin in the file."""
+    window: BinTensor | None = None
+    """How its values lie in a .bin file, if not one after another."""
 
     @property
     def numel(self) -> int:
@@ -50,25 +48,22 @@ class Stored:
 
 
 class WeightReader:
-    """The tensors of one directory. A context manager: the files are open inside it."""
+    """The tensors of one directory. A context manager: the files are open inside it.
 
-    def __init__(self, directory: Path) -> None:
+    files: those to read; None: those that `find_weight_files` finds.
+    """
+
+    def __init__(self, directory: Path, files: WeightFiles | None = None) -> None:
         self.directory = directory
+        self.files = find_weight_files(directory) if files is None else files
         self.tensors: dict[str, Stored] = {}
         self._handles: dict[str, int] = {}
-        self._mapped: dict[str, Tensor] = {}
-        for file in sorted(set(find_weight_files(directory).file_of.values())):
-            if file.endswith(".bin"):
-                whole = load_bin(directory / file)
-                self._mapped |= whole
-                self.tensors |= {name: _of_tensor(tensor, file) for name, tensor in whole.items()}
-            else:
-                self.tensors |= _header(directory / file)
+        for file in sorted(set(self.files.file_of.values())):
+            self.tensors |= (_described if file.endswith(BIN_SUFFIXES) else _header)(directory / file)
 
     def __enter__(self) -> WeightReader:
         for file in sorted({stored.file for stored in self.tensors.values()}):
-            if not file.endswith(".bin"):
-                self._handles[file] = os.open(self.directory / file, os.O_RDONLY)
+            self._handles[file] = os.open(self.directory / file, os.O_RDONLY)
         return self
 
     def __exit__(
@@ -83,26 +78,24 @@ class WeightReader:
         stored = self.tensors[name]
         stop = stored.numel if stop is None else stop
         assert 0 <= start <= stop <= stored.numel, (name, start, stop)
-        if name in self._mapped:
-            return self._mapped[name].reshape(-1)[start:stop].clone()
-        values = torch.empty(stop - start, dtype=stored.dtype)
-        if stop > start:
-            self._fill(values.view(torch.uint8).numpy().data, stored, start * stored.dtype.itemsize)
-        return values
-
-    def _fill(self, buffer: memoryview, stored: Stored, begin: int) -> None:
-        done = 0
-        while done < len(buffer):
-            got = os.preadv(self._handles[stored.file], [buffer[done:]], stored.offset + begin + done)
-            if got == 0:
-                raise CorruptedFile(
-                    f"{self.directory / stored.file} ends inside a tensor", hint="fetch or write the file again"
-                )
-            done += got
+        handle, path = self._handles[stored.file], self.directory / stored.file
+        if stored.window is not None:
+            return read_bin_tensor(handle, path, stored.window).reshape(-1)[start:stop].clone()
+        return read_values(handle, path, stored.dtype, stored.offset + start * stored.dtype.itemsize, stop - start)
 
 
-def _of_tensor(tensor: Tensor, file: str) -> Stored:
-    return Stored(dtype=tensor.dtype, shape=tuple(tensor.shape), file=file, offset=0)
+def _described(path: Path) -> dict[str, Stored]:
+    """The tensors of one .bin file."""
+    return {
+        name: Stored(
+            dtype=DTYPES[tensor.dtype],
+            shape=tensor.shape,
+            file=path.name,
+            offset=tensor.offset,
+            window=None if tensor.contiguous else tensor,
+        )
+        for name, tensor in open_bin(path).tensors.items()
+    }
 
 
 def _header(path: Path) -> dict[str, Stored]:

@@ -2,29 +2,36 @@
 
     model.safetensors                                   one file
     model.safetensors.index.json + model-0000i-of-n...  shards; the index says which tensor lies where
-    pytorch_model.bin (.index.json)                     the older form; read with weights_only, so no code in it can run
+    pytorch_model.bin (.index.json)                     the older form; read by bin_file.py, so no code in it can run
 
-Reading streams: one tensor is in memory at a time (a whole file for .bin). A file that is cut short is found by its
-header, before any tensor is used, and the error names it.
+Reading streams: one tensor is in memory at a time. A file that is cut short is found by its header, before any tensor
+is used, and the error names it.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from leveret.errors import CorruptedFile, MissingWeights, UnexpectedWeights
+from leveret.weights.bin_file import open_bin, refuse_pointer
+from leveret.weights.file_values import read_bin_tensor
 
 CANDIDATES = ("model.safetensors", "pytorch_model.bin")
 """Single files looked for, in this order; each may also be sharded, with an index beside it."""
+
+BIN_SUFFIXES = (".bin", ".pt", ".pth")
+"""Endings of PyTorch's own files."""
+
+EXTRA_STATE = "_extra_state"
+"""Ending of the scales that TransformerEngine's FP8 modules keep beside their weights; no model needs them to run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,11 @@ class WeightFiles:
         for file in sorted(set(self.file_of.values())):
             for name, tensor in _read(self.directory / file):
                 yield name, file, tensor
+
+
+def one_file(path: Path) -> WeightFiles:
+    """A single tensor file, whatever its name is; CorruptedFile when it cannot be read."""
+    return WeightFiles(directory=path.parent, file_of=dict.fromkeys(_names_in(path), path.name))
 
 
 def find_weight_files(directory: Path) -> WeightFiles:
@@ -65,17 +77,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CorruptedFile(f"{path} is no JSON: {error}", hint="fetch or write the file again") from error
     if not isinstance(content, dict):
         raise CorruptedFile(f"{path} holds a {type(content).__name__}, not an object", hint="fetch the file again")
-    return content
-
-
-def load_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file, mapped; no code in it can run. CorruptedFile when it is something else."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise _corrupted(path, error) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CorruptedFile(f"{path} is no dictionary of tensors", hint="save the model's state dict, not the model")
     return content
 
 
@@ -112,8 +113,14 @@ def _checked_index(index: Path) -> dict[str, str]:
 
 
 def _names_in(path: Path) -> list[str]:
-    if path.suffix == ".bin":
-        return list(load_bin(path))
+    if path.suffix in BIN_SUFFIXES:
+        file = open_bin(path)
+        if strange := [name for name in file.others if not name.endswith(EXTRA_STATE)]:
+            raise UnexpectedWeights(f"{path} holds {name_some(strange)}, which are no tensors",
+                                    hint="save the model's state dict alone")  # fmt: skip
+        return list(file.tensors)
+    with open(path, "rb") as opened:
+        refuse_pointer(path, opened.read(64))
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
@@ -122,8 +129,13 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
-    if path.suffix == ".bin":
-        yield from load_bin(path).items()
+    if path.suffix in BIN_SUFFIXES:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            for name, described in open_bin(path).tensors.items():
+                yield name, read_bin_tensor(handle, path, described)
+        finally:
+            os.close(handle)
         return
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  # no mapping: only keys() exists

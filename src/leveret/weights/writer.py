@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from leveret.paths import atomic_write
-from leveret.weights.reader import DTYPES
+from leveret.weights.file_values import DTYPES
 from leveret.weights.save import INDEX, SHARD_BYTES
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
