@@ -39,6 +39,7 @@ def config(tokenizer: Tokenizer) -> ModelConfig:
         num_key_value_heads=2,
         max_position_embeddings=1024,
         initializer_range=0.1,
+        eos_token_id=tokenizer.special_ids["<|im_end|>"],
     )
 
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from leveret.certify.card_facts import flat, number
-from leveret.certify.card_pieces import short_form, sparkline, table
+from leveret.certify.card_pieces import sparkline, table
 from leveret.certify.config import CertifyConfig
+from leveret.certify.references import short_form
 from leveret.certify.run import run
 from leveret.config import parse_config
 from leveret.console import Console

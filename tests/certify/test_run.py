@@ -62,6 +62,7 @@ def test_one_perturbed_weight_fails_and_its_layer_is_named(make_form: MakeForm, 
     assert caught.value.exit_code == 5 and "logits" in str(caught.value) and ", token 0:" in str(caught.value)
     assert verdicts(tmp_path / "out") == {
         "token ids": "same",
+        "stop ids": "same",
         "logits": "different",
         "KL divergence": "different",
         "perplexity": "not compared",

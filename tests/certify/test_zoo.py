@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leveret.certify.by_leveret import LeveretForm
-from leveret.certify.form import numerics_of
+from leveret.certify.form import Stops, numerics_of
 from leveret.certify.thresholds import BOUNDS, Numerics, kind_of
 from leveret.certify.zoo import zoo
 from leveret.errors import ConfigError
@@ -25,6 +25,7 @@ def form_of(tokenizer: Tokenizer) -> LeveretForm:
         model=None,
         own_tokenizer=tokenizer,
         template=template_for(tokenizer),
+        stops=Stops(declared=frozenset()),
     )
 
 
@@ -70,7 +71,7 @@ def test_the_coarser_side_decides_what_a_pair_is_judged_by(first: Numerics, seco
 def test_bounds_grow_from_kind_to_kind() -> None:
     kl = [bounds.kl_nats for bounds in BOUNDS.values()]
     ratio = [bounds.perplexity_ratio for bounds in BOUNDS.values()]
-    assert kl == sorted(kl) and ratio == sorted(ratio) and len(BOUNDS) == 4
+    assert kl == sorted(kl) and ratio == sorted(ratio) and len(BOUNDS) == 6
 
 
 def test_a_number_format_without_bounds_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Forms that our own decoder and engine run: model directories, quantized ones, and training checkpoints.
+"""Forms that our own decoder and engine run: directories, quantized ones, adapters, GGUF files, training checkpoints.
 
 A checkpoint holds float32 masters in one flat tensor (`trainer/checkpoint.py`); its architecture and tokenizer are
 those of the model directory in a folder above it.
@@ -7,20 +7,23 @@ those of the model directory in a folder above it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from leveret.certify.form import Reader, numerics_of
+from leveret.certify.by_llama_cpp import gguf_numerics
+from leveret.certify.form import Reader, Stops, numerics_of
+from leveret.certify.references import LLAMA_CPP_PREFIX
 from leveret.certify.thresholds import Numerics
 from leveret.certify.zoo import Fixture
 from leveret.chat.messages import messages_from
 from leveret.chat.template import ChatTemplate, template_for
+from leveret.engine.defaults import read_defaults
 from leveret.engine.engine import Engine
 from leveret.engine.request import Request, SamplingParams
-from leveret.errors import CheckpointError, RequestError, TemplateError
+from leveret.errors import CheckpointError, RequestError, TemplateError, WeightsError
 from leveret.hub import is_adapter, model_under
 from leveret.model.decoder import Decoder
 from leveret.paths import sha256_file
@@ -28,6 +31,8 @@ from leveret.precision.nf4_layout import stored_bits
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Manifest
 from leveret.weights.adapter_load import load_adapter
+from leveret.weights.gguf_file import open_gguf
+from leveret.weights.gguf_read import restore_model, restore_tokenizer
 from leveret.weights.load import load_model, read_config
 from leveret.weights.safetensors import read_json
 
@@ -43,6 +48,7 @@ class LeveretForm:
     model: Decoder
     own_tokenizer: Tokenizer
     template: ChatTemplate | None
+    stops: Stops
 
     @property
     def context_tokens(self) -> int:
@@ -78,20 +84,39 @@ class LeveretForm:
         requests = [Request(prompt_ids=tuple(prompt), params=params) for prompt in prompts]
         return [completion.ids for completion in Engine(self.model).generate(requests)]
 
+    def close(self) -> None:
+        """Nothing to do."""
 
-def from_directory(reference: str, path: Path) -> LeveretForm:
-    """A model directory, quantized or not."""
-    model, tokenizer = load_model(path), Tokenizer.load(path)
-    quantization = read_json(model_under(path) / "config.json").get("quantization_config") or {}
-    return LeveretForm(
-        name=reference,
-        reader="leveret",
-        path=path,
-        numerics=numerics_of(model.embed_tokens.weight.dtype, stored_bits(quantization)),
-        model=model,
-        own_tokenizer=tokenizer,
-        template=_template(tokenizer),
+
+def from_directory(reference: str, path: Path, adapter: Path | None = None) -> LeveretForm:
+    """A model directory, quantized or not; with the adapter of a folder on it, or that folder by itself."""
+    model, under = load_model(path, adapter=adapter), model_under(path)
+    quantization = read_json(under / "config.json").get("quantization_config") or {}
+    folders = (*([adapter] if adapter else ()), path, under)  # an adapter brings what differs from its model
+    return _form(
+        reference,
+        adapter or path,
+        model,
+        Tokenizer.load(_first_with("tokenizer.json", folders)),
+        numerics_of(model.embed_tokens.weight.dtype, stored_bits(quantization)),
+        _declared_stops(_first_with("generation_config.json", folders), model),
     )
+
+
+def from_gguf(reference: str, path: Path) -> LeveretForm:
+    """A GGUF file by our own reader; WeightsError when it cannot read the file or rebuild its tokenizer."""
+    file = open_gguf(path)
+    model, tokenizer = restore_model(file), restore_tokenizer(file)
+    if tokenizer is None:
+        raise WeightsError(
+            f"{path} has no tokenizer that can be rebuilt here", hint=f"llama.cpp reads it: {LLAMA_CPP_PREFIX}{path}"
+        )
+    numerics = gguf_numerics(file)
+    if numerics.bits is not None:
+        model.float()  # blocks are decoded to numbers that float16 need not hold
+    ends = [file.keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    declared = frozenset(int(end) for end in ends if end is not None)
+    return _form(reference, path, model.eval().requires_grad_(False), tokenizer, numerics, declared)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -122,16 +147,11 @@ def from_checkpoint(reference: str, path: Path) -> LeveretForm:
         )
     for name in places.keys() & masters.keys():
         places[name].copy_(masters[name])
-    tokenizer = Tokenizer.load(beside)
-    return LeveretForm(
-        name=reference,
-        reader="checkpoint",
-        path=path,
-        numerics=numerics_of(torch.float32, None),
-        model=model,
-        own_tokenizer=tokenizer,
-        template=_template(tokenizer),
-    )
+    folders = (beside, model_under(beside))
+    tokenizer = Tokenizer.load(_first_with("tokenizer.json", folders))
+    declared = _declared_stops(_first_with("generation_config.json", folders), model)
+    form = _form(reference, path, model, tokenizer, numerics_of(torch.float32, None), declared)
+    return replace(form, reader="checkpoint")
 
 
 def _masters(path: Path) -> dict[str, torch.Tensor]:
@@ -166,5 +186,36 @@ def _model_beside(checkpoint: Path, names: tuple[str, ...]) -> Path:
     )
 
 
-def _template(tokenizer: Tokenizer) -> ChatTemplate | None:
-    return None if tokenizer.chat_template is None else template_for(tokenizer)
+def _form(
+    reference: str,
+    path: Path,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    numerics: Numerics,
+    declared_stops: frozenset[int],
+) -> LeveretForm:
+    template = None if tokenizer.chat_template is None else template_for(tokenizer)
+    implied = {tokenizer.eos_id} if tokenizer.eos_id is not None else set[int]()
+    implied.update(() if template is None else template.stop_ids(tokenizer))
+    return LeveretForm(
+        name=reference,
+        reader="leveret",
+        path=path,
+        numerics=numerics,
+        model=model,
+        own_tokenizer=tokenizer,
+        template=template,
+        stops=Stops(declared=declared_stops, implied=frozenset(implied)),
+    )
+
+
+def _declared_stops(folder: Path, model: Decoder) -> frozenset[int]:
+    """What generation_config.json names; config.json where there is none, as transformers has it."""
+    if (folder / "generation_config.json").is_file():
+        return frozenset(read_defaults(folder).stop_ids)
+    return frozenset(model.config.eos_token_ids)
+
+
+def _first_with(name: str, folders: Sequence[Path]) -> Path:
+    """The first folder that has a file of this name; the last one if none has."""
+    return next((folder for folder in folders if (folder / name).is_file()), folders[-1])

@@ -1,4 +1,4 @@
-"""The form that other people will run: a model directory read by transformers, tokenizer, template, weights and all."""
+"""The form that other people will run: a directory read by transformers, or an adapter read by peft."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import torch
 
-from leveret.certify.form import Reader, numerics_of
+from leveret.certify.form import Reader, Stops, numerics_of
 from leveret.certify.thresholds import Numerics
 from leveret.certify.zoo import Fixture
 from leveret.chat.messages import messages_from
@@ -39,6 +39,12 @@ class TransformersForm:
     def context_tokens(self) -> int:
         """The longest sequence the model is meant for."""
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def stops(self) -> Stops:
+        """What `generate` stops at."""
+        given = self.model.generation_config.eos_token_id
+        return Stops(declared=frozenset([given] if isinstance(given, int) else given or ()))
 
     def encode(self, fixture: Fixture) -> tuple[int, ...] | None:
         """Ids of a text (special-token text in it stays text) or of a conversation by `apply_chat_template`."""
@@ -80,6 +86,9 @@ class TransformersForm:
             continued.append(tuple(answer[0, ids.shape[1] :].tolist()))
         return continued
 
+    def close(self) -> None:
+        """Nothing to do."""
+
 
 def from_transformers(reference: str, path: Path) -> TransformersForm:
     """Load a directory with transformers; MissingExtra when it is not installed, LeveretError when it cannot."""
@@ -90,15 +99,45 @@ def from_transformers(reference: str, path: Path) -> TransformersForm:
             model = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype="auto").eval()
     except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise LeveretError(f"transformers cannot load {path}: {error}") from error
-    bits = stored_bits(read_json(model_under(path) / "config.json").get("quantization_config") or {})
     return TransformersForm(
         name=reference,
         path=path,
-        numerics=numerics_of(model.dtype, bits),
+        numerics=_numerics(path, model),
         model=model,
         tokenizer=tokenizer,
         own_tokenizer=Tokenizer.load(path),
     )
+
+
+def from_peft(reference: str, adapter: Path, base: Path | None = None) -> TransformersForm:
+    """An adapter by peft, on the model of `base` or on the one that it names, read by transformers."""
+    transformers = require("transformers", extra="dev", purpose=f"the form {reference}")
+    peft = require("peft", extra="dev", purpose=f"the form {reference}")
+    under = base or model_under(adapter)
+    spoken = adapter if (adapter / "tokenizer.json").is_file() else under
+    try:
+        with _quietly(transformers):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(spoken, local_files_only=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(under, local_files_only=True, dtype="auto")
+            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            adapted = peft.PeftModel.from_pretrained(model, adapter).eval()
+    except (ImportError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise LeveretError(f"peft cannot load {adapter} on {under}: {error}") from error
+    return TransformersForm(
+        name=reference,
+        path=adapter,
+        numerics=_numerics(under, model),
+        model=adapted if adapted.peft_config["default"].is_prompt_learning else adapted.get_base_model(),
+        tokenizer=tokenizer,
+        own_tokenizer=Tokenizer.load(spoken),
+        reader="peft",
+    )
+
+
+def _numerics(path: Path, model: Any) -> Numerics:
+    bits = stored_bits(read_json(model_under(path) / "config.json").get("quantization_config") or {})
+    return numerics_of(model.dtype, bits)
 
 
 @contextmanager

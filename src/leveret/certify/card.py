@@ -12,9 +12,10 @@ from pathlib import Path
 
 from leveret.certify.card_chinese import chinese_section
 from leveret.certify.card_facts import ModelFacts, StageFacts, model_facts, number, stage_facts
-from leveret.certify.card_pieces import curve_line, details, duration, short_form, table
+from leveret.certify.card_pieces import curve_line, details, duration, table
 from leveret.certify.certificate import Certificate, rows_of
 from leveret.certify.config import CertifyConfig
+from leveret.certify.references import short_form
 from leveret.paths import atomic_write
 
 OURS = "<!-- Written by `leveret certify` from what the stages recorded. -->"

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from leveret.certify.card_facts import ModelFacts, StageFacts, number
-from leveret.certify.card_pieces import short_form, table
+from leveret.certify.card_pieces import table
 from leveret.certify.certificate import Certificate
+from leveret.certify.references import short_form
 from leveret.certify.thresholds import PairKind
 
-KINDS: dict[PairKind, str] = {"exact": "应完全一致", "16-bit": "16 位精度", "int8": "8 位量化", "int4": "4 位量化"}
+KINDS: dict[PairKind, str] = {
+    "exact": "应完全一致",
+    "16-bit": "16 位精度",
+    "int8": "8 位量化",
+    "int4": "4 位量化",
+    "int3": "3 位量化",
+    "int2": "2 位量化",
+}
 
 
 def chinese_section(title: str, model: ModelFacts, stages: Sequence[StageFacts], certificate: Certificate) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from leveret.certify.card_facts import StageFacts, number
-from leveret.certify.forms import TRANSFORMERS_PREFIX
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_POINTS = 24
@@ -42,12 +40,6 @@ def sparkline(values: Sequence[float]) -> str:
     picked = [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
     low, span = min(picked), max(picked) - min(picked)
     return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] if span else BARS[0] for value in picked)
-
-
-def short_form(reference: str) -> str:
-    """A form's reference without the folders above the last two: a card is published, a disk's layout is not."""
-    prefix = TRANSFORMERS_PREFIX if reference.startswith(TRANSFORMERS_PREFIX) else ""
-    return prefix + "/".join(PurePath(reference.removeprefix(prefix)).parts[-2:])
 
 
 def duration(seconds: float) -> str:

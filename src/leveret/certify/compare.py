@@ -14,7 +14,8 @@ from leveret.certify.divergence import SequenceDivergence, compare_logits, mean_
 from leveret.certify.findings import Check, Comparison, Parting, verdict
 from leveret.certify.form import Form
 from leveret.certify.greedy import compare_greedy
-from leveret.certify.parting import find_culprit
+from leveret.certify.parting import Culprit, find_culprit
+from leveret.certify.stops import compare_stops
 from leveret.certify.thresholds import BOUNDS, Bounds, kind_of
 from leveret.certify.token_ids import Encoded, compare_ids
 from leveret.certify.zoo import Fixture
@@ -32,6 +33,7 @@ def compare_forms(
     kind = kind_of(first.numerics, second.numerics)
     bounds = BOUNDS[kind]
     ids_check, encoded, ids_parting = compare_ids(first, second, fixtures)
+    stops_check = compare_stops(first, second)
     room = min(first.context_tokens, second.context_tokens) - greedy_tokens
     encoded = [(fixture, ids) for fixture, ids in encoded if len(ids) <= room]
     if not encoded:
@@ -39,16 +41,20 @@ def compare_forms(
     sizes = [form.logits([0]).shape[-1] for form in (first, second)]
     if sizes[0] != sizes[1]:
         measured = f"logits over {sizes[0]:,} and {sizes[1]:,} ids: not two forms of one model"
-        checks = [ids_check, Check(name="vocabulary", measured=measured, bound="equal", verdict="different")]
+        checks = [
+            ids_check,
+            stops_check,
+            Check(name="vocabulary", measured=measured, bound="equal", verdict="different"),
+        ]
         return Comparison(
             first=first.name, second=second.name, kind=kind, checks=tuple(checks), figures={}, parting=ids_parting
         )
     sequences = _run_both(first, second, encoded, windows)
     tolerance = _logit_tolerance(sequences, bounds)
-    checks = [ids_check, _logits_check(sequences, tolerance), _kl_check(sequences, bounds)]
+    checks = [ids_check, stops_check, _logits_check(sequences, tolerance), _kl_check(sequences, bounds)]
     checks.append(_perplexity_check(sequences, bounds))
     parting = ids_parting
-    if parting is None and any(check.verdict == "different" for check in checks):
+    if parting is None and any(check.verdict == "different" for check in checks[2:]):
         parting = _numeric_parting(first, second, sequences, tolerance)
     greedy_check, greedy_parting = compare_greedy(first, second, encoded, greedy_tokens, tolerance)
     return Comparison(
@@ -130,9 +136,24 @@ def _numeric_parting(
 ) -> Parting:
     sequence, at = worst_position(sequences, tolerance)
     detail = f"logits differ by {sequence.difference_T[at]:.2g}, KL {sequence.kl_T[at]:.2g} nats"
-    culprit = find_culprit(first.model, second.model, list(sequence.ids[: at + 1]), lossy=tolerance is None)
+    culprit = None
+    if first.model is not None and second.model is not None:
+        culprit = find_culprit(first.model, second.model, list(sequence.ids[: at + 1]), lossy=tolerance is None)
+    note = _stand_in_note(first, second, culprit)
     first_place = tolerance is not None
-    return Parting(where=sequence.name, token_index=at, detail=detail, culprit=culprit, is_first=first_place)
+    return Parting(where=sequence.name, token_index=at, detail=detail + note, culprit=culprit, is_first=first_place)
+
+
+def _stand_in_note(first: Form, second: Form, culprit: Culprit | None) -> str:
+    """What is to be said of a file that another program runs, and we only read."""
+    files = [form for form in (first, second) if form.reader == "llama.cpp"]
+    if not files:
+        return ""
+    if any(form.model is None for form in files):
+        return "; Leveret does not read the file, so the tensor is not known"
+    if culprit is None:
+        return "; as Leveret reads the file it agrees, so the difference is in how llama.cpp computes"
+    return "; looked into as Leveret reads the file"
 
 
 def _same_choice(sequences: Sequence[SequenceDivergence]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,7 +15,20 @@ from leveret.certify.zoo import Fixture
 from leveret.errors import ConfigError
 from leveret.tokenizer.files import Tokenizer
 
-Reader = Literal["leveret", "checkpoint", "transformers"]
+Reader = Literal["leveret", "checkpoint", "transformers", "peft", "llama.cpp", "server"]
+
+OURS: tuple[Reader, ...] = ("leveret", "checkpoint")
+"""Readers that keep user text apart from special tokens, and refuse what a template would silently drop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stops:
+    """The ids at which a form ends a reply."""
+
+    declared: frozenset[int]
+    """Those that the model's files name."""
+    implied: frozenset[int] = frozenset()
+    """Those that its reader adds by itself: of the template, of the tokenizer, or by the look of a token."""
 
 
 class Form(Protocol):
@@ -37,8 +51,11 @@ class Form(Protocol):
         """How it computes."""
 
     @property
-    def model(self) -> nn.Module:
-        """The PyTorch model, called with ids (B, T)."""
+    def model(self) -> nn.Module | None:
+        """The PyTorch model, called with ids (B, T), to look into when it differs; None where there is none.
+
+        Of a form that another program runs, it is what Leveret makes of the same file.
+        """
 
     @property
     def own_tokenizer(self) -> Tokenizer:
@@ -48,6 +65,10 @@ class Form(Protocol):
     def context_tokens(self) -> int:
         """The longest sequence it is meant for."""
 
+    @property
+    def stops(self) -> Stops:
+        """Where it ends a reply."""
+
     def encode(self, fixture: Fixture) -> tuple[int, ...] | None:
         """Ids of a fixture; None when it has no template or its template refuses the conversation."""
 
@@ -56,6 +77,9 @@ class Form(Protocol):
 
     def continue_greedily(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[tuple[int, ...]]:
         """`max_tokens` ids after each prompt, whatever they are (no stop ids)."""
+
+    def close(self) -> None:
+        """Give back what does not go by itself."""
 
 
 def numerics_of(dtype: torch.dtype, bits: int | None) -> Numerics:

@@ -15,7 +15,8 @@ from leveret.certify.compare import compare_forms
 from leveret.certify.config import CertifyConfig
 from leveret.certify.findings import Comparison
 from leveret.certify.form import Form
-from leveret.certify.forms import TRANSFORMERS_PREFIX, load_form, transformers_can_read
+from leveret.certify.forms import load_form, transformers_can_read
+from leveret.certify.references import TRANSFORMERS_PREFIX
 from leveret.certify.zoo import Fixture, zoo
 from leveret.commands import StageResult
 from leveret.console import Console
@@ -42,7 +43,9 @@ def run(config: CertifyConfig, console: Console) -> StageResult:
             )
             described.append(describe_form(second))
             comparisons.append(comparison)
+            second.close()
             progress.update(done, last="passed" if comparison.passed else "FAILED")
+    first.close()
     certificate = Certificate(forms=tuple(described), comparisons=tuple(comparisons), notes=tuple(notes))
     certificate.show(console)
     if config.output is not None:

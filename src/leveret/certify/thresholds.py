@@ -4,7 +4,10 @@
     exact     both float32, neither quantized             same ids, logits to rounding, same greedy text
     16-bit    bfloat16 or float16 on a side               KL and perplexity within what rounding to 8 bits explains
     int8      an 8-bit quantized side                     a little more
-    int4      a 4-bit quantized side                      what rounding to nearest at group size 128 may cost
+    int4      a side of 4 to 6 bits                       what rounding to nearest at group size 128 may cost
+    int3      a 3-bit quantized side                      what llama.cpp's Q3_K may cost
+    int2      a side of 2 bits or fewer                   what its Q2_K may cost: that it is the same model, not that
+                                                          it is as good
 
 Token ids are always required to be equal: no number format changes a tokenizer. KL is judged by the *upper* end of
 its 95 % interval, so that a short text does not pass by luck. Greedy text is judged only where it should be equal;
@@ -16,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-PairKind = Literal["exact", "16-bit", "int8", "int4"]
+PairKind = Literal["exact", "16-bit", "int8", "int4", "int3", "int2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ BOUNDS: dict[PairKind, Bounds] = {
     "16-bit": Bounds(logit_difference=None, kl_nats=0.002, perplexity_ratio=1.01),
     "int8": Bounds(logit_difference=None, kl_nats=0.005, perplexity_ratio=1.02),
     "int4": Bounds(logit_difference=None, kl_nats=0.1, perplexity_ratio=1.15),
+    "int3": Bounds(logit_difference=None, kl_nats=0.4, perplexity_ratio=1.5),
+    "int2": Bounds(logit_difference=None, kl_nats=1.0, perplexity_ratio=2.5),
 }
 """The one table. A release that needs other bounds changes them here, with a reason in docs/log.md."""
 
@@ -58,5 +63,6 @@ def kind_of(first: Numerics, second: Numerics) -> PairKind:
     """The kind of a pair: the coarser of the two sides decides."""
     bits = [side.bits for side in (first, second) if side.bits is not None]
     if bits:
-        return "int4" if min(bits) <= 4 else "int8"
+        least = min(bits)
+        return "int8" if least > 6 else "int4" if least > 3 else "int3" if least == 3 else "int2"
     return "exact" if first.dtype == second.dtype == "float32" else "16-bit"

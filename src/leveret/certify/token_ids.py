@@ -1,9 +1,9 @@
 """Token ids: do two forms turn every animal of the zoo into the same ids?
 
 A form may refuse a conversation: ours refuses one whose tool calls its template would silently drop, where
-transformers renders what is left. Such fixtures are left out and counted, and so are conversations whose user text
-spells a special token when one side is transformers, which makes the token of it. Two forms that we read ourselves
-get no such leniency.
+transformers and llama.cpp render what is left. Such fixtures are left out and counted, and so are conversations whose
+user text spells a special token when one side is of those two, which make the token of it. Two forms that we read
+ourselves get no such leniency, and a conversation that only the other program refuses is a difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from leveret.certify.findings import Check, Parting, verdict
-from leveret.certify.form import Form
+from leveret.certify.form import OURS, Form
 from leveret.certify.zoo import Fixture
 
 Encoded = list[tuple[Fixture, tuple[int, ...]]]
@@ -23,14 +23,14 @@ def compare_ids(first: Form, second: Form, fixtures: Sequence[Fixture]) -> tuple
     encoded: Encoded = []
     compared = equal = left_out = 0
     parting: Parting | None = None
-    lenient = (first.reader == "transformers") != (second.reader == "transformers")
+    strict = [form.reader in OURS for form in (first, second)]
     for fixture in fixtures:
         ids, other = first.encode(fixture), second.encode(fixture)
         if ids:
             encoded.append((fixture, ids))
         smuggles = fixture.holds_special_text and fixture.kind == "chat"
-        refused = (ids is None, other is None)
-        if all(refused) or (lenient and (smuggles or any(refused))):
+        refused = [ids is None, other is None]
+        if all(refused) or (any(strict) and not all(strict) and (smuggles or refused[strict.index(True)])):
             left_out += 1
             continue
         compared += 1

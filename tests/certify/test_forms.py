@@ -1,0 +1,122 @@
+"""The same model read by others: llama.cpp, our GGUF reader, peft, bitsandbytes; each passes, and fails when spoilt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leveret.console import Console
+from leveret.errors import CertificateError, ConfigError, MissingExtra
+from leveret.export.config import ExportConfig
+from leveret.export.run import run as export
+from leveret.model.decoder import Decoder
+
+from .test_run import certify, verdicts
+
+MakeForm = Callable[..., Path]
+QUIET = Console(quiet=True)
+
+
+def gguf(model: Path, kind: str = "f32", name: str = "gguf") -> Path:
+    pytest.importorskip("gguf", reason="GGUF files are written by the package gguf")
+    output = model.parent / name
+    export(ExportConfig(model=str(model), output=output, type=kind), QUIET)
+    return next(output.glob("*.gguf"))
+
+
+def by_llama_cpp(file: Path) -> str:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    return f"llama.cpp:{file}"
+
+
+def content(certificate: Path) -> Any:
+    return json.loads((certificate / "certificate.json").read_text())
+
+
+def test_a_gguf_file_is_the_model_by_llama_cpp_and_by_our_reader(
+    make_form: MakeForm, text: Path, tmp_path: Path
+) -> None:
+    file = gguf(make_form("a"))
+    certify(tmp_path / "a", by_llama_cpp(file), file, text=[text], output=tmp_path / "out")
+    assert [form["reader"] for form in content(tmp_path / "out")["forms"]] == ["leveret", "llama.cpp", "leveret"]
+    for pair in (0, 1):
+        assert set(verdicts(tmp_path / "out", pair).values()) == {"same"}
+        assert content(tmp_path / "out")["comparisons"][pair]["kind"] == "exact"
+    assert content(tmp_path / "out")["comparisons"][1]["figures"]["largest_logit_difference"] == 0
+
+
+@pytest.mark.parametrize(("kind", "numbers"), [("f16", "16-bit"), ("q8_0", "int8"), ("q4_0", "int4")])
+def test_a_gguf_file_is_judged_by_the_types_of_its_matrices(
+    make_form: MakeForm, tmp_path: Path, kind: str, numbers: str
+) -> None:
+    file = gguf(make_form("a"), kind)
+    certify(tmp_path / "a", by_llama_cpp(file), file, output=tmp_path / "out")
+    assert [pair["kind"] for pair in content(tmp_path / "out")["comparisons"]] == [numbers, numbers]
+
+
+def test_one_wrong_weight_in_a_gguf_file_is_named_though_llama_cpp_runs_it(make_form: MakeForm, tmp_path: Path) -> None:
+    def perturb(model: Decoder) -> None:
+        model.layers[1].mlp.down_proj.weight[5, 7] += 0.5
+
+    file = gguf(make_form("b", change=perturb))
+    with pytest.raises(CertificateError, match=r"first at text 'english', token 0") as caught:
+        certify(make_form("a"), by_llama_cpp(file))
+    assert "looked into as Leveret reads the file" in str(caught.value)
+    assert "module layers.1.mlp.down_proj" in str(caught.value)
+
+
+def test_another_rope_base_in_a_gguf_file_is_found_between_modules(make_form: MakeForm) -> None:
+    path = make_form("b")
+    config = path / "config.json"
+    config.write_text(config.read_text().replace("10000.0", "50000.0"))
+    file = gguf(path)
+    with pytest.raises(CertificateError, match=r"layers\.0\.self_attn\.o_proj .*the difference arises between"):
+        certify(make_form("a"), by_llama_cpp(file))
+
+
+def test_a_changed_template_in_a_gguf_file_fails_at_its_conversation(make_form: MakeForm, tmp_path: Path) -> None:
+    path = make_form("b")
+    template = path / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>", "<|im_end|> "))
+    with pytest.raises(CertificateError, match="token ids differ\n  first at chat 'one question'"):
+        certify(make_form("a"), by_llama_cpp(gguf(path)))
+
+
+def test_a_gguf_file_without_a_template_is_not_the_model(make_form: MakeForm) -> None:
+    path = make_form("b")
+    (path / "chat_template.jinja").unlink()
+    with pytest.raises(CertificateError, match="the second form's template refuses it"):
+        certify(make_form("a"), by_llama_cpp(gguf(path)))
+
+
+def test_another_end_of_sequence_is_found_though_no_logit_shows_it(make_form: MakeForm, tmp_path: Path) -> None:
+    path = make_form("b")
+    for name in ("generation_config.json", "config.json"):
+        values = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps(values | {"eos_token_id": 7}))
+    for second in (path, f"transformers:{path}", by_llama_cpp(gguf(path))):
+        with pytest.raises(CertificateError, match="stop ids differ"):
+            certify(make_form("a"), second, output=tmp_path / "out")
+        found = verdicts(tmp_path / "out")
+        assert {name for name, verdict in found.items() if verdict == "different"} == {"stop ids"}
+    measured = content(tmp_path / "out")["comparisons"][0]["checks"][1]["measured"]
+    assert "only the second ends one at 7" in measured
+
+
+def test_without_llama_cpp_a_file_is_not_compared_in_silence(
+    make_form: MakeForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(module: str, *, extra: str, purpose: str) -> None:
+        raise MissingExtra(f"{purpose} needs {module}", hint=f'pip install "leveret[{extra}]"')
+
+    file = gguf(make_form("a"))
+    monkeypatch.setattr("leveret.certify.by_llama_cpp.require", absent)
+    with pytest.raises(MissingExtra) as caught:
+        certify(make_form("a"), f"llama.cpp:{file}")
+    assert "llama-cpp" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match="there is no file"):
+        certify(make_form("a"), f"llama.cpp:{file.parent}")
