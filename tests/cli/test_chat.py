@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from leveret.chat.messages import ToolCall
 from leveret.chat.template import builtin_template
-from leveret.cli.chat import describe_call, run
+from leveret.cli.chat import run
 from leveret.cli.chat_config import ChatConfig
+from leveret.cli.chat_session import Session, stopping
 from leveret.cli.generate import run as generate
 from leveret.cli.generate_config import GenerateConfig
+from leveret.cli.tool_call_text import describe_call
 from leveret.console import Console
-from leveret.engine.text import TextModel
+from leveret.engine.reply import Delta
+from leveret.engine.text import Job, TextModel
 from leveret.errors import RequestError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
@@ -93,7 +99,7 @@ def test_commands_change_the_session(
     script = "/help\n/tools\n/tools off\nHi\n/reset\nHi\n/system Be brief.\nHi\n/nothing\n/exit\nnever\n"
     out, err, answers = talk(script, model_dir, monkeypatch, capsys, max_tokens=8)
     assert answers == 3
-    assert "/reset" in out and "my_own(on)  Mine." in out
+    assert "/clear" in out and "my_own(on)  Mine." in out
     assert "answers in text" in err and "there is no command /nothing" in err
     model = TextModel.load(model_dir)
     user = {"role": "user", "content": "Hi"}
@@ -112,12 +118,100 @@ def test_an_outgrown_conversation_forgets_its_oldest_turns(
     assert answers == 1 and "context holds 256" in err
 
 
-def test_a_model_that_cannot_chat_says_so_before_anything_is_typed(model_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def base_dir(model_dir: Path, tmp_path: Path) -> Path:
     for file in model_dir.iterdir():
         if file.name not in ("chat_template.jinja", "tools.json"):
             (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_a_model_that_cannot_chat_says_so_when_it_is_asked_to(base_dir: Path) -> None:
     with pytest.raises(RequestError, match="no chat template"):
-        run(ChatConfig(model=str(tmp_path)), Console())
+        run(ChatConfig(model=str(base_dir), mode="chat"), Console())
+
+
+def test_a_base_model_continues_what_is_typed(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _, answers = talk("Set a\nSet a\n", base_dir, monkeypatch, capsys, max_tokens=6)
+    whole = TextModel.load(base_dir).generate("Set a", max_tokens=6)
+    assert answers == 2 and out == f"{whole} ... (cut off at max_tokens)\n" * 2
+
+
+def test_retry_answers_the_last_message_again_and_keeps_the_turns_before(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "talk.jsonl"
+    script = f"/retry\nHi\nAgain\n/set temperature=3 seed=5\n/retry\n/save {file}\n"
+    out, err, answers = talk(script, model_dir, monkeypatch, capsys, tools=False, max_tokens=8)
+    messages = json.loads(file.read_text("utf-8"))["messages"]
+    assert answers == 3 and "nothing was asked yet" in err
+    assert [each["role"] for each in messages] == ["user", "assistant"] * 2
+    model = TextModel.load(model_dir)
+    expected = model.chat(messages[:3], max_tokens=8, temperature=3.0, seed=5).content
+    assert messages[3]["content"] == expected and out.count(expected) == 1
+
+
+def test_set_takes_sampling_keys_and_refuses_the_rest(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = "/set\n/set temprature=1\n/set top_p=7\n/set max_tokens=3 stop=Q\nHi\n/set max_tokens= stop=\n/set\n"
+    _, err, answers = talk(script, model_dir, monkeypatch, capsys, tools=False)
+    assert "sampling: as the model says" in err and "did you mean temperature?" in err
+    assert "top_p is 7.0" in err and "sampling: max_tokens=3, stop=['Q']" in err and answers == 1
+    assert err.count("as the model says") == 3
+
+
+def test_a_saved_conversation_goes_on_as_if_it_had_not_ended(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, keys = tmp_path / "a folder" / "talk.jsonl", {"tools": False, "max_tokens": 8}
+    whole, *_ = talk("/system Be brief.\nHi\nAgain\n", model_dir, monkeypatch, capsys, **keys)
+    first, *_ = talk(f"/system Be brief.\nHi\n/save {file}\n", model_dir, monkeypatch, capsys, **keys)
+    second, *_ = talk(f"/load {file}\nAgain\n", model_dir, monkeypatch, capsys, **keys)
+    assert first + second == whole
+    file.write_text("[1]\n")
+    _, err, _ = talk(f"/load {file}\n/load {file}x\n/save\n", model_dir, monkeypatch, capsys, **keys)
+    assert err.count("holds no conversation") == 2 and "/save takes a file" in err
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, file = TextModel.load(model_dir), tmp_path / "talk.jsonl"
+    session = Session(model, ChatConfig(model="phone", tools=False, max_tokens=100), Console())
+    deltas, signals = model.deltas, 1
+
+    def interrupted(job: Job) -> Iterator[Delta]:
+        for place, delta in enumerate(deltas(job)):
+            yield delta
+            for _ in range(signals if place == 2 else 0):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(model, "deltas", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    session.handle("Hi")
+    assert signal.getsignal(signal.SIGINT) is before
+    out = capsys.readouterr().out
+    session.handle(f"/save {file}")
+    said = json.loads(file.read_text("utf-8"))["messages"][1]["content"]
+    assert out == f"{said} (stopped)\n" and session.handle("Again") and session.num_answers == 2
+    whole = model.chat([{"role": "user", "content": "Hi"}], max_tokens=100).content
+    assert 0 < len(said) < len(whole) and whole.startswith(said)
+    capsys.readouterr()
+    session.handle("/clear")
+    signals = 2  # the second one does not wait for the next token
+    session.handle("Hi")
+    assert said.startswith(capsys.readouterr().out.removesuffix(" (stopped)\n"))
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stopping() as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_calls_are_shown_with_a_dry_run_where_a_phone_has_an_intent() -> None:

@@ -35,8 +35,8 @@ class SamplingConfig(Config):
     def options(self) -> SamplingOptions:
         """The sampling options that were given."""
         options: SamplingOptions = {}
-        for name in SamplingOptions.__optional_keys__:
-            value = getattr(self, name, None)
-            if value is not None:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if value is not None and name in SamplingOptions.__optional_keys__:
                 options[name] = value  # type: ignore[literal-required]
         return options
