@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from leveret.chat.messages import ToolCall
 from leveret.engine.assembler import TextAssembler
+from leveret.engine.grammar import GrammarConstraint
 from leveret.engine.request import Completion
 from leveret.errors import ToolError
 from leveret.tokenizer.files import Tokenizer
@@ -89,6 +90,8 @@ class TextAnswer:
     """An answer in plain text, special tokens left out, cut before a stop string."""
 
     assembler: TextAssembler
+    form: GrammarConstraint | None = None
+    """What keeps the answer to a form, if it must have one."""
     parsed: bool = True
     """Text is text."""
     _fresh: list[str] = field(default_factory=list)
@@ -104,8 +107,9 @@ class TextAnswer:
 
     def finish(self, completion: Completion) -> list[Delta]:
         self._fresh.append(self.assembler.finish())
-        last = Delta(finish_reason=completion.finish_reason, usage=_usage(completion))
-        return [*self.drain(), last]
+        cut_off = self.form is not None and self.form.problem is not None
+        reason: ReplyReason = "length" if cut_off else completion.finish_reason
+        return [*self.drain(), Delta(finish_reason=reason, usage=_usage(completion))]
 
 
 @dataclass(kw_only=True)

@@ -31,8 +31,10 @@ from leveret.engine.assembler import TextAssembler
 from leveret.engine.batch import Batch
 from leveret.engine.defaults import SamplingOptions, read_defaults, with_options
 from leveret.engine.engine import Engine
+from leveret.engine.grammar import GrammarBook
 from leveret.engine.reply import Answer, Delta, Reply, TextAnswer, ToolAnswer, reply_from
 from leveret.engine.request import Completion, Constraint, Request, SamplingParams
+from leveret.engine.structure import AnswerOptions, Structure, split_options
 from leveret.engine.tool_calls import (
     CallPolicy,
     OfferedTools,
@@ -127,7 +129,7 @@ class TextModel:
             name=top.resolve().name,
         )
 
-    def generate(self, prompt: str, **options: Unpack[SamplingOptions]) -> str:
+    def generate(self, prompt: str, **options: Unpack[AnswerOptions]) -> str:
         """The continuation of a text, without the text. Raises RequestError when the request cannot be served."""
         return self._run(self.prepare_text(prompt, **options)).content
 
@@ -139,7 +141,7 @@ class TextModel:
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
         constrained: bool = True,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> Reply:
         """The assistant's next turn.
 
@@ -163,7 +165,7 @@ class TextModel:
             )
         )
 
-    def stream(self, prompt: str | Messages, **options: Unpack[SamplingOptions]) -> Iterator[str]:
+    def stream(self, prompt: str | Messages, **options: Unpack[AnswerOptions]) -> Iterator[str]:
         """The text of `generate` (for a string) or of `chat` without tools (for messages), piece by piece.
 
         Pieces never split a character, and together they are the whole text.
@@ -177,7 +179,7 @@ class TextModel:
         *,
         tools: OfferedTools = None,
         tool_choice: ToolChoice = "auto",
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> Iterator[Delta]:
         """The reply of `chat` piece by piece: text, tool calls as they become complete, then reason and usage."""
         return self.deltas(self.prepare_chat(messages, tools=tools, tool_choice=tool_choice, **options))
@@ -211,13 +213,14 @@ class TextModel:
         batch = self.engine.start([job.request])
         return _pieces(batch, job.answer)
 
-    def prepare_text(self, prompt: str | Sequence[int], **options: Unpack[SamplingOptions]) -> Job:
+    def prepare_text(self, prompt: str | Sequence[int], **options: Unpack[AnswerOptions]) -> Job:
         """A job that continues a text or token ids. A text gets a BOS if the tokenizer's files say so."""
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(checked_text(prompt, "prompt"), add_bos=self._adds_bos)
         else:
             ids = list(prompt)
-        return self._text_job(ids, self._params(ids, options))
+        structure, sampling = split_options(options)
+        return self._text_job(ids, self._params(ids, sampling), structure=structure)
 
     def prepare_chat(
         self,
@@ -227,7 +230,7 @@ class TextModel:
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
         constrained: bool = True,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> Job:
         """A job for the assistant's next turn; the arguments are those of `chat`."""
         template = self._need_template()
@@ -238,11 +241,12 @@ class TextModel:
             ids = template.encode(self.tokenizer, rendered, add_generation_prompt=True).ids
         except TemplateError as error:
             raise RequestError(error.message, param="messages", code="invalid_value", hint=error.hint) from None
-        params = self._params(ids, options, template)
+        structure, sampling = split_options(options)
+        params = self._params(ids, sampling, template, structured=structure is not None)
         if not names or self.dialect is None:
             silent = () if self.dialect is None else map(self.tokenizer.id_of, self.dialect.tokens)
             params = replace(params, banned_ids=(*params.banned_ids, *silent))
-            return self._text_job(ids, params, prefix=template.reply_prefix)
+            return self._text_job(ids, params, prefix=template.reply_prefix, structure=structure)
         answer = ToolAnswer(tokenizer=self.tokenizer, dialect=self.dialect)
         constraint: Constraint | None = None
         if constrained:
@@ -254,13 +258,27 @@ class TextModel:
             answer=answer,
         )
 
-    def _text_job(self, ids: list[int], params: SamplingParams, *, prefix: str = "") -> Job:
-        answer = TextAnswer(assembler=TextAssembler(self.tokenizer, params.stop, prefix=prefix))
-        return Job(request=Request(prompt_ids=tuple(ids), params=params, watch=answer.watch), answer=answer)
+    def _text_job(
+        self, ids: list[int], params: SamplingParams, *, prefix: str = "", structure: Structure | None = None
+    ) -> Job:
+        form = None if structure is None else self._grammars.constraint(structure, params.stop_ids, prefix=prefix)
+        answer = TextAnswer(assembler=TextAssembler(self.tokenizer, params.stop, prefix=prefix), form=form)
+        request = Request(prompt_ids=tuple(ids), params=params, constraint=form, watch=answer.watch)
+        return Job(request=request, answer=answer)
 
-    def _params(self, ids: list[int], options: SamplingOptions, template: ChatTemplate | None = None) -> SamplingParams:
-        """Sampling for a prompt: the model's defaults, the stops of its template, then the caller's options."""
-        stops = () if template is None else template.stops
+    def _params(
+        self,
+        ids: list[int],
+        options: SamplingOptions,
+        template: ChatTemplate | None = None,
+        *,
+        structured: bool = False,
+    ) -> SamplingParams:
+        """Sampling for a prompt: the model's defaults, the stops of its template, then the caller's options.
+
+        A structured answer ends where its form does: a stop string of the template in it is a part of it.
+        """
+        stops = () if template is None or structured else template.stops
         stop_ids = [*self.defaults.stop_ids, *(() if template is None else template.stop_ids(self.tokenizer))]
         if self.tokenizer.eos_id is not None:
             stop_ids.append(self.tokenizer.eos_id)
@@ -292,6 +310,11 @@ class TextModel:
         assert self.dialect is not None and self.template is not None
         stop_ids = [*self.template.stop_ids(self.tokenizer), *self.defaults.stop_ids]
         return CallGrammar(self.dialect, self.tokenizer, stop_ids=stop_ids or None)
+
+    @cached_property
+    def _grammars(self) -> GrammarBook:
+        """The forms that answers were asked for, compiled once for all requests."""
+        return GrammarBook(self.tokenizer, self.model.config.vocab_size)
 
     def _need_template(self) -> ChatTemplate:
         if self.template is None:

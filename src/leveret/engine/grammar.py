@@ -1,0 +1,286 @@
+"""Grammar: an answer kept to a form, token by token, with the library llguidance.
+
+    Structure -> grammar -> matcher, one a request -> allowed ids of every step
+
+The library runs an Earley parser over bytes and walks the vocabulary's trie (https://github.com/guidance-ai/llguidance);
+what stands here joins it to our tokenizers and our engine.
+
+* It is told the exact bytes of every token (tokenizer/token_bytes.py). Special tokens have none: no text can spell one,
+  and a grammar that names one is kept from it all the same.
+* What ends an answer is known here and not there: where the grammar is satisfied the request's stop ids are allowed,
+  and when nothing more can follow the request ends without one.
+* Bytes that the grammar leaves no choice about (`", "age": `) are tokenized as the tokenizer would and taken without
+  asking the model; the last of them only when no longer token could begin there.
+
+Compiling is done once a form and kept; a request then costs a copy of the matcher, a step some ten microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from leveret.engine.structure import Structure, subschemas
+from leveret.errors import RequestError
+from leveret.extras import require
+from leveret.tokenizer.files import Tokenizer
+
+MAX_KEPT = 64
+"""Compiled forms that are kept."""
+
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How JSON is written: as Python's json.dumps writes it."""
+
+
+class GrammarBook:
+    """The compiled forms of one tokenizer. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, num_ids: int | None = None) -> None:
+        """`num_ids`: size of the model's vocabulary; tokens beyond it are never allowed.
+
+        Raises MissingExtra when llguidance is not installed.
+        """
+        self._library = require("llguidance", extra="grammar", purpose="an answer of a given form")
+        self._size = min(tokenizer.vocab_size, num_ids or tokenizer.vocab_size)
+        self._byte_level = not tokenizer.strips_first_space
+        self._vocabulary = self._library.LLTokenizer(
+            self._library.TokenizerWrapper(_Vocabulary(tokenizer, self._size)), n_vocab=self._size + 1
+        )
+        self._special = np.zeros(self._size, dtype=bool)
+        self._special[[index for index in tokenizer.special_ids.values() if index < self._size]] = True
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self.prefix = "" if self._byte_level else " "
+        """What decoding takes off the front of an answer, so that it must be written there."""
+
+    def constraint(self, structure: Structure, stop_ids: Iterable[int], *, prefix: str = "") -> GrammarConstraint:
+        """Keeps one request to a form. `prefix` is written in front of it.
+
+        Raises RequestError, naming the keyword and its place, when the form cannot be compiled.
+        """
+        grammar = self.grammar(structure, self.prefix + prefix)
+        problem = self._problem(grammar)
+        if problem:
+            raise self._refusal(structure, problem)
+        return self.constraint_from(grammar, stop_ids)
+
+    def constraint_from(self, grammar: str, stop_ids: Iterable[int]) -> GrammarConstraint:
+        """Keeps one request to a grammar in the library's notation that is known to be right."""
+        problem = self._problem(grammar)
+        assert not problem, problem
+        with self._lock:
+            matcher = self._prototype(grammar).deep_copy()
+        return GrammarConstraint(matcher, self._special, stop_ids, skips_text=self._byte_level)
+
+    def grammar(self, structure: Structure, prefix: str = "") -> str:
+        """The form in the library's notation."""
+        start = f"start: {json.dumps(prefix, ensure_ascii=False)} " if prefix else "start: "
+        match structure.kind:
+            case "json":
+                return f"{start}{json_rule(json.loads(structure.source))}\n"
+            case "choice":
+                texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(structure.source))
+                return f"{start}({texts})\n"
+            case "regex":
+                body = self._library.regex_to_lark(_without_anchors(structure.source), use_ascii="dws")
+                return f"{start}BODY\nBODY: /{body}/\n"
+            case _:
+                body = structure.source if structure.kind == "lark" else self._from_gbnf(structure)
+                if not prefix:
+                    return body
+                grammars = [{"name": "main", "lark_grammar": f"{start}@body"}, {"name": "body", "lark_grammar": body}]
+                return json.dumps({"grammars": grammars})
+
+    def _from_gbnf(self, structure: Structure) -> str:
+        translator = require("llguidance.gbnf_to_lark", extra="grammar", purpose="a GBNF grammar")
+        try:
+            lark: str = translator.gbnf_to_lark(structure.source)
+        except Exception as error:  # the translator raises its own class, and others for what it does not expect
+            raise RequestError(
+                f"{structure.param} is not GBNF: {error}", param=structure.param, code="invalid_grammar"
+            ) from None
+        return lark
+
+    def _problem(self, grammar: str) -> str:
+        """Why the grammar cannot be compiled; empty when it can."""
+        with self._lock:
+            prototype = self._prototype(grammar)
+            return _in_words(prototype.get_error()) if prototype.is_error() else ""
+
+    def _prototype(self, grammar: str) -> Any:
+        if grammar not in self._kept:
+            limits = self._library.LLParserLimits(verbose_errors=False)
+            self._kept[grammar] = self._library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+        self._kept.move_to_end(grammar)
+        while len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[grammar]
+
+    def _refusal(self, structure: Structure, problem: str) -> RequestError:
+        place = ""
+        if structure.kind == "json":
+            path, problem = self._find_problem(json.loads(structure.source), problem)
+            place = f" at /{'/'.join(map(str, path))}" if path else ""
+        code = "invalid_schema" if structure.kind == "json" else "invalid_grammar"
+        return RequestError(
+            f"{structure.param}{place} cannot be turned into a grammar: {problem}",
+            param=structure.param,
+            code=code,
+            hint="write anyOf instead of oneOf" if problem.startswith("oneOf") else None,
+        )
+
+    def _find_problem(self, schema: Mapping[str, Any], problem: str) -> tuple[tuple[str | int, ...], str]:
+        """The innermost schema that cannot be compiled by itself, and why."""
+        definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+
+        def search(inner: Any, path: tuple[str | int, ...], reason: str) -> tuple[tuple[str | int, ...], str]:
+            for step, child in subschemas(inner) if isinstance(inner, Mapping) else ():
+                if not isinstance(child, Mapping):
+                    continue
+                limits = self._library.LLParserLimits(verbose_errors=False)
+                grammar = f"start: {json_rule({**definitions, **child})}\n"
+                wrong, messages = self._library.LLMatcher.validate_grammar_with_warnings(grammar, limits=limits)
+                if wrong and "Pointer" not in messages[0]:  # only the whole schema holds what some references name
+                    return search(child, (*path, *step), _in_words(messages[0]))
+            return path, reason
+
+        return search(schema, (), problem)
+
+
+class GrammarConstraint:
+    """Which ids may come next in one answer; an `engine.request.Constraint`."""
+
+    def __init__(self, matcher: Any, special: np.ndarray, stop_ids: Iterable[int], *, skips_text: bool) -> None:
+        """`special`: flags (V,) of ids that are never allowed; `skips_text`: forced text is tokenized at once."""
+        self._matcher = matcher
+        self._special = special
+        self._stop_ids = np.array(sorted(set(stop_ids)), dtype=np.int64)
+        self._skips_text = skips_text
+        self._allowed: np.ndarray | None = None
+        self._forced: list[int] = []
+        self._ended = False
+        self.problem: str | None = None
+        """Why the form could not be followed to its end (a limit of the library); the answer is then incomplete."""
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing may follow."""
+        return self._ended or self.problem is not None or self._complete
+
+    @property
+    def accepting(self) -> bool:
+        """True where the answer may end."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def _complete(self) -> bool:
+        stopped = bool(self._matcher.is_stopped())
+        return stopped or (not len(self._stop_ids) and bool(self._matcher.is_accepting()))
+
+    def allowed_ids(self) -> np.ndarray:
+        """The ids that may come next: (n,) int64, sorted; n >= 1 until finished."""
+        if self._allowed is None:
+            self._allowed = self._find_ids()
+        return self._allowed
+
+    def advance(self, token_id: int) -> None:
+        """Take an allowed id."""
+        self._allowed = None
+        if self._forced and self._forced[0] == token_id:
+            self._forced.pop(0)
+        else:
+            self._forced = []
+        if token_id in self._stop_ids and self._matcher.is_accepting():
+            self._ended = True
+        elif not self._matcher.consume_token(token_id):
+            self._fail(f"token {token_id} was not accepted: {self._matcher.get_error()}")
+        if not self.finished:
+            self.allowed_ids()  # a limit of the library shows here and not in the middle of a step
+
+    def rollback(self, num_ids: int) -> None:
+        """Take back the last ids (no stop id among them), as speculation does with a rejected guess."""
+        self._matcher.rollback(num_ids)
+        self._allowed, self._forced, self._ended = None, [], False
+
+    def clone(self) -> GrammarConstraint:
+        """A copy at the same point that goes its own way."""
+        twin = object.__new__(GrammarConstraint)
+        twin.__dict__.update(self.__dict__, _matcher=self._matcher.deep_copy(), _forced=list(self._forced))
+        return twin
+
+    def _find_ids(self) -> np.ndarray:
+        if self.finished:
+            return self._stop_ids
+        if not self._forced and self._skips_text:
+            self._forced = [index for index in self._matcher.compute_ff_tokens() if not self._special[index]]
+        if self._forced:
+            return np.array(self._forced[:1], dtype=np.int64)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():
+            self._fail(str(self._matcher.get_error()))
+            return self._stop_ids
+        allowed = np.unpackbits(bits, count=len(self._special), bitorder="little").astype(bool) & ~self._special
+        if self._matcher.is_accepting():
+            allowed[self._stop_ids] = True
+        ids = np.flatnonzero(allowed)
+        if not len(ids):
+            self._fail("no token of the vocabulary can follow")
+        return ids
+
+    def _fail(self, problem: str) -> None:
+        self.problem = problem
+        logging.getLogger(__name__).warning("an answer of a given form was cut off: %s", problem)
+
+
+class _Vocabulary:
+    """A tokenizer as the library wants to see it; one id is added, for the end that we handle ourselves."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        special = {index for index in tokenizer.special_ids.values() if index < size}
+        texts = {index: text for text, index in tokenizer.special_ids.items()}
+        self.tokens = [
+            texts[index].encode() if index in special else _bytes_of(tokenizer, index) for index in range(size)
+        ]
+        self.tokens.append(b"<end of the answer>")
+        self.special_token_ids = [*sorted(special), size]
+        self.eos_token_id = size
+        self.bos_token_id = None
+        self._tokenizer = tokenizer
+        self._size = size
+
+    def __call__(self, text: str) -> list[int]:
+        """How the tokenizer writes a text."""
+        return [index for index in self._tokenizer.encode(text) if index < self._size]
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """A schema as a part of a rule."""
+    return f"%json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}"
+
+
+def _bytes_of(tokenizer: Tokenizer, index: int) -> bytes:
+    data = tokenizer.bytes_of(index, skip_special=False)
+    return b"" if data == "\ufffd".encode() else data
+
+
+def _in_words(message: str) -> str:
+    """An error of the library without the grammar that it quotes."""
+    message = re.sub(r"^ *[0-9]+ \|.*$\n?|^ *\^+ *$\n?", "", message, flags=re.MULTILINE)
+    message = re.sub(r"^at [0-9]+\([0-9]+\): ", "", " ".join(message.split()))
+    message = message.removeprefix("failed to compile JSON schema: ")
+    if unimplemented := re.fullmatch(r"Unimplemented keys: \[(.*)\]", message):
+        return f"{unimplemented[1]} is not supported"
+    return message
+
+
+def _without_anchors(regex: str) -> str:
+    """The expression matches the whole answer anyway."""
+    body = regex.removeprefix("^")
+    return body[:-1] if body.endswith("$") and not body.endswith("\\$") else body

@@ -1,0 +1,194 @@
+"""Structure: the form that a caller wants an answer to have: a JSON Schema, an expression, a choice, a grammar.
+
+    model.generate("A person:", schema={"type": "object", "properties": {"name": {"type": "string"}}})
+    model.generate("Is it raining?", choice=["yes", "no"])
+
+`grammar.py` compiles it and keeps the model to it. JSON is written as Python's `json.dumps` writes it: one space after
+a comma and a colon, none elsewhere. That is how most training data is written, and since nothing is left to choose
+between two keys, all of it is skipped: only values cost a step of the model. A model that may write white space
+anywhere can moreover write nothing else for ever.
+
+A JSON Schema is read as draft 2020-12 says, so unknown keywords and unknown formats describe and do not restrict; the
+formats of `tools/tool.py` (HH:MM, phone) do. Keywords that would restrict and cannot be compiled are errors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from leveret.engine.defaults import SamplingOptions
+from leveret.errors import RequestError
+from leveret.tools.tool import FORMATS
+
+Kind = Literal["json", "regex", "choice", "lark", "gbnf"]
+
+GRAMMAR_FORMATS = frozenset(
+    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"]
+)
+"""Formats of strings that the grammar library enforces."""
+
+_ONE = (
+    *("additionalProperties", "items", "not", "if", "then", "else", "contains", "propertyNames"),
+    *("unevaluatedItems", "unevaluatedProperties", "additionalItems"),
+)
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_MAPS = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
+
+
+class StructureOptions(TypedDict, total=False):
+    """Keyword arguments that ask for a form; at most one of them."""
+
+    schema: Any
+    """A JSON Schema: a mapping, its JSON text, or a pydantic model."""
+    regex: str
+    """An expression that the whole answer matches: no look-around, no back-references; \\d, \\w and \\s are ASCII."""
+    choice: Sequence[str]
+    """Texts, one of which the answer is."""
+    grammar: str
+    """A context-free grammar, in Lark's notation (`start: ...`) or llama.cpp's GBNF (`root ::= ...`)."""
+    structure: Structure
+    """A form that is read already."""
+
+
+class AnswerOptions(SamplingOptions, StructureOptions, total=False):
+    """Keyword arguments of generate, chat and stream: how to sample, and what form the answer has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """A form, checked as far as that goes without compiling it."""
+
+    kind: Kind
+    source: str
+    """The schema as JSON text, the choice as a JSON list, the expression or the grammar as given."""
+    param: str
+    """What the caller calls it, for errors."""
+
+    @classmethod
+    def json(cls, schema: Any, *, param: str = "schema") -> Structure:
+        """JSON of a schema: a mapping, a JSON text, true, or a class with pydantic's `model_json_schema`."""
+        if hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except ValueError as error:
+                raise RequestError(f"{param} is not JSON: {error}", param=param, code="invalid_schema") from None
+        if not isinstance(schema, Mapping | bool):
+            raise RequestError(
+                f"{param} must be a JSON Schema, an object, not {type(schema).__name__}",
+                param=param,
+                code="invalid_schema",
+            )
+        if schema is False:
+            raise RequestError(f"{param} is false: nothing fits it", param=param, code="invalid_schema")
+        read = {} if schema is True else dict(schema)
+        try:
+            return cls(kind="json", source=json.dumps(readable(read)), param=param)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"{param} is not JSON: {error}", param=param, code="invalid_schema") from None
+
+    @classmethod
+    def json_object(cls, *, param: str = "response_format") -> Structure:
+        """Any JSON object."""
+        return cls.json({"type": "object"}, param=param)
+
+    @classmethod
+    def of_choice(cls, choice: Sequence[str], *, param: str = "choice") -> Structure:
+        """One of some texts."""
+        texts = [] if isinstance(choice, str) else list(choice)
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise RequestError(
+                f"{param} must be a list of texts that are not empty, not {choice!r}", param=param, code="invalid_value"
+            )
+        return cls(kind="choice", source=json.dumps(texts), param=param)
+
+    @classmethod
+    def of_regex(cls, regex: str, *, param: str = "regex") -> Structure:
+        """A text that an expression matches from its first to its last character."""
+        return cls(kind="regex", source=_text(regex, param), param=param)
+
+    @classmethod
+    def of_grammar(cls, grammar: str, *, param: str = "grammar") -> Structure:
+        """A text of a context-free grammar; `::=` marks GBNF, anything else is Lark."""
+        text = _text(grammar, param)
+        return cls(kind="gbnf" if "::=" in text else "lark", source=text, param=param)
+
+    @classmethod
+    def from_options(cls, options: StructureOptions) -> Structure | None:
+        """The form that keyword arguments ask for, if they do. RequestError when there are two."""
+        given = [name for name, value in options.items() if value is not None]
+        if len(given) > 1:
+            raise RequestError(
+                f"{' and '.join(given)} both say what form the answer has; give one",
+                param=given[1],
+                code="invalid_value",
+            )
+        if not given:
+            return None
+        if given[0] == "structure":
+            return options["structure"]
+        if given[0] == "schema":
+            return cls.json(options["schema"])
+        if given[0] == "regex":
+            return cls.of_regex(options["regex"])
+        if given[0] == "choice":
+            return cls.of_choice(options["choice"])
+        return cls.of_grammar(options["grammar"])
+
+
+def split_options(options: AnswerOptions) -> tuple[Structure | None, SamplingOptions]:
+    """The form that the options ask for, and the rest of them."""
+    sampling, form = SamplingOptions(), StructureOptions()
+    for name, value in options.items():
+        target: Any = form if name in StructureOptions.__optional_keys__ else sampling
+        target[name] = value
+    return Structure.from_options(form), sampling
+
+
+def readable(schema: Any) -> Any:
+    """The schema with formats that only describe left out, our own ones written as patterns, and no `x-guidance`.
+
+    (`x-guidance` would switch checks of the grammar library off.)
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    changed = {key: value for key, value in schema.items() if key != "x-guidance"}
+    form = changed.get("format")
+    if isinstance(form, str) and form not in GRAMMAR_FORMATS:
+        del changed["format"]
+        if form in FORMATS and "pattern" not in changed:
+            changed["pattern"] = f"^(?:{FORMATS[form]})$"
+    for path, inner in subschemas(schema):
+        holder: Any = changed
+        for key in path[:-1]:
+            holder[key] = holder[key].copy()  # a list or a mapping of schemas
+            holder = holder[key]
+        holder[path[-1]] = readable(inner)
+    return changed
+
+
+def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """The schemas directly inside a schema, each with its path of one or two keys; definitions first."""
+    for keyword in _MAPS:
+        inner = schema.get(keyword)
+        if isinstance(inner, Mapping):
+            yield from (((keyword, name), each) for name, each in inner.items())
+    for keyword in _ONE:
+        if isinstance(schema.get(keyword), Mapping | bool):
+            yield (keyword,), schema[keyword]
+    for keyword in _LISTS:
+        inner = schema.get(keyword)
+        if isinstance(inner, list):
+            yield from (((keyword, index), each) for index, each in enumerate(inner))
+
+
+def _text(value: object, param: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise RequestError(
+            f"{param} must be a text that is not empty, not {value!r}", param=param, code="invalid_value"
+        )
+    return value
