@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from leveret.certify.references import short_form, split_adapter
 from leveret.console import Console
 from leveret.errors import CertificateError, ConfigError, MissingExtra
 from leveret.export.config import ExportConfig
 from leveret.export.run import run as export
 from leveret.model.decoder import Decoder
+from leveret.model.lora import LoraSettings
+from leveret.model.lora_targets import add_lora
+from leveret.quantize.config import QuantizeConfig
+from leveret.quantize.run import run as quantize
+from leveret.weights.adapter import save_adapter
+from leveret.weights.load import load_model
+from leveret.weights.merged import merge_into_model
 
 from .test_run import certify, verdicts
 
@@ -120,3 +130,66 @@ def test_without_llama_cpp_a_file_is_not_compared_in_silence(
     assert "llama-cpp" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="there is no file"):
         certify(make_form("a"), f"llama.cpp:{file.parent}")
+
+
+@pytest.fixture
+def adapter(make_form: MakeForm, tmp_path: Path) -> Path:
+    """An adapter whose change is large enough to see, on the model in `a`."""
+    model = load_model(make_form("a"))
+    add_lora(model, LoraSettings(rank=4, alpha=8), "all-linear", seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            parameter.data.normal_(0, 0.05, generator=generator)
+    save_adapter(model, tmp_path / "adapter", base=str(tmp_path / "a"))
+    return tmp_path / "adapter"
+
+
+@pytest.mark.filterwarnings(r"ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's use
+def test_an_adapter_is_the_same_here_by_peft_merged_and_on_a_named_model(adapter: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the oracle of this test")
+    merge_into_model(adapter, tmp_path / "merged")
+    forms = [adapter, f"peft:{adapter}", tmp_path / "merged", f"{tmp_path / 'a'}+{adapter}"]
+    certify(*forms, output=tmp_path / "out")
+    for pair in (0, 1, 2):
+        assert set(verdicts(tmp_path / "out", pair).values()) <= {"same", "not compared"}
+    with pytest.raises(CertificateError, match=r"module layers\.0\.self_attn\.q_proj"):
+        certify(adapter, tmp_path / "a")
+
+
+@pytest.mark.filterwarnings(r"ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_wrong_number_in_an_adapter_is_named_by_its_linear(adapter: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the oracle of this test")
+    merge_into_model(adapter, tmp_path / "merged")
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "layers.1.mlp.up_proj.lora_B" in name)
+    tensors[name][3, 0] += 1
+    save_file(tensors, file)
+    for form in (adapter, f"peft:{adapter}"):
+        with pytest.raises(CertificateError, match=r"module layers\.1\.mlp\.up_proj \(error"):
+            certify(tmp_path / "merged", form)
+
+
+def test_nf4_is_the_same_here_and_by_bitsandbytes(make_form: MakeForm, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="transformers reads nf4 through it")
+    config = QuantizeConfig(model=str(make_form("a")), output=tmp_path / "q", method="nf4")
+    quantize(config, QUIET)
+    certify(tmp_path / "a", tmp_path / "q", f"transformers:{tmp_path / 'q'}", output=tmp_path / "out")
+    assert [pair["kind"] for pair in content(tmp_path / "out")["comparisons"]] == ["int4", "int4"]
+    file = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.gate_proj.weight.nested_absmax"] *= 8
+    save_file(tensors, file, metadata={"format": "pt"})
+    for form in (tmp_path / "q", f"transformers:{tmp_path / 'q'}"):
+        with pytest.raises(CertificateError, match=r"most at .*module layers\.1\.mlp\.gate_proj"):
+            certify(tmp_path / "a", form)
+
+
+def test_references_are_cut_where_files_are(tmp_path: Path) -> None:
+    (tmp_path / "c++").mkdir()
+    assert split_adapter(str(tmp_path / "c++")) == (str(tmp_path / "c++"), None)
+    assert split_adapter(f"owner/name+{tmp_path}") == ("owner/name", str(tmp_path))
+    assert short_form(f"llama.cpp:{tmp_path}/a/b/m.gguf") == "llama.cpp:b/m.gguf"
+    assert short_form("http://user:secret@host:8000/v1") == "host:8000/v1"
+    assert short_form("http://host:8000/v1") == "http://host:8000/v1"

@@ -1,21 +1,22 @@
 """Where two models part: the first layer that answers differently although it was asked the same.
 
-Both models run on the same ids with forward hooks that keep what goes in and out of every innermost module
-(Linears, norms, the embedding). Module names are compared without a leading `model.`, so our decoder and
-transformers' line up. Then, in the order in which the first model ran them, each module of the second is given the
-*first* model's input:
+Both models run on the same ids with forward hooks that keep what goes in and out of every Linear (with the adapter on
+it), norm and embedding. Module names are compared without a leading `model.`, so our decoder and transformers' line
+up. Then, in the order in which the first model ran them, each module of the second is given the *first* model's input:
 
     own error = rms(module_b(input_a) - output_a) / rms(output_a)
 
 An error handed down from earlier layers does not count, so the culprit stands out even where everything after it
 differs. If no module has an error of its own, the difference arises between them (attention, rotary positions, a
-residual): then the first module is named whose input already differs.
+residual): then the first module is named whose input already differs. Of a module that is at fault, the outputs that
+differ are named, which are the rows of its matrix; of an embedding, the ids.
 
 Shape legend: T positions, I and O features.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ from torch import nn
 
 SAME = 1e-4
 """Relative error up to which two float32 results count as the same."""
+
+MOST_NAMED = 4
+"""Outputs or ids that are named, at most."""
+
+BETWEEN = {"o_proj": " (attention: rotary positions, mask or scale)", "down_proj": " (the activation)"}
+"""What lies before some modules and is no module itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,12 @@ class Culprit:
     reason: str
     """What was seen, in words."""
 
+    @property
+    def layer(self) -> int | None:
+        """Its layer; None outside of the layers."""
+        found = re.search(r"(?:^|\.)layers\.(\d+)\.", self.module)
+        return None if found is None else int(found[1])
+
 
 def find_culprit(first: nn.Module, second: nn.Module, ids: list[int], *, lossy: bool) -> Culprit | None:
     """The module to look at; None when the models have no module name in common, or nothing differs.
@@ -61,14 +74,35 @@ def find_culprit(first: nn.Module, second: nn.Module, ids: list[int], *, lossy: 
         error = _own_error(traces_first[name], traces_second[name])
         if error is None:
             continue
-        found = Culprit(module=name, error=error, reason="given the same input, this module answers differently")
         if not lossy and not error <= SAME:
-            return found
+            return _at_fault(name, error, traces_first[name], traces_second[name])
         if worst is None or not error <= worst.error:
-            worst = found
+            worst = Culprit(module=name, error=error, reason="")
     if lossy:
-        return worst
+        return worst and _at_fault(worst.module, worst.error, traces_first[worst.module], traces_second[worst.module])
     return _first_different_input(shared, traces_first, traces_second)
+
+
+def _at_fault(name: str, error: float, first: Trace, second: Trace) -> Culprit:
+    reason = "given the same input, this module answers differently"
+    return Culprit(module=name, error=error, reason=f"{reason}, {_outputs_that_differ(first, second)}")
+
+
+@torch.no_grad()
+def _outputs_that_differ(first: Trace, second: Trace) -> str:
+    """Which features of the answer, or which ids, hold half of the largest error or more."""
+    error = (_answer(second, first.read).float() - first.wrote.float()).abs().nan_to_num(nan=torch.inf)
+    if first.read.is_floating_point():
+        what, sizes = "outputs", error.flatten(0, -2).amax(0)
+        names = torch.arange(len(sizes))
+    else:
+        what, sizes = "ids", error.amax(-1).flatten()
+        names = first.read.flatten()
+    loud = sorted(set(names[sizes * 2 >= sizes.max()].tolist()))
+    if len(loud) * 4 > len(names) and len(loud) > MOST_NAMED:
+        return f"in most of its {what}"
+    named = ", ".join(str(index) for index in loud[:MOST_NAMED])
+    return f"most in {what} {named}" + (f" and {len(loud) - MOST_NAMED} more" if len(loud) > MOST_NAMED else "")
 
 
 def _first_different_input(names: list[str], first: dict[str, Trace], second: dict[str, Trace]) -> Culprit | None:
@@ -80,7 +114,7 @@ def _first_different_input(names: list[str], first: dict[str, Trace], second: di
                 if before is None:
                     return Culprit(module="embed_tokens", error=error, reason="the embeddings of these ids differ")
                 reason = f"its input differs though modules up to {before} agree: the difference arises between the two"
-                return Culprit(module=name, error=error, reason=reason)
+                return Culprit(module=name, error=error, reason=reason + BETWEEN.get(name.rpartition(".")[2], ""))
         before = name
     return None
 
@@ -90,10 +124,13 @@ def _own_error(first: Trace, second: Trace) -> float | None:
     """None when the two cannot be compared (other shapes)."""
     if first.read.shape != second.read.shape:
         return None
-    read = first.read
-    if read.is_floating_point():
-        read = read.to(second.read.dtype)
-    return _relative(second.module(read), first.wrote)
+    return _relative(_answer(second, first.read), first.wrote)
+
+
+def _answer(trace: Trace, read: torch.Tensor) -> torch.Tensor:
+    """What a module makes of another model's input."""
+    answer: torch.Tensor = trace.module(read.to(trace.read.dtype) if read.is_floating_point() else read)
+    return answer
 
 
 def _relative(value: torch.Tensor, reference: torch.Tensor) -> float | None:
@@ -113,7 +150,7 @@ def _trace(model: nn.Module, ids: list[int]) -> dict[str, Trace]:
 
 @contextmanager
 def _recording(model: nn.Module, traces: dict[str, Trace]) -> Iterator[None]:
-    """Fill `traces`, in the order of running, with innermost modules that map one tensor to one tensor."""
+    """Fill `traces`, in the order of running, with those of `_traced` that map one tensor to one tensor."""
 
     def keep(name: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, read: tuple[object, ...], wrote: object) -> None:
@@ -122,13 +159,19 @@ def _recording(model: nn.Module, traces: dict[str, Trace]) -> Iterator[None]:
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(keep(name.removeprefix("model.")))
-        for name, module in model.named_modules()
-        if not any(True for _ in module.children())
-    ]
+    hooks = [module.register_forward_hook(keep(name.removeprefix("model."))) for name, module in _traced(model)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _traced(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The innermost modules; a Linear that wraps another, as an adapter's does, counts as one."""
+    children = list(module.named_children())
+    if not children or hasattr(module, "in_features"):
+        yield name, module
+        return
+    for part, child in children:
+        yield from _traced(child, f"{name}.{part}" if name else part)
