@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leveret.engine.logprobs import TokenScore
 from leveret.engine.request import SamplingParams
-from leveret.engine.sampler import RowSampler, draw, filter_scores, penalize
+from leveret.engine.sampler import RowSampler, draw, filter_scores, penalize, shift
+from leveret.errors import RequestError
 
 processors = pytest.importorskip("transformers.generation.logits_process")
 
@@ -81,3 +85,58 @@ def test_half_precision_logits_are_sampled_in_fp32() -> None:
     params = SamplingParams(temperature=0.7, top_p=0.9, seed=3)
     first, second = RowSampler(params, (0,), None), RowSampler(params, (0,), None)
     assert [first.choose(logits) for _ in range(20)] == [second.choose(logits.float()) for _ in range(20)]
+
+
+def test_presence_and_frequency_penalties_count_the_answer_but_not_the_prompt() -> None:
+    logits = torch.tensor([0.0, 3.0, 2.5, 1.0])
+    sampler = RowSampler(SamplingParams(presence_penalty=0.4, frequency_penalty=0.3), (1, 1, 1), None)
+    chosen = []
+    for _ in range(6):
+        chosen.append(sampler.choose(logits))
+        sampler.accept(chosen[-1])
+    # Id 1 scores 3.0, then 2.3, 2.0, 1.7 after being chosen; id 2 scores 2.5, then 1.8, 1.5.
+    assert chosen == [1, 2, 1, 1, 2, 1]
+
+
+def test_the_bias_is_what_transformers_adds() -> None:
+    logits = torch.randn(30, generator=torch.Generator().manual_seed(2))
+    bias = {3: 1.5, 7: -100.0, 29: 0.25}
+    theirs = processors.SequenceBiasLogitsProcessor([[[key], value] for key, value in bias.items()])
+    expected = theirs(torch.zeros(1, 4, dtype=torch.long), logits[None].clone())[0]
+    ours = shift(logits, {}, SamplingParams(logit_bias=tuple(bias.items())))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_a_bias_bans_and_forces() -> None:
+    logits = torch.tensor([0.0, 2.0, 2.0, 1.0])
+    assert RowSampler(SamplingParams(logit_bias=((1, -100.0),)), (0,), None).choose(logits) == 2
+    assert RowSampler(SamplingParams(logit_bias=((3, 100.0),)), (0,), None).choose(logits) == 3
+
+
+def test_recorded_scores_are_the_models_own_whatever_the_sampler_was_asked() -> None:
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(4)).half()
+    records: list[TokenScore] = []
+    params = SamplingParams(temperature=1.7, top_k=5, seed=1, logit_bias=((2, 50.0),), banned_ids=(0,), logprobs=3)
+    sampler = RowSampler(params, (0,), None, records.append)
+    assert not sampler.plain and sampler.choose(logits) == 2
+    expected = logits.float().log_softmax(-1)
+    [score] = records
+    assert (score.id, score.logprob) == (2, pytest.approx(expected[2].item()))
+    assert [token_id for token_id, _ in score.top] == expected.topk(3).indices.tolist()
+    assert RowSampler(SamplingParams(), (0,), None, records.append).plain
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": float("nan")},
+        {"logit_bias": ((1, 101.0),)},
+        {"logprobs": 21},
+        {"logprobs": -1},
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(**wrong)
+    assert caught.value.param == next(iter(wrong))

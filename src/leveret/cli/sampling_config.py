@@ -23,6 +23,10 @@ class SamplingConfig(Config):
     """Drop tokens less likely than this share of the likeliest one."""
     repetition_penalty: float | None = None
     """Above 1: tokens seen before become less likely."""
+    presence_penalty: float | None = None
+    """Taken from the logit of every token that was generated before, -2 to 2."""
+    frequency_penalty: float | None = None
+    """Taken from the logit of a token once for each time it was generated before, -2 to 2."""
     seed: int | None = None
     """Same seed, same answer."""
     stop: list[str] | None = None

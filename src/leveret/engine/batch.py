@@ -45,7 +45,7 @@ class Row:
         self.num_cached = 0
         self.finish_reason: FinishReason | None = None
         self.stop_id: int | None = None
-        self.sampler = RowSampler(request.params, request.prompt_ids, request.constraint)
+        self.sampler = RowSampler(request.params, request.prompt_ids, request.constraint, request.record)
         self._stop_ids = frozenset(request.params.stop_ids)
 
     def take(self, token_id: int) -> list[int]:

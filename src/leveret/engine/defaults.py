@@ -8,6 +8,7 @@ are absent are off. What a caller gives goes over these defaults field by field.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,6 +27,10 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    logprobs: int | None
     seed: int | None
     stop: str | tuple[str, ...] | list[str]
     stop_ids: tuple[int, ...] | list[int]
@@ -61,6 +66,8 @@ def with_options(params: SamplingParams, options: SamplingOptions) -> SamplingPa
             raise RequestError(f"unknown sampling option {name!r}", param=name, code="unknown_parameter", hint=hint)
     if "stop_ids" in changes:
         changes["stop_ids"] = _merged(params.stop_ids, changes["stop_ids"])
+    if "logit_bias" in changes:
+        changes["logit_bias"] = tuple(sorted(changes["logit_bias"].items()))
     for name in ("stop", "banned_ids"):
         if name in changes:
             changes[name] = tuple(changes[name])

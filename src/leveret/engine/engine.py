@@ -80,13 +80,14 @@ class Engine:
         if not prompt:
             raise RequestError("the prompt has no tokens", param="prompt", code="empty_prompt")
         vocab_size = self._model.config.vocab_size
-        foreign = [token_id for token_id in (*prompt, *params.banned_ids) if not 0 <= token_id < vocab_size]
-        if foreign:
-            raise RequestError(
-                f"token id {foreign[0]} is outside the model's vocabulary of {vocab_size}",
-                param="prompt",
-                code="invalid_token_id",
-            )
+        for param, ids in (("prompt", (*prompt, *params.banned_ids)), ("logit_bias", dict(params.logit_bias))):
+            foreign = [token_id for token_id in ids if not 0 <= token_id < vocab_size]
+            if foreign:
+                raise RequestError(
+                    f"token id {foreign[0]} is outside the model's vocabulary of {vocab_size}",
+                    param=param,
+                    code="invalid_token_id",
+                )
         if len(prompt) + params.max_tokens > self.context_tokens:
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together "

@@ -7,6 +7,8 @@ two small doors of `Request`:
 * `watch` is called with every generated id and returns True when the request is finished. Stop strings work this way:
   a `TextAssembler` (engine/assembler.py) watches the decoded text.
 
+With `logprobs`, `record` is called with the score of each id before `watch` is called with the id.
+
 How one id is chosen from `SamplingParams` is written in `sampler.py`.
 """
 
@@ -18,7 +20,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from leveret.engine.logprobs import TokenScore
 from leveret.errors import RequestError
+
+MAX_LOGPROBS = 20
+"""Most alternatives a request may ask for with each token."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """`stop`: a stop id, a stop string or the end of a constraint; `length`: max_tokens; `cancelled`: by the caller."""
@@ -57,6 +63,14 @@ class SamplingParams:
     """Drop ids less likely than this share of the likeliest one, 0 <= p <= 1."""
     repetition_penalty: float = 1.0
     """Above 1: ids seen in the prompt or the answer become less likely (CTRL, arXiv 1909.05858)."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every id that was generated before, -2 to 2; the prompt does not count."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of an id once for each time it was generated before, -2 to 2."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(id, number) pairs: numbers of -100 to 100 added to the logits of these ids."""
+    logprobs: int | None = None
+    """Record the log probability of each chosen id and of so many of the likeliest ids, 0 to 20; None: nothing."""
     seed: int | None = None
     """Same seed, same answer, whatever else is in the batch. None draws a fresh seed."""
     stop: tuple[str, ...] = ()
@@ -75,6 +89,12 @@ class SamplingParams:
         _check(
             0 < self.repetition_penalty < float("inf"), "repetition_penalty", self.repetition_penalty, "finite, above 0"
         )
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "between -2 and 2")
+        for token_id, bias in self.logit_bias:
+            _check(-100 <= bias <= 100, "logit_bias", {token_id: bias}, "between -100 and 100")
+        wanted = f"between 0 and {MAX_LOGPROBS}"
+        _check(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, wanted)
         _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
         _check(all(self.stop), "stop", self.stop, "strings that are not empty")
 
@@ -96,6 +116,8 @@ class Request:
     """Which ids may come next; the engine advances it, so it serves one request only."""
     watch: Callable[[int], bool] | None = None
     """Called with each generated id (a stop id excepted); True ends the request with the reason `stop`."""
+    record: Callable[[TokenScore], None] | None = None
+    """Called with the score of each id, the stop id included, if `params.logprobs` asks for scores."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 The order is that of transformers' logits processors, so that the same parameters mean the same distribution:
 
-    repetition penalty -> banned ids and constraint -> temperature -> top-k -> top-p -> min-p -> draw
+    repetition penalty -> OpenAI's penalties, bias -> banned ids, constraint -> temperature -> top-k -> top-p -> min-p
 
 * penalty r (arXiv 1909.05858): a logit of an id seen before is divided by r if positive, multiplied by r if negative;
+* OpenAI's: of an id generated c times before, c * frequency + (c > 0) * presence is subtracted, and its bias added;
 * top-k keeps every id at least as likely as the k-th; top-p (arXiv 1904.09751) the fewest likeliest ids whose
   probability reaches p; min-p (arXiv 2407.01082) those with p_i >= min_p * max_j p_j.
 
@@ -15,20 +16,34 @@ never on its neighbours in the batch.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
+from leveret.engine.logprobs import TokenScore, score_token
 from leveret.engine.request import Constraint, SamplingParams
 
 
 class RowSampler:
     """Chooses the ids of one request; holds its random generator and the ids it has seen."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: tuple[int, ...], constraint: Constraint | None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: tuple[int, ...],
+        constraint: Constraint | None,
+        record: Callable[[TokenScore], None] | None = None,
+    ) -> None:
+        """`record` gets the score of every id that is chosen or forced, if `params.logprobs` is set."""
         self._params = params
+        self._record = None if params.logprobs is None else record
         self._constraint = constraint
         self._banned = torch.tensor(params.banned_ids, dtype=torch.long)
         self._seen = set(prompt_ids) if params.repetition_penalty != 1 else None
+        penalized = params.presence_penalty != 0 or params.frequency_penalty != 0
+        self._counts: Counter[int] | None = Counter() if penalized else None
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
@@ -38,35 +53,53 @@ class RowSampler:
     @property
     def plain(self) -> bool:
         """True when choosing is nothing but argmax, which the engine does for all such rows at once."""
-        return self._params.greedy and self._seen is None and self._constraint is None and not len(self._banned)
+        changed = self._seen is not None or self._counts is not None or self._params.logit_bias or len(self._banned)
+        return self._params.greedy and not changed and self._constraint is None and self._record is None
 
     def forced(self) -> int | None:
         """The next id when the constraint leaves no choice: no logits are needed for it."""
         if self._constraint is None:
             return None
         allowed = self._constraint.allowed_ids()
-        return int(allowed[0]) if len(allowed) == 1 else None
+        if len(allowed) != 1:
+            return None
+        if self._record is not None:
+            self._record(TokenScore(id=int(allowed[0]), logprob=0.0))
+        return int(allowed[0])
 
     def choose(self, logits: Tensor) -> int:
         """The next id, from the logits (V,) of any float type."""
         scores = logits.float().cpu()
-        if self._seen is not None:
-            scores = penalize(scores, self._seen, self._params.repetition_penalty)
-        if len(self._banned):
-            scores = scores.index_fill(0, self._banned, float("-inf"))
-        if self._constraint is None:
-            return draw(scores, self._params, self._generator)
-        allowed = torch.tensor(self._constraint.allowed_ids())
-        return int(allowed[draw(scores[allowed], self._params, self._generator)])
+        chosen = self._chosen(self._adjusted(scores))
+        if self._record is not None:
+            self._record(score_token(scores, chosen, self._params.logprobs or 0))
+        return chosen
 
     def accept(self, token_id: int) -> bool:
         """Note an id as generated; True when the constraint is finished by it."""
         if self._seen is not None:
             self._seen.add(token_id)
+        if self._counts is not None:
+            self._counts[token_id] += 1
         if self._constraint is None:
             return False
         self._constraint.advance(token_id)
         return self._constraint.finished
+
+    def _adjusted(self, scores: Tensor) -> Tensor:
+        if self._seen is not None:
+            scores = penalize(scores, self._seen, self._params.repetition_penalty)
+        if self._counts or self._params.logit_bias:
+            scores = shift(scores, self._counts or {}, self._params)
+        if len(self._banned):
+            scores = scores.index_fill(0, self._banned, float("-inf"))
+        return scores
+
+    def _chosen(self, scores: Tensor) -> int:
+        if self._constraint is None:
+            return draw(scores, self._params, self._generator)
+        allowed = torch.tensor(self._constraint.allowed_ids())
+        return int(allowed[draw(scores[allowed], self._params, self._generator)])
 
 
 def penalize(scores: Tensor, seen: set[int], penalty: float) -> Tensor:
@@ -74,6 +107,16 @@ def penalize(scores: Tensor, seen: set[int], penalty: float) -> Tensor:
     ids = torch.tensor(sorted(seen))
     old = scores[ids]
     return scores.index_put((ids,), torch.where(old < 0, old * penalty, old / penalty))
+
+
+def shift(scores: Tensor, counts: Mapping[int, int], params: SamplingParams) -> Tensor:
+    """Scores (V,) after OpenAI's presence and frequency penalties for ids generated `counts` times, and the bias."""
+    changes = dict(params.logit_bias)
+    for token_id, count in counts.items():
+        penalty = params.presence_penalty + count * params.frequency_penalty
+        changes[token_id] = changes.get(token_id, 0.0) - penalty
+    ids = torch.tensor(list(changes), dtype=torch.long)
+    return scores.index_add(0, ids, torch.tensor(list(changes.values()), dtype=scores.dtype))
 
 
 def draw(scores: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
