@@ -113,7 +113,7 @@ def test_transformers_reads_our_quantization_config() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "aqlm"}, "aqlm"),
         ({"bits": 3}, "bits is 3"),
         ({"checkpoint_format": "marlin"}, "marlin"),
         ({"dynamic": {"+:lm_head": {"bits": 8}}}, "lm_head"),

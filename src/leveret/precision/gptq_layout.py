@@ -54,7 +54,7 @@ class GptqStorage:
         if method != "gptq":
             raise ConfigError(
                 f"{source}: quant_method {method!r} is not one that can be loaded",
-                hint="only 'gptq' can; start from the unquantized model, or requantize it with `leveret quantize`",
+                hint="'gptq', 'awq' and 'bitsandbytes' (nf4) can; start from the unquantized model",
             )
         bits = data.get("bits")
         if bits not in (4, 8):
@@ -92,6 +92,18 @@ class GptqStorage:
     def skips(self, name: str) -> bool:
         """Whether a module name is kept in full precision by one of the `skipped` patterns."""
         return any(re.match(pattern, name) for pattern in self.skipped)
+
+    def shapes(self, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
+        """As `packed_shapes`."""
+        return packed_shapes(in_features, out_features, self)
+
+    def pack(self, weight: GroupedIntegers) -> dict[str, torch.Tensor]:
+        """As `pack`, with this checkpoint_format."""
+        return pack(weight, self.checkpoint_format)
+
+    def unpack(self, tensors: Mapping[str, torch.Tensor]) -> GroupedIntegers:
+        """The inverse of `pack`."""
+        return unpack(tensors, bits=self.bits, checkpoint_format=self.checkpoint_format)
 
 
 def packed_shapes(in_features: int, out_features: int, storage: GptqStorage) -> dict[str, tuple[int, ...]]:

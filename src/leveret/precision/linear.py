@@ -1,7 +1,8 @@
 """A Linear whose weight is stored in 4 or 8 bits, and the choice of how it multiplies.
 
-The stored tensors are the buffers `qweight`, `qzeros`, `scales`, `g_idx` of the GPTQ layout, so a model of such
-Linears has exactly the state dict that lies in the file. How the product is formed is another matter, chosen once:
+The stored tensors are the buffers `qweight`, `qzeros`, `scales`, `g_idx` of the GPTQ layout, or the first three in
+AWQ's, so a model of such Linears has exactly the state dict that lies in the file. How the product is formed is another
+matter, chosen once:
 
     copy    write the weight out on first use and keep it in the dtype of the activations; costs the memory that storage
             saved. For few rows of bfloat16 (generating) the integers are read instead, which is several times faster.
@@ -31,12 +32,15 @@ from leveret.kernels.int_matmul import (
     prepack,
 )
 from leveret.kernels.integer_product import CompiledWeight, compiled_refusal, multiply_compiled, pack_compiled
-from leveret.precision.gptq_layout import GptqStorage, pack, packed_shapes, unpack
+from leveret.precision.awq_layout import AwqStorage
+from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.rounding import check_group_size, round_to_nearest
 
 Product = Literal["copy", "packed", "plain"]
 
 Packed = CompiledWeight | PackedWeight
+
+IntegerStorage = GptqStorage | AwqStorage
 
 PACKED_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Largest relative error at which the packed product counts as equal to the plain one, by dtype of the activations."""
@@ -57,14 +61,13 @@ class QuantizedLinear(nn.Module):
     qweight: torch.Tensor
     qzeros: torch.Tensor
     scales: torch.Tensor
-    g_idx: torch.Tensor
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
         *,
-        storage: GptqStorage,
+        storage: IntegerStorage,
         bias: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
@@ -76,7 +79,9 @@ class QuantizedLinear(nn.Module):
         assert storage.bits == self.bits
         self.in_features, self.out_features, self.storage = in_features, out_features, storage
         self.product: Product = "copy"
-        for name, shape in packed_shapes(in_features, out_features, storage).items():
+        shapes = storage.shapes(in_features, out_features)
+        self._stored = tuple(shapes)
+        for name, shape in shapes.items():
             dtype = torch.float16 if name == "scales" else torch.int32
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device), requires_grad=False) if bias else None
@@ -105,16 +110,19 @@ class QuantizedLinear(nn.Module):
             bias=linear.bias is not None,
             device=linear.weight.device,
         )
-        for name, tensor in pack(integers, storage.checkpoint_format).items():
-            getattr(quantized, name).copy_(tensor)
+        quantized.fill(integers)
         if quantized.bias is not None:
             quantized.bias.data = linear.bias.detach().clone()
         return quantized
 
+    def fill(self, weight: GroupedIntegers) -> None:
+        """Store this weight."""
+        for name, tensor in self.storage.pack(weight).items():
+            setattr(self, name, tensor)
+
     def integers(self) -> GroupedIntegers:
         """The stored weight, unpacked to one byte a value."""
-        stored = {name: getattr(self, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
-        return unpack(stored, bits=self.bits, checkpoint_format=self.storage.checkpoint_format)
+        return self.storage.unpack({name: getattr(self, name) for name in self._stored})
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight (out_features, in_features) that this layer multiplies with."""
@@ -199,7 +207,7 @@ class QuantizedLinear(nn.Module):
 
     def _versions(self) -> tuple[Any, ...]:
         """Changes whenever a stored tensor is replaced or written to, so that nothing stale is multiplied."""
-        stored = (self.qweight, self.qzeros, self.scales, self.g_idx)
+        stored = [getattr(self, name) for name in self._stored]
         return tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in stored)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -4,7 +4,7 @@ Quantization is put on from outside: the model knows nothing of it. Left in full
 
 * the output matrix (`lm_head`) and the embedding: errors there reach every logit undiluted;
 * the router of a mixture of experts (`gate`, `router`): tiny, and one flipped choice sends a token to the wrong expert;
-* whatever the `dynamic` patterns of `quantization_config` name.
+* whatever `quantization_config` names (`dynamic` patterns in GPTQ's, `modules_to_not_convert` in AWQ's).
 
 `prepare_quantized` turns a freshly built model into one whose state dict has the names and shapes of a quantized
 file; `quantize_linears` quantizes a model that already has weights.
@@ -20,14 +20,16 @@ import torch
 from torch import nn
 
 from leveret.errors import ConfigError
+from leveret.precision.awq_layout import METHOD as AWQ
+from leveret.precision.awq_layout import AwqStorage
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.int4 import Int4Linear
 from leveret.precision.int8 import Int8Linear
-from leveret.precision.linear import Product, QuantizedLinear
+from leveret.precision.linear import IntegerStorage, Product, QuantizedLinear
 from leveret.precision.nf4 import NF4Linear, Scratch
 from leveret.precision.nf4_layout import KEPT_WHOLE, METHOD, Nf4Storage
 
-Storage = GptqStorage | Nf4Storage
+Storage = IntegerStorage | Nf4Storage
 
 KEPT_NAMES = ("gate", "router")
 """Last parts of module names that are never quantized: the routers of mixtures of experts."""
@@ -42,6 +44,8 @@ def read_storage(quantization_config: Mapping[str, Any]) -> Storage:
     """What a `quantization_config` says; ConfigError for a method or layout that cannot be read."""
     if quantization_config.get("quant_method") == METHOD:
         return Nf4Storage.from_dict(quantization_config)
+    if quantization_config.get("quant_method") == AWQ:
+        return AwqStorage.from_dict(quantization_config)
     return GptqStorage.from_dict(quantization_config)
 
 
@@ -175,5 +179,5 @@ def _is_quantized(name: str, stored: str, storage: Storage) -> bool:
     return last not in KEPT_NAMES and not storage.skips(stored)
 
 
-def _class_of(storage: GptqStorage) -> type[Int4Linear] | type[Int8Linear]:
+def _class_of(storage: IntegerStorage) -> type[Int4Linear] | type[Int8Linear]:
     return Int4Linear if storage.bits == 4 else Int8Linear

@@ -93,8 +93,8 @@ def solve_gptq(weight: Tensor, hessian: Tensor, settings: GptqSettings) -> Group
 def split_outputs(weight: GroupedIntegers, outputs: list[int]) -> list[GroupedIntegers]:
     """The matrices that were solved over each other, by their numbers of outputs."""
     parts = zip(
-        weight.levels_OI.split(outputs), weight.scales_GO.split(outputs, 1), weight.zeros_GO.split(outputs, 1),
-        strict=True,
+        torch.split(weight.levels_OI, outputs), torch.split(weight.scales_GO, outputs, 1),
+        torch.split(weight.zeros_GO, outputs, 1), strict=True,
     )  # fmt: skip
     return [
         replace(weight, levels_OI=levels.contiguous(), scales_GO=scales.contiguous(), zeros_GO=zeros.contiguous())
@@ -168,6 +168,7 @@ def _inverse_factor(hessian: Tensor, order: Tensor, damp: float) -> Tensor:
         damped.diagonal().add_(damp * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
+            upper: Tensor
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
                 return upper
