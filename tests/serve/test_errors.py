@@ -59,7 +59,7 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": "all", "tool_choice": "always"}, "tool_choice"),
         ({"tools": [], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"logprobs": True}, "logprobs"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),

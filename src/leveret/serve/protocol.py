@@ -20,9 +20,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from leveret.config import suggest
-from leveret.engine.defaults import SamplingOptions
+from leveret.engine.structure import AnswerOptions
 from leveret.engine.tool_calls import ToolChoice
 from leveret.errors import RequestError
+from leveret.serve.structured import StructuredFields
 
 IGNORED = frozenset(
     ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"]
@@ -30,7 +31,6 @@ IGNORED = frozenset(
 """Accepted, and nothing depends on them."""
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "response_format": ({"type": "text"},),
     "logprobs": (False, 0),
     "top_logprobs": (0,),
     "logit_bias": ({},),
@@ -101,7 +101,7 @@ class StreamOptions(_Part):
     include_obfuscation: bool = False
 
 
-class Body(BaseModel):
+class Body(StructuredFields):
     """What both generating endpoints take. A field that is absent or null takes the model's own default."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -144,8 +144,8 @@ class CompletionBody(Body):
         ids = [item for item in self.prompt if isinstance(item, int)]
         return [ids] if ids else [item for item in self.prompt if not isinstance(item, int)]
 
-    def sampling(self) -> SamplingOptions:
-        """The sampling options that the body gives."""
+    def sampling(self) -> AnswerOptions:
+        """The options that the body gives."""
         return _sampling(self, self.max_tokens)
 
 
@@ -160,8 +160,8 @@ class ChatBody(Body):
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
 
-    def sampling(self) -> SamplingOptions:
-        """The sampling options that the body gives; `max_completion_tokens` goes before its older name."""
+    def sampling(self) -> AnswerOptions:
+        """The options that the body gives; `max_completion_tokens` goes before its older name."""
         return _sampling(self, self.max_completion_tokens or self.max_tokens)
 
     def offer(self) -> tuple[list[str] | Literal["all"], ToolChoice]:
@@ -201,8 +201,10 @@ def parse_body(model: type[BodyType], raw: bytes) -> BodyType:
         raise _request_error(error) from None
 
 
-def _sampling(body: Body, max_tokens: int | None) -> SamplingOptions:
-    options: SamplingOptions = {}
+def _sampling(body: Body, max_tokens: int | None) -> AnswerOptions:
+    options: AnswerOptions = {}
+    if (structure := body.structure()) is not None:
+        options["structure"] = structure
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
     if body.temperature is not None:
