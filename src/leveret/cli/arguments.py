@@ -69,9 +69,11 @@ class ConfigCommand(click.Command):
     def _apply_words(self, words: Sequence[str], data: dict[str, Any]) -> None:
         left = list(self.positionals)
         by_name = {key.name: key for key in self.keys}
+        spelled = {key.flag.removeprefix("--").replace("-", "_"): key.name for key in self.keys}
         for word in words:
             name, equals, text = word.partition("=")
             name = name.replace("-", "_")
+            name = spelled.get(name, name)
             if equals and name.partition(".")[0] in self.model.model_fields:
                 known = by_name.get(name)
                 set_key(data, name, known.read(text) if known else parse_yaml(text, source=f"the value of {name}"))

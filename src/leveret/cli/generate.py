@@ -13,7 +13,7 @@ def run(config: GenerateConfig, console: Console) -> StageResult:
     """Print the continuation on the standard output; nothing else goes there."""
     model = TextModel.load(config.model, dtype=config.dtype, device=config.device)
     pieces = []
-    for piece in model.stream(config.prompt, **config.options()):
+    for piece in model.stream(config.prompt, **config.options(), **config.form()):
         print(piece, end="", flush=True)
         pieces.append(piece)
     print(flush=True)
