@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from leveret.kernels.int_matmul import GroupedIntegers, dequantize
-from leveret.kernels.integer_product import FEW_ROWS, compiled_refusal, multiply_compiled, pack_compiled
+from leveret.kernels.integer_product import (
+    FEW_ROWS,
+    activation_block,
+    compiled_refusal,
+    multiply_compiled,
+    pack_compiled,
+    rounded_activations,
+)
 from leveret.kernels.native import library
 
 CPU = torch.device("cpu")
@@ -45,6 +54,52 @@ def test_the_product_is_that_of_the_written_out_weight(attention_build: str, bit
     if rows <= FEW_ROWS:
         wide = multiply_compiled(x.float(), packed)
         assert wide.dtype == torch.float32 and (wide - exact).norm() / exact.norm() < 2e-6
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [32, 64, 160, 320])
+@pytest.mark.parametrize("rows", [1, 3, 9, 37])
+def test_rounded_activations_are_multiplied_exactly(attention_build: str, bits: int, group: int, rows: int) -> None:
+    weight = some_weight(bits, group=group, zeros=group != 64)
+    packed = pack_compiled(weight, "int8")
+    assert packed is not None
+    x = torch.randn(rows, 320, generator=torch.Generator().manual_seed(rows)) * torch.logspace(-2, 2, rows)[:, None]
+    x[0, :32] = 0  # a block that holds nothing
+    dense = dequantize(weight, torch.float64)
+    twin = rounded_activations(x, packed).double() @ dense.T
+    found = multiply_compiled(x, packed)
+    assert found.dtype == torch.float32 and (found - twin).norm() / twin.norm() < 1e-6
+    exact = x.double() @ dense.T
+    assert 1e-4 < (found - exact).norm() / exact.norm() < 1.5e-2  # what rounding costs
+    half = multiply_compiled(x.bfloat16(), packed)
+    twin = rounded_activations(x.bfloat16(), packed).double() @ dense.T
+    assert half.dtype == torch.bfloat16 and (half - twin).norm() / twin.norm() < 3e-3
+
+
+def test_rounded_rows_give_the_same_bits_in_any_company(attention_build: str) -> None:
+    packed = pack_compiled(some_weight(4, outputs=200), "int8")
+    assert packed is not None
+    x = torch.randn(37, 320).bfloat16()
+    together = multiply_compiled(x, packed)
+    for first, last in ((0, 1), (1, 3), (3, 10), (10, 37)):
+        assert torch.equal(multiply_compiled(x[first:last], packed), together[first:last])
+
+
+def test_rounded_activations_follow_the_order_of_the_columns_and_keep_what_is_no_number(build: str) -> None:
+    plain = some_weight(4)
+    shuffled = dataclasses.replace(plain, group_of_input=plain.group_of_input[torch.randperm(320)])
+    packed = pack_compiled(shuffled, "int8")
+    assert packed is not None and packed.order is not None
+    x = torch.randn(5, 320)
+    x[4, 7] = float("nan")
+    found = multiply_compiled(x, packed)
+    twin = rounded_activations(x[:4], packed).double() @ dequantize(shuffled, torch.float64).T
+    assert (found[:4] - twin).norm() / twin.norm() < 1e-6
+    assert found[4].isnan().all()
+
+
+def test_blocks_of_activations_divide_the_groups() -> None:
+    assert [activation_block(group) for group in (32, 128, 160, 256, 352, 5632)] == [32, 128, 32, 128, 32, 128]
 
 
 @pytest.mark.parametrize("rows", [1, 20])

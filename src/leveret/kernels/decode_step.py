@@ -62,6 +62,8 @@ class _Linear(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("bits", "inputs", "outputs", "columns", "group")),
         *((name, ctypes.c_void_p) for name in ("data", "scales", "zeros")),
         ("zero", ctypes.c_double),
+        ("order", ctypes.c_void_p),
+        ("rounds", ctypes.c_int64),
     ]
 
 
@@ -142,7 +144,8 @@ class DecodeStep:
 def weight_refusal(weight: DecodeWeight) -> str | None:
     """Why a step cannot read such a weight; None when it can."""
     if isinstance(weight, CompiledWeight):
-        return None if weight.order is None else "its columns are in another order"
+        in_order = weight.order is None or weight.activations == "int8"
+        return None if in_order else "its columns are in another order"
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not weight.is_contiguous():
         return f"it is {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
     return None if weight.shape[1] % STEP == 0 else f"its {weight.shape[1]} inputs are no multiple of {STEP}"
@@ -163,4 +166,6 @@ def _linear(weight: DecodeWeight) -> _Linear:
         scales=weight.scales.data_ptr(),
         zeros=None if weight.zeros is None else weight.zeros.data_ptr(),
         zero=2 ** (weight.bits - 1),
+        order=None if weight.order is None else weight.order.data_ptr(),
+        rounds=int(weight.activations == "int8"),
     )

@@ -1,8 +1,13 @@
 """Products with 4- and 8-bit weights by the compiled kernels, which read the integers as they are stored.
 
-One stream of tokens reads every weight once a token, and is as fast as memory is; so the kernel for few rows does its
-arithmetic in float32 and never writes a weight out. For many rows it writes small parts of the weight out in bfloat16
-and multiplies them like any matrix, so no working copy is needed. The meaning of both is `int_matmul.matmul_plain`.
+One stream of tokens reads every weight once a token, and is as fast as memory is; many streams, and prompts, are as
+fast as the processor multiplies. No way ever writes a whole weight out. What it multiplies with is a choice:
+
+    exact   the activations as they are. Few rows: in float32. Many: small parts of the weight are written out in
+            bfloat16 and multiplied like any matrix. Its meaning is `int_matmul.matmul_plain`.
+    int8    the activations are rounded to eight bits first, in blocks of up to 128 inputs with a scale each, and whole
+            numbers are multiplied: two to five times faster, half a percent of error, and a row's result is the same
+            bits whatever rows are beside it. Its meaning is `int_matmul.matmul_plain` of `rounded_activations`.
 
 Shape legend: M rows of activations, O outputs, I inputs, G groups.
 """
@@ -11,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +31,13 @@ STEP = 32
 """What the inputs and the groups are multiples of."""
 
 FEW_ROWS = 8
-"""Up to so many rows the integers are multiplied themselves; more pay for parts that are written out."""
+"""Up to so many rows exact products take the integers themselves; more pay for parts that are written out."""
+
+LONGEST_BLOCK = 128
+"""Inputs that are rounded to eight bits with one scale, at most."""
+
+Activations = Literal["exact", "int8"]
+"""What a product does to the activations first; see above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +55,7 @@ class CompiledWeight:
     bits: int
     in_features: int
     out_features: int
+    activations: Activations
 
 
 def compiled_refusal(*, in_features: int, group_size: int | None, device: torch.device) -> str | None:
@@ -58,7 +71,7 @@ def compiled_refusal(*, in_features: int, group_size: int | None, device: torch.
     return None
 
 
-def pack_compiled(weight: GroupedIntegers) -> CompiledWeight | None:
+def pack_compiled(weight: GroupedIntegers, activations: Activations = "exact") -> CompiledWeight | None:
     """Rearrange a weight; ask `compiled_refusal` first. None when its groups turn out to be unequal."""
     outputs, inputs = weight.levels_OI.shape
     groups = weight.scales_GO.shape[0]
@@ -76,26 +89,46 @@ def pack_compiled(weight: GroupedIntegers) -> CompiledWeight | None:
         bits=weight.bits,
         in_features=inputs,
         out_features=outputs,
+        activations=activations,
     )
 
 
 def multiply_compiled(x: Tensor, weight: CompiledWeight) -> Tensor:
     """`x @ weight.T` for x (..., I) in bfloat16 or float32; returns (..., O) in the dtype of x. No gradient."""
     rows = x.reshape(-1, x.shape[-1])  # (M, I)
-    rows = (rows if weight.order is None else rows[:, weight.order]).contiguous()
+    rounds = weight.activations == "int8"
+    rows = (rows if weight.order is None or rounds else rows[:, weight.order]).contiguous()
     bfloat16 = x.dtype == torch.bfloat16
+    way = 2 if rounds else int(bfloat16 and rows.shape[0] > FEW_ROWS)
     assert bfloat16 or x.dtype == torch.float32
     out = torch.empty((rows.shape[0], weight.out_features), dtype=x.dtype)
     library = compiled()
     assert library is not None
     library.leveret_integer_product(
-        pointer(rows), size(rows.shape[0]), int(bfloat16), int(bfloat16 and rows.shape[0] > FEW_ROWS), weight.bits,
+        pointer(rows), size(rows.shape[0]), int(bfloat16), way, weight.bits,
         pointer(weight.words), pointer(weight.scales), pointer(weight.zeros), ctypes.c_float(2 ** (weight.bits - 1)),
         size(weight.in_features), size(weight.scales.shape[1]),
-        size(weight.in_features // weight.scales.shape[0]), pointer(out), size(weight.out_features),
-        torch.get_num_threads(),
+        size(weight.in_features // weight.scales.shape[0]), pointer(weight.order), pointer(out),
+        size(weight.out_features), torch.get_num_threads(),
     )  # fmt: skip
     return out.reshape(*x.shape[:-1], weight.out_features)
+
+
+def rounded_activations(x: Tensor, weight: CompiledWeight) -> Tensor:
+    """x (..., I) as an "int8" product sees it, in float32: the twin of what the kernels do to it."""
+    order = torch.arange(weight.in_features) if weight.order is None else weight.order
+    size = activation_block(weight.in_features // weight.scales.shape[0])
+    blocks = x.float()[..., order].view(*x.shape[:-1], -1, size)
+    highest = blocks.abs().amax(-1, keepdim=True)
+    numbers = (blocks * (127 / highest)).nan_to_num(0).round()
+    rounded = torch.empty_like(x, dtype=torch.float32)
+    rounded[..., order] = (numbers * (highest / 127)).flatten(-2)
+    return rounded
+
+
+def activation_block(group_size: int) -> int:
+    """The longest block, at most LONGEST_BLOCK, of which a group of the weight holds a whole number."""
+    return max(size for size in range(STEP, LONGEST_BLOCK + 1, STEP) if group_size % size == 0)
 
 
 def _words(levels: Tensor, bits: int) -> Tensor:

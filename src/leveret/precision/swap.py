@@ -150,9 +150,15 @@ def choose_product(model: nn.Module, product: Product | None = None) -> str:
     if not layers:
         return "no quantized layers"
     chosen, reason = (product, "asked for") if product else _best_product(layers)
+    compiled = chosen != "plain" and all(layer.compiled_refusal() is None for layer in layers)
     for layer in layers:
         layer.product = chosen
+        layer.activations = "int8" if compiled else "exact"
     line = f"int{layers[0].bits} product of {len(layers)} layers: {chosen} ({reason})"
+    if compiled:
+        line += (
+            "; bfloat16 activations are rounded to 8 bits in blocks and multiplied as whole numbers, the fastest way"
+        )
     logger.info(line)
     return line
 

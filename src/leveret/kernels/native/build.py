@@ -29,7 +29,7 @@ SOURCES = (
     "experts.cpp",
     "nf4.cpp",
 )
-HEADERS = ("numbers.h", "registers.h", "products.h", "tiles.h", "integers.h")
+HEADERS = ("numbers.h", "registers.h", "products.h", "tiles.h", "integers.h", "eights.h")
 
 COMMON_FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden"),
@@ -38,8 +38,8 @@ COMMON_FLAGS = (
 )
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
 X86_FLAGS = {
-    "avx512_amx": (*_AVX512, "-mavx512bf16", "-DLEVERET_TILES"),
-    "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+    "avx512_amx": (*_AVX512, "-mavx512bf16", "-mavx512vnni", "-DLEVERET_TILES"),
+    "avx512_bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
     "avx512": _AVX512,
     "avx2": ("-mavx2", "-mfma"),
 }

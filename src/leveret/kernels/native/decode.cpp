@@ -4,7 +4,7 @@
 // So all threads go through the layers together: the rows of a norm, the tiles of a product and the heads of an
 // attention are divided among them, and they wait for each other in between. Results are rounded to bfloat16 where the
 // decoder's own are, and a row's do not depend on the rows beside it as long as these are few.
-#include "integers.h"
+#include "eights.h"
 
 namespace {
 
@@ -17,6 +17,8 @@ struct Linear {
     const uint16_t* scales;
     const uint8_t* zeros;
     double zero;
+    const int64_t* order;  // which input each column of the weight is for; null: the same
+    int64_t rounds;        // activations in eight bits
 };
 
 struct Layer {
@@ -119,19 +121,26 @@ void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t rows,
 }
 
 template <int BITS>
-void integer_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t rows, Scratch& scratch, float* sums) {
+void integer_tile(const Linear& linear, int64_t tile, const Rows& x, const Eights& eights, int64_t rows, Scratch& scratch,
+                  float* sums) {
     Weight weight{static_cast<const word*>(linear.data), linear.scales, linear.zeros, float(linear.zero),
                   linear.inputs, linear.outputs, linear.group};
     Levels<BITS> levels;
-    if (rows <= FEW) few_rows_of_tile<BITS>(weight, levels, tile, x.wide.data(), rows, sums);
+    if (linear.rounds) eights_of_tile<BITS>(weight, tile, eights, rows, scratch.right.data(), sums);
+    else if (rows <= FEW) few_rows_of_tile<BITS>(weight, levels, tile, x.wide.data(), rows, sums);
     else many_rows_of_tile<BITS>(weight, levels, tile, x.numbers.data(), rows, scratch.right.data(), sums);
 }
 
-// sums (rows, TILE) = x weight^T for one tile of outputs.
-void multiply_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t rows, Scratch& scratch, float* sums) {
+// sums (rows, TILE) = x weight^T for one tile of outputs; eights: x as this weight wants it, if it rounds.
+void multiply_tile(const Linear& linear, int64_t tile, const Rows& x, const Eights& eights, int64_t rows, Scratch& scratch,
+                   float* sums) {
     if (linear.bits == 16) dense_tile(linear, tile, x, rows, scratch, sums);
-    else if (linear.bits == 4) integer_tile<4>(linear, tile, x, rows, scratch, sums);
-    else integer_tile<8>(linear, tile, x, rows, scratch, sums);
+    else if (linear.bits == 4) integer_tile<4>(linear, tile, x, eights, rows, scratch, sums);
+    else integer_tile<8>(linear, tile, x, eights, rows, scratch, sums);
+}
+
+bool reads_alike(const Linear& a, const Linear& b) {
+    return a.rounds && b.rounds && a.bits == b.bits && a.order == b.order && block_of(a.group) == block_of(b.group);
 }
 
 int64_t tiles_of(const Linear& linear) { return (linear.columns + TILE - 1) / TILE; }
@@ -230,6 +239,8 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
     Rows normed(rows, hidden), attended(rows, query_size), gated(rows, shape.intermediate);
     std::vector<bfloat16> query(size_t(rows * query_size)), key(size_t(rows * key_size)), value(size_t(rows * key_size));
     std::vector<bfloat16> added(size_t(rows * hidden));
+    int64_t widest = std::max({hidden, query_size, shape.intermediate});
+    EightsRoom rooms[3] = {{rows, widest}, {rows, hidden}, {rows, hidden}};
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
@@ -239,19 +250,39 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
             for (int64_t row = 0; row < rows; row++)
                 norm_row(shape, x + row * hidden, more == nullptr ? nullptr : more + row * hidden, weight, normed, row);
         };
-        auto multiply = [&](const Linear& linear, int64_t tile, const Rows& from, bfloat16* to) {
-            multiply_tile(linear, tile, from, rows, scratch, scratch.sums.data());
+        Eights eights[3];  // of what up to three weights read
+        auto round = [&](const Rows& from, std::initializer_list<const Linear*> linears) {
+            int n = 0;
+            for (const Linear* linear : linears) {
+                Eights& mine = eights[n];
+                if (n > 0 && reads_alike(*linear, **linears.begin())) {
+                    mine = eights[0];
+                } else if (linear->rounds) {
+                    mine = rooms[n].of(linear->inputs, block_of(linear->group));
+#pragma omp for schedule(static)
+                    for (int64_t part = 0; part < rows * mine.blocks; part++) {
+                        int64_t row = part / mine.blocks;
+                        round_part(from.numbers.data() + row * from.columns, linear->order, int(linear->bits), row,
+                                   part % mine.blocks, mine);
+                    }
+                }
+                n++;
+            }
+        };
+        auto multiply = [&](const Linear& linear, int64_t tile, const Rows& from, bfloat16* to, int nth = 0) {
+            multiply_tile(linear, tile, from, eights[nth], rows, scratch, scratch.sums.data());
             place_tile(scratch.sums.data(), rows, tile, to, linear.columns);
         };
         for (int64_t n = 0; n < shape.layers; n++) {
             const Layer& layer = layers[n];
             norm(n == 0 ? nullptr : added.data(), layer.attention_norm);
+            round(normed, {&layer.query, &layer.key, &layer.value});
             int64_t query_tiles = tiles_of(layer.query), key_tiles = tiles_of(layer.key);
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < query_tiles + 2 * key_tiles; task++) {
                 if (task < query_tiles) multiply(layer.query, task, normed, query.data());
-                else if (task < query_tiles + key_tiles) multiply(layer.key, task - query_tiles, normed, key.data());
-                else multiply(layer.value, task - query_tiles - key_tiles, normed, value.data());
+                else if (task < query_tiles + key_tiles) multiply(layer.key, task - query_tiles, normed, key.data(), 1);
+                else multiply(layer.value, task - query_tiles - key_tiles, normed, value.data(), 2);
             }
             auto keep_one = [&](int64_t task) {
                 int64_t row = task / shape.groups, place = places.at(shape, row, task % shape.groups, positions[row]);
@@ -269,13 +300,15 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
                        query.data() + row * query_size + group * (query_size / shape.groups), cos + row * shape.width,
                        signed_sin + row * shape.width, scratch, attended);
             }
+            round(attended, {&layer.out});
 #pragma omp for schedule(static)
             for (int64_t tile = 0; tile < tiles_of(layer.out); tile++) multiply(layer.out, tile, attended, added.data());
             norm(added.data(), layer.feed_forward_norm);
+            round(normed, {&layer.gate, &layer.up});
 #pragma omp for schedule(static)
             for (int64_t tile = 0; tile < tiles_of(layer.gate); tile++) {
-                multiply_tile(layer.gate, tile, normed, rows, scratch, scratch.sums.data());
-                multiply_tile(layer.up, tile, normed, rows, scratch, scratch.more_sums.data());
+                multiply_tile(layer.gate, tile, normed, eights[0], rows, scratch, scratch.sums.data());
+                multiply_tile(layer.up, tile, normed, eights[1], rows, scratch, scratch.more_sums.data());
                 int64_t count = std::min(TILE, shape.intermediate - tile * TILE);
                 for (int64_t row = 0; row < rows; row++)
                     for (int64_t i = 0; i < count; i += LANES) {
@@ -284,10 +317,12 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
                         gated.put(gate * sigmoid(gate) * up, row * shape.intermediate + tile * TILE + i);
                     }
             }
+            round(gated, {&layer.down});
 #pragma omp for schedule(static)
             for (int64_t tile = 0; tile < tiles_of(layer.down); tile++) multiply(layer.down, tile, gated, added.data());
         }
         norm(added.data(), last_norm);
+        round(normed, {head});
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < tiles_of(*head); tile++) multiply(*head, tile, normed, logits);
     }

@@ -13,6 +13,7 @@
 
 #include "products.h"
 
+#include <initializer_list>
 #include <vector>
 
 namespace {

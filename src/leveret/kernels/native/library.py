@@ -76,7 +76,7 @@ def missing() -> str | None:
 def capability() -> int:
     """The highest number in `_RANK` that this processor, as PyTorch sees it, can run."""
     name = torch.backends.cpu.get_cpu_capability()
-    if name.startswith(("AVX512", "AMX")) and _has("_is_avx512_bf16_supported"):
+    if name.startswith(("AVX512", "AMX")) and _has("_is_avx512_bf16_supported") and _has("_is_vnni_supported"):
         return 4 if _has("_is_amx_tile_supported") else 3
     return 2 if name.startswith(("AVX512", "AMX")) else 1 if name.startswith("AVX2") else 0
 
@@ -99,14 +99,17 @@ def load(instruction_set: str) -> Choice:
         return Choice(None, f"PyTorch kernels ({path.name} was compiled from other sources; install leveret again)")
     if instruction_set == "avx512_amx" and (problem := _check_apart(path)) is not None:
         return Choice(None, f"PyTorch kernels ({path.name} failed its check: {problem})")
-    if (wrong := library.leveret_check_products()) != 0:
+    if (wrong := library.leveret_check_products() or library.leveret_check_eights()) != 0:
         return Choice(None, f"PyTorch kernels ({path.name} failed its check with {wrong})")
     return Choice(library, f"compiled kernels for {instruction_set}")
 
 
 def _check_apart(path: Path) -> str | None:
     """Let a process of its own load the library and check its products; what went wrong, or None."""
-    program = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).leveret_check_products())"
+    program = (
+        "import ctypes, sys; kernels = ctypes.CDLL(sys.argv[1]);"
+        "sys.exit(kernels.leveret_check_products() or kernels.leveret_check_eights())"
+    )
     found = [str(Path(torch.__file__).parent / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]  # for its libgomp
     environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, found))}
     try:

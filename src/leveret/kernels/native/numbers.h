@@ -20,6 +20,9 @@ static inline float to_float(bfloat16 bits) {
     return value;
 }
 
+static inline float as_float(bfloat16 bits) { return to_float(bits); }
+static inline float as_float(float value) { return value; }
+
 static inline bfloat16 to_bfloat16(float value) {
     uint32_t wide;
     std::memcpy(&wide, &value, sizeof wide);

@@ -1,4 +1,4 @@
-// Products of bfloat16 matrices in AMX tiles: sixteen rows of 64 bytes, multiplied by one instruction.
+// Products of bfloat16 or byte matrices in AMX tiles: sixteen rows of 64 bytes, multiplied by one instruction.
 //
 // A tile of the left matrix is 16 rows of 16 words (a word: two bfloat16 numbers side by side along the inner
 // dimension), one of the right matrix 16 words deep and 16 columns wide, which is exactly how products.h lays words out;
@@ -43,12 +43,22 @@ static inline void emulated_dot(uint32_t (&sum)[16][16], const uint32_t (&left)[
         }
 }
 
+static inline void emulated_byte_dot(uint32_t (&sum)[16][16], const uint32_t (&left)[16][16],
+                                     const uint32_t (&right)[16][16]) {
+    for (int m = 0; m < 16; m++)
+        for (int n = 0; n < 16; n++)
+            for (int k = 0; k < 16; k++)
+                for (int j = 0; j < 32; j += 8)
+                    sum[m][n] += uint32_t(int32_t(int8_t(left[m][k] >> j)) * int32_t(uint8_t(right[k][n] >> j)));
+}
+
 #define TILE_ZERO(tile) std::memset(emulated[tile], 0, sizeof emulated[tile])
 #define TILE_LOAD(tile, from, stride) \
     for (int row = 0; row < 16; row++) std::memcpy(emulated[tile][row], (const char*)(from) + row * (stride), 64)
 #define TILE_STORE(tile, to, stride) \
     for (int row = 0; row < 16; row++) std::memcpy((char*)(to) + row * (stride), emulated[tile][row], 64)
 #define TILE_DOT(sum, left, right) emulated_dot(emulated[sum], emulated[left], emulated[right])
+#define TILE_DOT_BYTES(sum, left, right) emulated_byte_dot(emulated[sum], emulated[left], emulated[right])
 
 static inline bool may_use_tiles() { return true; }
 static inline void store_tile_config(TileConfig&) {}
@@ -67,6 +77,8 @@ static inline void release_tiles() {}
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"(int64_t(stride)) : "memory")
 #define TILE_DOT(sum, left, right) \
     __asm__ volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #sum ::: "memory")
+#define TILE_DOT_BYTES(sum, left, right) \
+    __asm__ volatile("tdpbsud %%tmm" #right ", %%tmm" #left ", %%tmm" #sum ::: "memory")
 
 // Linux keeps room for a thread's tiles only in processes that have asked for it.
 static inline bool may_use_tiles() {
@@ -105,9 +117,13 @@ class Tiles {
 };
 
 // out (16 or 32, 32) = or += left (., inner) right (inner, 32), in words; strides count words (and floats).
-template <bool TWO_ROWS>
+// BYTES: a word is four bytes, with sign in the left matrix and without in the right one, and out holds whole numbers.
+template <bool TWO_ROWS, bool BYTES = false>
 static inline void tile_product(const uint32_t* left, int64_t left_row, const uint32_t* right, int64_t right_row,
                                 int64_t inner, float* out, int64_t out_row, bool adds) {
+#define DOT(sum, left, right)                     \
+    if (BYTES) { TILE_DOT_BYTES(sum, left, right); } \
+    else { TILE_DOT(sum, left, right); }
     float* low = out + 16 * out_row;
     const uint32_t* left_low = left + 16 * left_row;
     if (adds) {
@@ -127,12 +143,12 @@ static inline void tile_product(const uint32_t* left, int64_t left_row, const ui
         TILE_LOAD(4, left + k, left_row * 4);
         TILE_LOAD(6, right + k * right_row, right_row * 4);
         TILE_LOAD(7, right + k * right_row + 16, right_row * 4);
-        TILE_DOT(0, 4, 6);
-        TILE_DOT(1, 4, 7);
+        DOT(0, 4, 6);
+        DOT(1, 4, 7);
         if (TWO_ROWS) {
             TILE_LOAD(5, left_low + k, left_row * 4);
-            TILE_DOT(2, 5, 6);
-            TILE_DOT(3, 5, 7);
+            DOT(2, 5, 6);
+            DOT(3, 5, 7);
         }
     }
     TILE_STORE(0, out, out_row * 4);
@@ -141,4 +157,5 @@ static inline void tile_product(const uint32_t* left, int64_t left_row, const ui
         TILE_STORE(2, low, out_row * 4);
         TILE_STORE(3, low + 16, out_row * 4);
     }
+#undef DOT
 }
