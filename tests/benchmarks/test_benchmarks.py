@@ -45,8 +45,8 @@ def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "sides"), [("fp8_loss", 6), ("pretrain_gpu", 4)])
-def test_a_script_about_fp8_trains_all_its_sides(script: str, sides: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("script", "sides"), [("fp8_loss", 6), ("pretrain_gpu", 4), ("loss_curve", 3)])
+def test_a_script_about_losses_trains_all_its_sides(script: str, sides: int, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--json", str(file)],
