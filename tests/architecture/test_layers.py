@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, list[str]]] = [
     ("tensors", ["model"]),
     ("tensors", ["weights"]),
     ("machines", ["trainer", "engine"]),
-    ("verbs", ["prepare", "vocabulary", "pretrain", "finetune", "merge", "quantize", "export", "certify", "evaluate", "serve", "pipeline", "plan", "launch"]),  # noqa: E501
+    ("verbs", ["prepare", "vocabulary", "pretrain", "finetune", "merge", "quantize", "convert", "export", "certify", "evaluate", "serve", "pipeline", "plan", "launch"]),  # noqa: E501
     ("cli", ["cli", "__init__"]),
     ("cli", ["__main__"]),
 ]  # fmt: skip

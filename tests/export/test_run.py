@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate, builtin_template
 from leveret.config import parse_config
 from leveret.console import Console
-from leveret.errors import ConfigError, MissingExtra, TokenizerError
+from leveret.errors import MissingExtra, TokenizerError
 from leveret.export import run as export
 from leveret.export.config import ExportConfig, GgufType
 from leveret.export.run import run
@@ -23,7 +22,6 @@ from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.train import train_byte_bpe
 from leveret.weights.gguf_file import open_gguf
 from leveret.weights.gguf_tokenizer import RULES
-from leveret.weights.load import load_model
 from leveret.weights.save import save_model
 
 pytest.importorskip("gguf", reason="GGUF files are written by the package gguf")
@@ -70,18 +68,6 @@ def test_a_folder_has_the_file_its_modelfile_and_the_commands(directory: Path, t
     assert keys["tokenizer.ggml.eot_token_id"] == tokenizer.id_of("<|im_end|>")
     commands = (tmp_path / "out/run.sh").read_text()
     assert "llama-server -m hopper-bf16.gguf -c 64 --jinja" in commands and "ollama create" in commands
-
-
-def test_the_way_back_is_the_same_model_with_all_its_files(directory: Path, tmp_path: Path) -> None:
-    exported(directory, tmp_path / "out")
-    exported(tmp_path / "out/hopper-bf16.gguf", tmp_path / "back", to="folder")
-    before, after = load_model(directory), load_model(tmp_path / "back")
-    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
-    for name in ("generation_config.json", "tokenizer_config.json", "chat_template.jinja", "tools.json"):
-        assert (tmp_path / "back" / name).read_text() == (directory / name).read_text(), name
-    assert Tokenizer.load(tmp_path / "back").fingerprint == Tokenizer.load(directory).fingerprint
-    with pytest.raises(ConfigError, match="gguf file"):
-        exported(directory, tmp_path / "no", to="folder")
 
 
 def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_path: Path) -> None:

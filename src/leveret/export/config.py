@@ -14,14 +14,12 @@ GgufType = Literal[
 
 
 class ExportConfig(Config):
-    """Write a model for llama.cpp and Ollama, or a GGUF file as a model directory."""
+    """Write a model for llama.cpp and Ollama."""
 
     model: Annotated[str, Positional(0)]
-    """Model directory, or a name on the Hugging Face hub; with `to: folder` a .gguf file."""
+    """Model directory, or a name on the Hugging Face hub."""
     output: Path
-    """The folder to write: the .gguf, an Ollama Modelfile and run.sh; or the model directory."""
-    to: Literal["gguf", "folder"] = "gguf"
-    """gguf: for llama.cpp, Ollama, LM Studio. folder: from a .gguf back to what leveret and transformers load."""
+    """The folder to write: the .gguf, an Ollama Modelfile and run.sh."""
     type: GgufType = "bf16"
     """How matrices are stored. f32, f16, bf16, q8_0 and q4_0 are written here, the others by llama.cpp's quantizer."""
     name: str | None = None

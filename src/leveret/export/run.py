@@ -1,4 +1,4 @@
-"""`leveret export`: a model directory in, a .gguf with Modelfile and command lines out; or a .gguf in, a directory out.
+"""`leveret export`: a model directory in, a .gguf with Modelfile and command lines out.
 
 Types that the `gguf` package rounds to are written at once. For the K types the model is written whole, in the type it
 has, and llama.cpp's own quantizer (in llama-cpp-python) makes the file of it.
@@ -15,7 +15,7 @@ import tokenizers
 from leveret.chat.template import ChatTemplate
 from leveret.commands import StageResult
 from leveret.console import Console
-from leveret.errors import ConfigError, TemplateError, WeightsError
+from leveret.errors import TemplateError, WeightsError
 from leveret.export.config import ExportConfig
 from leveret.export.ollama import go_template, learn_pieces, modelfile
 from leveret.extras import require
@@ -25,7 +25,7 @@ from leveret.tokenizer.files import Tokenizer
 from leveret.weights.gguf import GgufReport, write_gguf
 from leveret.weights.gguf_layout import FILE_TYPES
 from leveret.weights.gguf_metadata import context_length
-from leveret.weights.gguf_read import CARRIED_FILES, restore_folder
+from leveret.weights.gguf_read import CARRIED_FILES
 from leveret.weights.gguf_tokenizer import tokenizer_keys
 from leveret.weights.load import read_config
 from leveret.weights.reader import WeightReader
@@ -37,8 +37,6 @@ SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "r
 
 def run(config: ExportConfig, console: Console) -> StageResult:
     """Write what was asked for; returns type, size and the tokenizer's rule."""
-    if config.to == "folder":
-        return _to_folder(config, console)
     source = resolve_whole_model(config.model, purpose="exporting")
     tokenizer = Tokenizer.load(source)
     template = None if tokenizer.chat_template is None else ChatTemplate(tokenizer.chat_template)
@@ -66,18 +64,6 @@ def run(config: ExportConfig, console: Console) -> StageResult:
         output=config.output,
         summary={"type": config.type, "bytes": size, "tensors": report.tensors, "pre_tokenizer": report.rule.name},
     )
-
-
-def _to_folder(config: ExportConfig, console: Console) -> StageResult:
-    source = Path(config.model)
-    if not source.is_file():
-        raise ConfigError(f"to: folder needs a .gguf file, and {source} is none", hint="name the file itself")
-    with atomic_directory(config.output) as draft:
-        notices = restore_folder(source, draft)
-    for notice in notices:
-        console.warn(notice)
-    console.print(f"{source} -> {config.output}")
-    return StageResult(output=config.output, summary={"from": source.name})
 
 
 def _write(

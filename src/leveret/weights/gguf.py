@@ -10,18 +10,15 @@ of an `atomic_directory`: half a file then never has a name.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from leveret.errors import MissingWeights, ShapeMismatch, WeightsError
+from leveret.errors import WeightsError
 from leveret.model.config import ModelConfig
-from leveret.model.families import family_for
 from leveret.weights.gguf_file import gguf_package
 from leveret.weights.gguf_layout import (
     ARCHITECTURE,
@@ -29,16 +26,14 @@ from leveret.weights.gguf_layout import (
     FileType,
     Place,
     places,
-    shapes_of,
     stored_type,
     to_file,
 )  # fmt: skip
 from leveret.weights.gguf_metadata import CONFIG_KEY, ROPE_TENSOR, limits, model_keys, rope_divisors
 from leveret.weights.gguf_tokenizer import FoundRule, TokenizerKeys
 from leveret.weights.load import is_quantized, read_config
-from leveret.weights.placing import HEAD
-from leveret.weights.reader import WeightReader
-from leveret.weights.safetensors import name_some, read_json
+from leveret.weights.model_tensors import FolderTensors
+from leveret.weights.safetensors import read_json
 
 CARRIED_KEY = "leveret.files"
 """The small files of the model's folder, by name, as JSON: what the way back restores."""
@@ -91,8 +86,7 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with WeightReader(source) as reader:
-            values = _Values(reader, config)
+        with FolderTensors(source) as values:
             for number, place in enumerate(found, start=1):
                 writer.write_tensor_data(_encoded(place, values, stored_type(place, kind)))
                 if progress is not None:
@@ -110,31 +104,6 @@ def write_gguf(
         fallbacks=len(halves),
         notices=(*limits(config), *([told] if (told := tokenizer.rule.notice()) else [])),
     )
-
-
-class _Values:
-    """Our tensors by our names, read when asked for; of a fused one, only the rows in question."""
-
-    def __init__(self, reader: WeightReader, config: ModelConfig) -> None:
-        self.reader = reader
-        self.shapes = shapes_of(config)
-        family = family_for(config.family)
-        self.held = {stored: family.our_names(stored) for stored in reader.tensors}
-        self.holder = {name: stored for stored, ours in self.held.items() for name in ours}
-        if missing := {name for name in self.shapes if name not in self.holder and name != HEAD}:
-            raise MissingWeights(f"{reader.directory} lacks {name_some(missing)}", hint="is the folder whole?")
-
-    def read(self, name: str) -> torch.Tensor:
-        stored = self.holder[name]
-        ours = self.held[stored]
-        sizes = [math.prod(self.shapes[part]) for part in ours]
-        if self.reader.tensors[stored].numel != sum(sizes):
-            raise ShapeMismatch(
-                f"{stored} has shape {self.reader.tensors[stored].shape}, which the config does not ask for",
-                hint="do config.json and the weights belong together?",
-            )
-        start = sum(sizes[: ours.index(name)])
-        return self.reader.read(stored, start, start + sizes[ours.index(name)]).reshape(self.shapes[name])
 
 
 def _write_keys(
@@ -165,7 +134,7 @@ def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: Any) -> None
     writer.add_tensor_info(name, stored, np.dtype(np.uint8), int(np.prod(stored)), raw_dtype=kind)
 
 
-def _encoded(place: Place, values: _Values, kind: Any) -> Array:
+def _encoded(place: Place, values: FolderTensors, kind: Any) -> Array:
     gguf = gguf_package()
     whole = to_file(place, {name: values.read(name) for name in place.parts})
     if kind.name == "F16" and np.abs(whole).max(initial=0) > np.finfo(np.float16).max:

@@ -33,6 +33,10 @@ class GgufFile:
         """Rows first, as numpy and PyTorch have it; the file says it the other way round."""
         return tuple(int(size) for size in reversed(self.tensors[name].shape))
 
+    def divisors(self, name: str) -> list[float] | None:
+        """The values of a float32 vector; None if there is none of this name."""
+        return [float(value) for value in self.tensors[name].data] if name in self.tensors else None
+
 
 def open_gguf(path: Path) -> GgufFile:
     """Read a file's head; CorruptedFile if it is none or cut short."""

@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from leveret.model.config import ModelConfig
-from leveret.model.decoder import Decoder
 from leveret.weights.gguf_file import gguf_package
+from leveret.weights.model_tensors import shapes_of
 
 Array = NDArray[Any]
 FileType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
@@ -52,12 +52,6 @@ class Place:
     """Stays in float32."""
 
 
-def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of our tensors, by our names."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
-
-
 def places(config: ModelConfig) -> list[Place]:
     """All tensors of a model's file, in the order in which they are written."""
     gguf = gguf_package()
@@ -65,8 +59,6 @@ def places(config: ModelConfig) -> list[Place]:
     shapes = shapes_of(config)
     grouped: dict[str, list[str]] = {}
     for ours in shapes:
-        if ours == "lm_head.weight" and config.tie_word_embeddings:
-            continue
         plain = _EXPERT.sub(".experts.", ours)
         name = table.get_name(plain if plain.startswith("lm_head") else f"model.{plain}", try_suffixes=(".weight",))
         assert name is not None, f"the gguf package has no name for {ours}"

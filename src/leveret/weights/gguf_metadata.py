@@ -8,7 +8,8 @@ travels in the key `leveret.config`, which other programs skip, so that the way 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,11 @@ def rope_divisors(config: ModelConfig) -> Array | None:
     return divisors
 
 
-def config_from(keys: Mapping[str, Any]) -> ModelConfig:
-    """The ModelConfig of a file; ConfigError if it is not one of our networks."""
+def config_from(keys: Mapping[str, Any], divisors: Sequence[float] | None = None) -> ModelConfig:
+    """The ModelConfig of a file; ConfigError if it is not one of our networks.
+
+    divisors: what the file divides RoPE's frequencies by (`ROPE_TENSOR`).
+    """
     if text := keys.get(CONFIG_KEY):
         values = json.loads(text)
         return family_for(str(values.get("model_type"))).config_from_hf(values)
@@ -93,7 +97,7 @@ def config_from(keys: Mapping[str, Any]) -> ModelConfig:
     if told.get("expert_count"):
         moe = MoeConfig(num_experts=told["expert_count"], experts_per_token=told["expert_used_count"])
     tokens = keys.get("tokenizer.ggml.tokens") or ()
-    return ModelConfig(
+    config = ModelConfig(
         family="llama" if moe is None else "mixtral",
         vocab_size=told.get("vocab_size", len(tokens)),
         hidden_size=told["embedding_length"],
@@ -110,6 +114,23 @@ def config_from(keys: Mapping[str, Any]) -> ModelConfig:
         eos_token_id=keys.get("tokenizer.ggml.eos_token_id"),
         pad_token_id=keys.get("tokenizer.ggml.padding_token_id"),
     )
+    return config if divisors is None else _stretched(config, divisors)
+
+
+def _stretched(config: ModelConfig, divisors: Sequence[float]) -> ModelConfig:
+    """The config whose RoPE has these divisors: the parameters of Llama 3 are tried, and taken only if they give them.
+
+    A file holds the divisors alone. Released models of this kind stretch from 8,192 tokens, between 1 and 4 turns.
+    """
+    for trained in (8192, config.max_position_embeddings):
+        rope = RopeConfig(theta=config.rope.theta, kind="llama3", factor=round(max(divisors), 4),
+                          original_max_position_embeddings=trained)  # fmt: skip
+        tried = replace(config, rope=rope)
+        expected = rope_divisors(tried)
+        if expected is not None and np.allclose(expected, divisors, rtol=1e-4):
+            return tried
+    raise ConfigError("the file divides RoPE's frequencies by numbers that are not Llama 3's",
+                      hint="use the model's original folder")  # fmt: skip
 
 
 def _rope_keys(config: ModelConfig) -> dict[str, int | float | str | bool]:

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.paths import atomic_write
@@ -62,7 +63,18 @@ def save_model(
 
 def save_generation(model: Decoder, directory: Path, extra: Mapping[str, Any] | None = None) -> None:
     """Write generation_config.json alone: the model's token ids, and `extra` keys."""
-    atomic_write(directory / "generation_config.json", _json(_generation(model, extra)))
+    atomic_write(directory / "generation_config.json", generation_text(model.config, extra))
+
+
+def generation_text(config: ModelConfig, extra: Mapping[str, Any] | None = None) -> str:
+    """The content of generation_config.json: the token ids, and `extra` keys."""
+    eos = config.eos_token_id
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        "pad_token_id": config.pad_token_id,
+    }
+    return _json({name: value for name, value in ids.items() if value is not None} | dict(extra or {}))
 
 
 def _write_drafts(grouped: dict[str, list[Tensor]], directory: Path, shard_bytes: int) -> dict[Path, str]:
@@ -109,17 +121,6 @@ def _remove_old_weights(directory: Path) -> None:
     for pattern in ("model*.safetensors", INDEX, "pytorch_model*.bin", "pytorch_model.bin.index.json"):
         for old in directory.glob(pattern):
             old.unlink()
-
-
-def _generation(model: Decoder, extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    config = model.config
-    eos = config.eos_token_id
-    ids = {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
-        "pad_token_id": config.pad_token_id,
-    }
-    return {name: value for name, value in ids.items() if value is not None} | dict(extra or {})
 
 
 def _json(content: Mapping[str, Any]) -> str:
