@@ -104,3 +104,16 @@ def test_errors_name_the_template_and_the_way_out(tokenizer: Tokenizer) -> None:
     small = Tokenizer(tokenizer.to_json().replace("<round_end>", "<other>"))
     with pytest.raises(TemplateError, match="<round_end>"):
         builtin_template("hare").encode(small, [USER])
+
+
+def test_a_template_that_writes_chinese_roles_gets_them_whatever_the_messages_say(tokenizer: Tokenizer) -> None:
+    source = (
+        "{% for message in messages %}{{ '[' + message['role'] + ']' + message['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt and messages[-1]['role'] != '助手' %}{{ '[助手]' }}{% endif %}"
+    )
+    messages = [Message("system", "s"), Message("user", "u"), Message("assistant", "a")]
+    template = ChatTemplate(source)
+    assert template.render(messages[:2], add_generation_prompt=True).text == "[系统]s\n[用户]u\n[助手]"
+    assert template.render(messages, add_generation_prompt=True).text == "[系统]s\n[用户]u\n[助手]a\n"
+    english = ChatTemplate(source.replace("助手", "assistant"))
+    assert english.render(messages[:1]).text == "[system]s\n"

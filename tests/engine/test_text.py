@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -290,3 +291,32 @@ def test_the_python_guide_runs(model_dir: Path, capsys: pytest.CaptureFixture[st
     assert "runs/demo/finetune/model" in code
     exec(code.replace("runs/demo/finetune/model", str(model_dir)), {})
     assert capsys.readouterr().out
+
+
+def test_scores_of_an_answer_spell_its_text_and_stop_where_it_is_cut(model: TextModel) -> None:
+    whole = model.run([model.prepare_text("Set", max_tokens=30, logprobs=2)])[0]
+    pieces = [model.tokenizer.bytes_of(each.score.id, skip_special=True) for each in whole.scores]
+    assert b"".join(pieces).decode("utf-8", "replace") == whole.content
+    assert [each.start for each in whole.scores] == sorted(each.start for each in whole.scores)
+    assert all(len(each.score.top) == 2 for each in whole.scores)
+    stop = whole.content[5:7]
+    cut = model.run([model.prepare_text("Set", max_tokens=30, logprobs=2, stop=[stop])])[0]
+    assert cut.content == whole.content[: whole.content.index(stop)]
+    assert list(cut.scores) == [each for each in whole.scores if each.start < len(cut.content)]
+    streamed = list(model.deltas(model.prepare_text("Set", max_tokens=30, logprobs=2)))
+    assert reply_from(streamed) == whole
+
+
+def test_without_eos_only_the_callers_stops_end_an_answer(model: TextModel) -> None:
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 1.5, "seed": 3}
+    ended = model.run([model.prepare_text("Set", **(options | {"seed": seed})) for seed in range(40)])
+    assert any(reply.finish_reason == "stop" for reply in ended)
+    jobs = [model.prepare_text("Set", ignore_eos=True, **(options | {"seed": seed})) for seed in range(40)]
+    assert {reply.finish_reason for reply in model.run(jobs)} == {"length"}
+
+
+def test_special_tokens_are_shown_when_asked_for(model: TextModel) -> None:
+    token = model.tokenizer.special_tokens["bos_token"]
+    options: dict[str, Any] = {"max_tokens": 2, "logit_bias": {model.tokenizer.id_of(token): 100}}
+    assert model.generate("Set", **options) == ""
+    assert model.generate("Set", skip_special_tokens=False, **options) == 2 * token

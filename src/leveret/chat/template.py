@@ -21,7 +21,7 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -49,6 +49,9 @@ BuiltinName = Literal[
     "lingowhale",
 ]
 BUILTIN_NAMES: tuple[str, ...] = get_args(BuiltinName)
+
+CHINESE_ROLES = {"system": "系统", "user": "用户", "assistant": "助手"}
+"""Role names of Huozi, whose template writes a message's role as it is."""
 
 _HEADER = re.compile(r"\{#-?\s*leveret:(?P<json>.*?)-?#\}", re.DOTALL)
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -100,6 +103,8 @@ class ChatTemplate:
         header = _header(source, name)
         self.special_tokens: tuple[str, ...] = tuple(header.get("special_tokens", ()))
         self._declared_stops: tuple[str, ...] = tuple(header.get("stops", ()))
+        self.role_names = CHINESE_ROLES if "助手" in source and "assistant" not in source else {}
+        """Our role names -> the template's own, for one that writes the names it is given and speaks Chinese."""
         self.trains = _GENERATION.search(source) is not None
         """Whether the template says what to train on."""
 
@@ -193,6 +198,7 @@ class ChatTemplate:
         guard: Guard | None,
     ) -> Rendered:
         self._check_calls(messages)
+        messages = [replace(message, role=self.role_names.get(message.role, message.role)) for message in messages]
         plain = [message.to_dict() for message in messages]
         schemas = None if tools is None else [dict(tool) for tool in tools]
         marks = Marks.absent_from(json.dumps([plain, schemas], ensure_ascii=False) + self.source)

@@ -19,18 +19,28 @@ from leveret.tokenizer.stream import StreamDecoder
 class TextAssembler:
     """Turns the ids of one answer into text; its `push` is a `Request.watch` when wrapped by the caller."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, prefix: str = "") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, prefix: str = "", skip_special: bool = True
+    ) -> None:
         """
         Args:
             stops: strings that end the answer; none of them empty.
             prefix: left out where the text begins with it (the space that some templates write after "Assistant:").
+            skip_special: leave special tokens out.
         """
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, skip_special=skip_special)
         self._stops = tuple(stops)
         self._prefix = prefix
         self._held = ""
         self.stopped = False
         """True once a stop string has been found; nothing more is given out."""
+        self.num_given = 0
+        """Characters given out so far."""
+
+    @property
+    def num_read(self) -> int:
+        """Characters given out or held back: the place in the text where the next token begins."""
+        return self.num_given + len(self._held)
 
     def push(self, token_id: int) -> str:
         """Take one id; returns the text that has become certain, often one token's, sometimes none."""
@@ -52,9 +62,11 @@ class TextAssembler:
         if found:
             self.stopped = True
             certain, self._held = self._held[: min(found)[1]], ""
+            self.num_given += len(certain)
             return certain
         keep = 0 if final else self._possible_stop()
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        self.num_given += len(certain)
         return certain
 
     def _possible_stop(self) -> int:

@@ -35,6 +35,8 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | tuple[str, ...] | list[str]
     stop_ids: tuple[int, ...] | list[int]
     banned_ids: tuple[int, ...] | list[int]
+    ignore_eos: bool
+    skip_special_tokens: bool
 
 
 def read_defaults(directory: Path) -> SamplingParams:

@@ -7,6 +7,7 @@ rest with the finish reason and the usage. So the reply that is streamed and the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -14,6 +15,7 @@ from typing import Literal, Protocol
 from leveret.chat.messages import ToolCall
 from leveret.engine.assembler import TextAssembler
 from leveret.engine.grammar import GrammarConstraint
+from leveret.engine.logprobs import TokenScore
 from leveret.engine.request import Completion
 from leveret.errors import ToolError
 from leveret.tokenizer.files import Tokenizer
@@ -39,6 +41,15 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlacedScore:
+    """The score of a token, and where in the text it begins."""
+
+    score: TokenScore
+    start: int
+    """Characters of the text before it; a token that is only a part of a character begins where that one does."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delta:
     """One piece of a reply. The last piece, and only that one, has a finish reason and a usage."""
 
@@ -46,6 +57,10 @@ class Delta:
     """New text."""
     tool_call: ToolCall | None = None
     """A new, complete tool call."""
+    scores: tuple[PlacedScore, ...] = ()
+    """The scores of the tokens that the new text came of, if they were asked for."""
+    prompt_scores: tuple[TokenScore, ...] = ()
+    """The scores of the prompt's tokens, if they were asked for; on a first piece without text."""
     finish_reason: ReplyReason | None = None
     """Set on the last piece."""
     usage: Usage | None = None
@@ -64,6 +79,10 @@ class Reply:
     """Why it ended."""
     usage: Usage
     """Tokens in and out."""
+    scores: tuple[PlacedScore, ...] = ()
+    """The scores of the tokens of `content`, if they were asked for."""
+    prompt_scores: tuple[TokenScore, ...] = ()
+    """The scores of the prompt's tokens, if they were asked for."""
     parsed: bool = True
     """False when tool calls were asked for and what came is not calls; `content` is then the raw text."""
 
@@ -95,21 +114,39 @@ class TextAnswer:
     parsed: bool = True
     """Text is text."""
     _fresh: list[str] = field(default_factory=list)
+    _scores: deque[TokenScore] = field(default_factory=deque)
+    _starts: deque[int] = field(default_factory=deque)
+
+    def record(self, score: TokenScore) -> None:
+        """Take the score of the id that `watch` is about to be shown, or of a stop id, which it is not shown."""
+        self._scores.append(score)
 
     def watch(self, token_id: int) -> bool:
+        if self._scores:
+            self._starts.append(self.assembler.num_read)
         self._fresh.append(self.assembler.push(token_id))
         return self.assembler.stopped
 
     def drain(self) -> list[Delta]:
         text = "".join(self._fresh)
         self._fresh.clear()
-        return [Delta(content=text)] if text else []
+        return [Delta(content=text, scores=self._placed(self.assembler.num_given))] if text else []
 
     def finish(self, completion: Completion) -> list[Delta]:
+        stopped = self.assembler.stopped
         self._fresh.append(self.assembler.finish())
         cut_off = self.form is not None and self.form.problem is not None
         reason: ReplyReason = "length" if cut_off else completion.finish_reason
-        return [*self.drain(), Delta(finish_reason=reason, usage=_usage(completion))]
+        deltas = self.drain()
+        rest = () if stopped else self._placed(self.assembler.num_given + 1)
+        return [*deltas, Delta(scores=rest, finish_reason=reason, usage=_usage(completion))]
+
+    def _placed(self, end: int) -> tuple[PlacedScore, ...]:
+        """The scores of the tokens that begin before this place: their text, or its first part, has been given out."""
+        placed = []
+        while self._starts and self._starts[0] < end:
+            placed.append(PlacedScore(score=self._scores.popleft(), start=self._starts.popleft()))
+        return tuple(placed)
 
 
 @dataclass(kw_only=True)
@@ -172,6 +209,8 @@ def reply_from(deltas: Iterable[Delta], *, parsed: bool = True) -> Reply:
         tool_calls=tuple(piece.tool_call for piece in pieces if piece.tool_call is not None),
         finish_reason=last.finish_reason,
         usage=last.usage,
+        scores=tuple(score for piece in pieces for score in piece.scores),
+        prompt_scores=tuple(score for piece in pieces for score in piece.prompt_scores),
         parsed=parsed,
     )
 

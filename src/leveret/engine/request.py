@@ -79,6 +79,10 @@ class SamplingParams:
     """Ids that end the answer and are not part of it."""
     banned_ids: tuple[int, ...] = ()
     """Ids that are never chosen."""
+    ignore_eos: bool = False
+    """Only the caller's own stops end the answer. For the text layer, which otherwise adds the model's `stop_ids`."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text. For the text layer."""
 
     def __post_init__(self) -> None:
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")

@@ -26,12 +26,13 @@ import tokenizers
 import torch
 
 from leveret.chat.messages import Message, ToolCall, checked_text, messages_from
-from leveret.chat.template import ChatTemplate, template_for
+from leveret.chat.template import ChatTemplate
 from leveret.engine.assembler import TextAssembler
 from leveret.engine.batch import Batch
-from leveret.engine.defaults import SamplingOptions, read_defaults, with_options
+from leveret.engine.defaults import SamplingOptions, with_options
 from leveret.engine.engine import Engine
 from leveret.engine.grammar import GrammarBook
+from leveret.engine.prompting import USUAL, PromptShape, chat_ids, find_parts
 from leveret.engine.reply import Answer, Delta, Reply, TextAnswer, ToolAnswer, reply_from
 from leveret.engine.request import Completion, Constraint, Request, SamplingParams
 from leveret.engine.structure import AnswerOptions, Structure, split_options
@@ -43,7 +44,7 @@ from leveret.engine.tool_calls import (
     offered_names,
     with_calls_rendered,
 )
-from leveret.errors import RequestError, TemplateError
+from leveret.errors import RequestError
 from leveret.hub import model_under, resolve_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
@@ -117,15 +118,9 @@ class TextModel:
         """
         directory = resolve_model(str(path))
         top = directory if adapter is None else resolve_model(str(adapter))
-        own = (top, model_under(directory))  # an adapter brings what differs from its model
-        tokenizer = Tokenizer.load(_first_with("tokenizer.json", own))
-        tools = _first_with("tools.json", own)
         return cls(
             load_model(directory, dtype=dtype, device=device, adapter=None if adapter is None else top).eval(),
-            tokenizer,
-            template=None if tokenizer.chat_template is None else template_for(tokenizer),
-            tools=ToolSet.load(tools) if (tools / "tools.json").exists() else None,
-            defaults=read_defaults(_first_with("generation_config.json", own)),
+            **vars(find_parts((top, model_under(directory)))),
             name=top.resolve().name,
         )
 
@@ -230,23 +225,22 @@ class TextModel:
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
         constrained: bool = True,
+        shape: PromptShape = USUAL,
         **options: Unpack[AnswerOptions],
     ) -> Job:
-        """A job for the assistant's next turn; the arguments are those of `chat`."""
+        """A job for the assistant's next turn; the arguments are those of `chat`, and where the prompt ends."""
         template = self._need_template()
         names = offered_names(tools, self.tools, tool_choice)
         conversation = _messages(messages)
         rendered = with_calls_rendered(conversation, self.dialect)
-        try:
-            ids = template.encode(self.tokenizer, rendered, add_generation_prompt=True).ids
-        except TemplateError as error:
-            raise RequestError(error.message, param="messages", code="invalid_value", hint=error.hint) from None
+        ids = chat_ids(template, self.tokenizer, rendered, shape=shape)
         structure, sampling = split_options(options)
         params = self._params(ids, sampling, template, structured=structure is not None)
         if not names or self.dialect is None:
             silent = () if self.dialect is None else map(self.tokenizer.id_of, self.dialect.tokens)
             params = replace(params, banned_ids=(*params.banned_ids, *silent))
-            return self._text_job(ids, params, prefix=template.reply_prefix, structure=structure)
+            prefix = template.reply_prefix if shape == USUAL else ""
+            return self._text_job(ids, params, prefix=prefix, structure=structure)
         answer = ToolAnswer(tokenizer=self.tokenizer, dialect=self.dialect)
         constraint: Constraint | None = None
         if constrained:
@@ -262,8 +256,11 @@ class TextModel:
         self, ids: list[int], params: SamplingParams, *, prefix: str = "", structure: Structure | None = None
     ) -> Job:
         form = None if structure is None else self._grammars.constraint(structure, params.stop_ids, prefix=prefix)
-        answer = TextAnswer(assembler=TextAssembler(self.tokenizer, params.stop, prefix=prefix), form=form)
-        request = Request(prompt_ids=tuple(ids), params=params, constraint=form, watch=answer.watch)
+        skip = params.skip_special_tokens
+        assembler = TextAssembler(self.tokenizer, params.stop, prefix=prefix, skip_special=skip)
+        answer = TextAnswer(assembler=assembler, form=form)
+        prompt = tuple(ids)
+        request = Request(prompt_ids=prompt, params=params, constraint=form, watch=answer.watch, record=answer.record)
         return Job(request=request, answer=answer)
 
     def _params(
@@ -276,8 +273,13 @@ class TextModel:
     ) -> SamplingParams:
         """Sampling for a prompt: the model's defaults, the stops of its template, then the caller's options.
 
-        A structured answer ends where its form does: a stop string of the template in it is a part of it.
+        With `ignore_eos` only the caller's own stops end the answer. A structured answer ends where its form does: a
+        stop string of the template in it is a part of it.
         """
+        room = max(1, self.engine.context_tokens - len(ids))
+        if options.get("ignore_eos"):
+            most = min(self.defaults.max_tokens, room)
+            return with_options(replace(self.defaults, max_tokens=most, stop_ids=()), options)
         stops = () if template is None or structured else template.stops
         stop_ids = [*self.defaults.stop_ids, *(() if template is None else template.stop_ids(self.tokenizer))]
         if self.tokenizer.eos_id is not None:
@@ -285,7 +287,6 @@ class TextModel:
         given = options.get("stop", ())
         words = [stop for stop in stops if stop not in self.tokenizer.special_ids]
         words += [given] if isinstance(given, str) else given
-        room = max(1, self.engine.context_tokens - len(ids))
         defaults = replace(
             self.defaults,
             max_tokens=min(self.defaults.max_tokens, room),
@@ -356,11 +357,6 @@ def _messages(messages: Messages) -> list[Message]:
                 code="invalid_value",
             )
     return conversation
-
-
-def _first_with(name: str, folders: Sequence[Path]) -> Path:
-    """The first folder that has a file of this name; the last one if none has."""
-    return next((folder for folder in folders if (folder / name).is_file()), folders[-1])
 
 
 def _adds_bos(tokenizer: Tokenizer) -> bool:

@@ -1,0 +1,105 @@
+"""Prompting: a conversation as the ids that the model continues, and the parts of a model that this needs.
+
+Usually the prompt ends with the template's generation prompt, after which the assistant speaks. A caller may also have
+it end after the last message as the template closes it, or in the midst of the last message, to be continued:
+
+    <|user|>Hi<|end|><|assistant|>                 add_generation_prompt (the default)
+    <|user|>Hi<|end|><|assistant|>Well,<|end|>     neither
+    <|user|>Hi<|end|><|assistant|>Well,            continue_final_message
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leveret.chat.messages import Message
+from leveret.chat.template import ChatTemplate, template_for
+from leveret.engine.defaults import read_defaults
+from leveret.engine.request import SamplingParams
+from leveret.errors import RequestError, TemplateError
+from leveret.tokenizer.files import Tokenizer
+from leveret.tools.schema import ToolSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptShape:
+    """Where a prompt ends, and what its template is told besides the messages."""
+
+    add_generation_prompt: bool = True
+    """Whether the assistant's next turn is opened."""
+    continue_final_message: bool = False
+    """Whether the last message is left open, to be continued; then nothing is opened after it."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the template (`enable_thinking` and the like)."""
+
+
+USUAL = PromptShape()
+"""The assistant's next turn is opened."""
+
+
+def chat_ids(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    shape: PromptShape = USUAL,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
+    """The ids of a conversation. RequestError when the template refuses it."""
+    opens = shape.add_generation_prompt and not shape.continue_final_message
+    given: dict[str, Any] = {"tools": tools, "add_generation_prompt": opens, "variables": shape.variables}
+    try:
+        if not shape.continue_final_message:
+            return template.encode(tokenizer, messages, **given).ids
+        whole = template.encode(tokenizer, messages, **given)
+        end = _end_of_last_message(whole.text, messages[-1])
+        cut = template.encode(tokenizer, messages, cuts=(end,), **given)
+        return [token_id for token_id, (_, last) in zip(cut.ids, cut.offsets, strict=True) if last <= end]
+    except TemplateError as error:
+        raise RequestError(error.message, param="messages", code="invalid_value", hint=error.hint) from None
+
+
+def _end_of_last_message(text: str, message: Message) -> int:
+    content = message.content.strip()
+    place = text.rfind(content) if content else -1
+    if place < 0:
+        raise RequestError(
+            "the last message cannot be continued: "
+            + ("it is empty" if not content else "the chat template does not write it as it is"),
+            param="continue_final_message",
+            code="invalid_value",
+        )
+    return place + len(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What lies beside the weights of a model."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    tools: ToolSet | None
+    defaults: SamplingParams
+
+
+def find_parts(folders: Sequence[Path]) -> Parts:
+    """The parts of a model, each from the first folder that has it: an adapter brings what differs from its model.
+
+    Raises TokenizerError, TemplateError, ToolError or WeightsError, naming the file that is wrong.
+    """
+    tokenizer = Tokenizer.load(_first_with("tokenizer.json", folders))
+    tools = _first_with("tools.json", folders)
+    return Parts(
+        tokenizer=tokenizer,
+        template=None if tokenizer.chat_template is None else template_for(tokenizer),
+        tools=ToolSet.load(tools) if (tools / "tools.json").exists() else None,
+        defaults=read_defaults(_first_with("generation_config.json", folders)),
+    )
+
+
+def _first_with(name: str, folders: Sequence[Path]) -> Path:
+    """The first folder that has a file of this name; the last one if none has."""
+    return next((folder for folder in folders if (folder / name).is_file()), folders[-1])

@@ -1,0 +1,39 @@
+"""Where a prompt ends: after the generation prompt, after the last message, or within it."""
+
+from __future__ import annotations
+
+import pytest
+
+from leveret.chat.messages import Message
+from leveret.chat.template import ChatTemplate, builtin_template
+from leveret.engine.prompting import PromptShape, chat_ids
+from leveret.errors import RequestError
+from leveret.tokenizer.files import Tokenizer
+
+TALK = [Message("user", "今天天气怎么样？"), Message("assistant", "Once upon a time")]
+
+
+def test_a_continued_message_is_the_prompt_without_what_closes_it(tokenizer: Tokenizer) -> None:
+    template = builtin_template("hare")
+    shape = PromptShape(add_generation_prompt=False, continue_final_message=True)
+    ids = chat_ids(template, tokenizer, TALK, shape=shape)
+    closed = chat_ids(template, tokenizer, TALK, shape=PromptShape(add_generation_prompt=False))
+    text, whole = tokenizer.decode(ids), tokenizer.decode(closed)
+    assert text.endswith("Once upon a time") and whole.startswith(text) and len(whole) > len(text)
+    opened = chat_ids(template, tokenizer, TALK[:1])
+    assert ids[: len(opened)] == opened
+
+
+def test_what_cannot_be_continued_is_refused(tokenizer: Tokenizer) -> None:
+    shape = PromptShape(continue_final_message=True)
+    with pytest.raises(RequestError, match="empty"):
+        chat_ids(builtin_template("hare"), tokenizer, [TALK[0], Message("assistant", " ")], shape=shape)
+    shouting = ChatTemplate("{{ messages[-1].content | upper }}")
+    with pytest.raises(RequestError, match="as it is"):
+        chat_ids(shouting, tokenizer, TALK, shape=shape)
+
+
+def test_the_template_is_told_the_variables_of_a_request(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate("{{ messages[0].content }}{% if think %} hm{% endif %}")
+    thinking = chat_ids(template, tokenizer, TALK[:1], shape=PromptShape(variables={"think": True}))
+    assert tokenizer.decode(thinking) == TALK[0].content + " hm"
