@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,12 +54,18 @@ def test_how_the_text_is_cut_makes_no_difference(name: str, data: st.DataObject)
     dialect = dialect_named(name)
     text = f"a < b {dialect.render(CALLS)} <tool_cal"
     stream, content, calls = dialect.stream(), "", []
-    position = 0
+    position, pieces = 0, []
     while position < len(text):
         size = data.draw(st.integers(1, 12))
         piece, found = stream.push(text[position : position + size])
         content, calls, position = content + piece, calls + found, position + size
+        pieces += stream.pieces()
     content += stream.finish()
+    for index, call in enumerate(CALLS):
+        own = [piece for piece in pieces if piece.index == index]
+        assert own[0].name == call.name and not any(piece.name for piece in own[1:])
+        assert json.loads("".join(piece.arguments for piece in own)) == call.arguments
+    assert pieces == sorted(pieces, key=lambda piece: piece.index)
     assert (content.strip(), calls) == dialect.parse(text)
     assert calls == CALLS
 
@@ -71,3 +79,24 @@ def test_malformed_calls_are_refused(name: str, text: str) -> None:
 def test_an_unknown_dialect_is_refused() -> None:
     with pytest.raises(ToolError, match="unknown tool-call dialect 'hermse'"):
         dialect_named("hermse")
+
+
+@pytest.mark.parametrize("name", dialect_names())
+def test_a_call_is_its_opening_its_arguments_and_its_closing(name: str) -> None:
+    dialect = dialect_named(name)
+    written = dialect.between.join(
+        f"{dialect.opening(call.name)}{json.dumps(call.arguments, ensure_ascii=False)}{dialect.closing}"
+        for call in CALLS
+    )
+    assert dialect.parse(f"{dialect.before}{written}{dialect.after}") == ("", CALLS)
+    assert (dialect.before + dialect.opening("x")).startswith(dialect.start_marker)
+    told = dialect.instructions([{"type": "function", "function": {"name": "send", "description": "发送"}}])
+    assert "发送" in told and dialect.start_marker in told
+    assert "42 degrees" in dialect.result("42 degrees")
+
+
+def test_arguments_before_the_name_come_in_one_piece() -> None:
+    stream = dialect_named("hermes").stream()
+    for character in '<tool_call>{"arguments": {"a": [1, 2]}, "name": "late"}</tool_call>':
+        stream.push(character)
+    assert [(piece.name, piece.arguments) for piece in stream.pieces()] == [("late", '{"a": [1, 2]}')]

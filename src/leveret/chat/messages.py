@@ -27,6 +27,18 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class CallPiece:
+    """A piece of a call that is still being written: first its name, then its arguments as JSON text, bit by bit."""
+
+    index: int
+    """Which call of the answer, from 0."""
+    name: str | None
+    """Set on the first piece of a call."""
+    arguments: str
+    """More of the JSON text; all pieces of a call together are the whole of it."""
+
+
+@dataclass(frozen=True)
 class Message:
     """One message: who said it, and what."""
 

@@ -108,7 +108,7 @@ class FunctionalDialect:
         if len(values) > len(tool.parameters):
             raise ToolError(f"{tool.name}: wrong arity, {len(values)} arguments for {len(tool.parameters)} parameters")
         given = zip(tool.parameters, values, strict=False)
-        arguments = {each.name: _without_space(each, value) for each, value in given if value is not None}
+        arguments = {each.name: without_space(each, value) for each, value in given if value is not None}
         return ToolCall(name=tool.name, arguments=tool.validate(arguments)), position + len(self.end_token)
 
 
@@ -118,11 +118,8 @@ def _parse_values(tool: Tool, text: str, position: int) -> tuple[list[Value | No
         return [], position + 1
     values: list[Value | None] = []
     while True:
-        if text[position : position + 1] in (",", ")"):
-            values.append(None)
-        else:
-            value, position = _parse_value(tool, text, position)
-            values.append(value)
+        value, position = read_value(tool, text, position)
+        values.append(value)
         separator = text[position : position + 1]
         if separator not in (",", ")"):
             raise ToolError(f"{tool.name}: ',' or ')' is missing at {_excerpt(text, position)}")
@@ -131,7 +128,10 @@ def _parse_values(tool: Tool, text: str, position: int) -> tuple[list[Value | No
             return values, position
 
 
-def _parse_value(tool: Tool, text: str, position: int) -> tuple[Value, int]:
+def read_value(tool: Tool, text: str, position: int) -> tuple[Value | None, int]:
+    """One argument, None when it is absent, and where it ends. ToolError when there is no JSON value."""
+    if text[position : position + 1] in (",", ")"):
+        return None, position
     if _LITERAL.match(text, position) is None:
         raise ToolError(f"{tool.name}: no JSON value at {_excerpt(text, position)}")
     try:
@@ -142,7 +142,8 @@ def _parse_value(tool: Tool, text: str, position: int) -> tuple[Value, int]:
     return value, end
 
 
-def _without_space(parameter: Parameter, value: Value) -> Value:
+def without_space(parameter: Parameter, value: Value) -> Value:
+    """The value without the one space that may be written before a free string."""
     return value[1:] if parameter.free and isinstance(value, str) and value.startswith(" ") else value
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from leveret.chat.messages import ToolCall
+from leveret.chat.messages import CallPiece, ToolCall
 from leveret.errors import ToolError
 
 
@@ -22,15 +22,35 @@ class CallStream(Protocol):
     def push(self, text: str) -> tuple[str, list[ToolCall]]:
         """Take more text; returns the plain text and the whole calls that became certain. ToolError when malformed."""
 
+    def pieces(self) -> list[CallPiece]:
+        """What became certain of calls, whole or still open, since the last time; empty for arguments before a name."""
+
     def finish(self) -> str:
         """The plain text held back. ToolError when a call is cut off."""
 
 
 class Dialect(Protocol):
-    """How one family of models writes tool calls."""
+    """How one family of models writes tool calls:
+
+    before  opening("f") {...} closing  between  opening("g") {...} closing  after
+    """
 
     start_marker: str
+    """What the text before the first arguments begins with, and plain text never holds."""
     end_marker: str
+    before: str
+    between: str
+    after: str
+    closing: str
+
+    def opening(self, name: str) -> str:
+        """What stands before the arguments of a call, a JSON object."""
+
+    def instructions(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """What a model is told, in its system message, where its chat template does not list tools itself."""
+
+    def result(self, text: str) -> str:
+        """What a user message says when it brings the result of a call, for templates without a role for that."""
 
     def render(self, calls: Sequence[ToolCall]) -> str:
         """The text that makes these calls."""

@@ -11,13 +11,17 @@ The object ends where its JSON ends, not at the first end tag: `</tool_call>` in
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from leveret.chat.messages import ToolCall
+from leveret.chat.messages import CallPiece, ToolCall
 from leveret.errors import ToolError
 
 _START, _END = "<tool_call>", "</tool_call>"
 _LONGEST_CALL = 100_000
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
+"""The beginning of a call up to its arguments."""
 
 
 class HermesDialect:
@@ -25,11 +29,33 @@ class HermesDialect:
 
     start_marker = _START
     end_marker = _END
+    before = ""
+    between = "\n"
+    after = ""
+    closing = f"}}\n{_END}"
+
+    def opening(self, name: str) -> str:
+        """What stands before the arguments of a call."""
+        return f'{_START}\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+
+    def instructions(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """What a model is told of the tools, one declaration a line."""
+        declared = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        return (
+            f"These functions can be called:\n<tools>\n{declared}\n</tools>\n"
+            f"To call one, write its name and its arguments as JSON:\n{_START}\n"
+            f'{{"name": "the function", "arguments": {{"an argument": "its value"}}}}\n{_END}'
+        )
+
+    def result(self, text: str) -> str:
+        """The result of a call, in tags."""
+        return f"<tool_response>\n{text}\n</tool_response>"
 
     def render(self, calls: Sequence[ToolCall]) -> str:
         """One tagged object a call, separated by line ends."""
-        objects = ({"name": call.name, "arguments": call.arguments} for call in calls)
-        return "\n".join(f"{_START}\n{json.dumps(each, ensure_ascii=False)}\n{_END}" for each in objects)
+        return self.between.join(
+            f"{self.opening(call.name)}{json.dumps(call.arguments, ensure_ascii=False)}{self.closing}" for call in calls
+        )
 
     def parse(self, text: str) -> tuple[str, list[ToolCall]]:
         """The plain text, outer white space off, and the calls; the same as streaming the text at once."""
@@ -48,6 +74,12 @@ class HermesStream:
     def __init__(self) -> None:
         self._held = ""
         self._in_call = False
+        self._num_calls = 0
+        self._pieces: list[CallPiece] = []
+        self._scan = _Scan()
+        """Of the open call, for its end."""
+        self._arguments: _Scan | None = None
+        """Of its arguments, once they have begun."""
 
     def push(self, text: str) -> tuple[str, list[ToolCall]]:
         """Plain text and whole calls that became certain; the beginning of a possible tag is held back."""
@@ -63,13 +95,18 @@ class HermesStream:
             elif (start := self._held.find(_START)) >= 0:
                 content.append(self._held[:start])
                 self._held = self._held[start + len(_START) :]
-                self._in_call = True
+                self._in_call, self._scan, self._arguments = True, _Scan(), None
             else:
                 certain = len(self._held) - _possible_start(self._held)
                 content.append(self._held[:certain])
                 self._held = self._held[certain:]
                 break
         return "".join(content), calls
+
+    def pieces(self) -> list[CallPiece]:
+        """What became certain of the calls."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def finish(self) -> str:
         """Text that looked like the beginning of a tag and was none."""
@@ -80,7 +117,8 @@ class HermesStream:
 
     def _take_call(self) -> ToolCall | None:
         """The call at the front of what is held, once it is all there with its end tag."""
-        end = _object_end(self._held)
+        end = self._scan.end(self._held)
+        self._give_pieces()
         if end is None:
             if len(self._held) > _LONGEST_CALL:
                 raise ToolError(f"a tool call does not end within {_LONGEST_CALL} characters")
@@ -91,28 +129,64 @@ class HermesStream:
                 return None
             raise ToolError(f"{_END} is missing at {rest[:40]!r}")
         call = _read_call(self._held[:end])
+        if self._arguments is None:  # they stood before the name
+            self._piece(call.name, json.dumps(call.arguments, ensure_ascii=False))
         self._held, self._in_call = rest[len(_END) :], False
+        self._num_calls += 1
         return call
 
+    def _give_pieces(self) -> None:
+        """The name of the open call once it is there, and what is there of its arguments."""
+        if self._arguments is None:
+            head = _HEAD.match(self._held)
+            if head is None:
+                return
+            self._piece(json.loads(head[1], strict=False), "")
+            self._arguments = _Scan(head.end())
+        elif self._arguments.ended:
+            return
+        given = self._arguments.position
+        end = self._arguments.end(self._held)
+        if more := self._held[given : len(self._held) if end is None else end]:
+            self._piece(None, more)
 
-def _object_end(text: str) -> int | None:
-    """Where the JSON object that begins the text ends: braces are counted outside strings only."""
-    depth, in_string, escaped = 0, False, False
-    for position, character in enumerate(text):
-        if in_string:
-            in_string = escaped or character != '"'
-            escaped = character == "\\" and not escaped
+    def _piece(self, name: str | None, arguments: str) -> None:
+        self._pieces.append(CallPiece(self._num_calls, name, arguments))
+
+
+class _Scan:
+    """Looks for the end of a JSON object in a text that grows: braces are counted outside strings only."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.position = start
+        """Characters before it have been read."""
+        self.ended = False
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def end(self, text: str) -> int | None:
+        """Where the object ends, once it does. ToolError when it is none."""
+        while self.position < len(text) and not self.ended:
+            character = text[self.position]
+            self._read(character)
+            self.position += 1
+            if self._depth == 0 and not character.isspace():
+                if character != "}":
+                    raise ToolError(f"a tool call must be a JSON object, not {text.strip()[:40]!r}")
+                self.ended = True
+        return self.position if self.ended else None
+
+    def _read(self, character: str) -> None:
+        if self._in_string:
+            self._in_string = self._escaped or character != '"'
+            self._escaped = character == "\\" and not self._escaped
         elif character == '"':
-            in_string = True
+            self._in_string = True
         elif character == "{":
-            depth += 1
+            self._depth += 1
         elif character == "}":
-            depth -= 1
-        if depth == 0 and not character.isspace():
-            if character != "}":
-                raise ToolError(f"a tool call must be a JSON object, not {text.strip()[:40]!r}")
-            return position + 1
-    return None
+            self._depth -= 1
 
 
 def _read_call(text: str) -> ToolCall:
