@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate, builtin_template
@@ -21,7 +22,9 @@ from leveret.model.init import init_weights
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.train import train_byte_bpe
 from leveret.weights.gguf_file import open_gguf
+from leveret.weights.gguf_read import GgufTensors
 from leveret.weights.gguf_tokenizer import RULES
+from leveret.weights.load import load_model
 from leveret.weights.save import save_model
 
 pytest.importorskip("gguf", reason="GGUF files are written by the package gguf")
@@ -79,13 +82,21 @@ def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_p
     assert ChatTemplate(written).render(turns, add_generation_prompt=True).text == ours
 
 
-@pytest.mark.parametrize("kind", ["q4_k_m", "q2_k"])
-def test_k_types_are_made_by_llama_cpp(kind: GgufType, directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "most"), [("q2_k", 0.35), ("q3_k_m", 0.2), ("q4_k_m", 0.1), ("q5_k_s", 0.05), ("q6_k", 0.03)]
+)
+def test_k_types_are_made_by_llama_cpp_and_read_back(
+    kind: GgufType, most: float, directory: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("llama_cpp", reason="the K types need llama-cpp-python")
     exported(directory, tmp_path / "out", type=kind)
     file = open_gguf(tmp_path / f"out/hopper-{kind}.gguf")
     assert file.type_of("blk.0.ffn_gate.weight") == kind.upper()[:4]
     assert not (tmp_path / "out/whole.gguf").exists()
+    before, after = load_model(directory).state_dict(), GgufTensors(file)
+    for name, value in before.items():
+        back = torch.cat([values for _, values in after.blocks(name)]).reshape(value.shape)
+        assert (back - value.float()).norm() <= most * value.float().norm(), name
 
 
 def test_without_llama_cpp_the_error_names_the_extra_and_leaves_nothing(

@@ -83,13 +83,13 @@ class GgufTensors:
         kind = self.file.tensors[place.name].tensor_type
         try:
             values: Array = gguf_package().quants.dequantize(np.ascontiguousarray(data), kind)
-        except (NotImplementedError, KeyError) as error:
+        except (RuntimeError, KeyError) as error:
             raise WeightsError(
                 f"{place.name} in {self.file.path} is stored as {self.file.type_of(place.name)}, which cannot be "
                 "decoded here",
                 hint="convert the file to f16 with llama.cpp's llama-quantize first",
             ) from error
-        return values.reshape(-1, place.shape[-1]) if len(place.shape) > 1 else values.reshape(-1)
+        return values
 
     def _check(self, found: list[Place]) -> None:
         wanted = {place.name: place for place in found}
