@@ -31,7 +31,16 @@ from typing import Any
 
 from leveret.console import Console
 
-Works = Mapping[str, Callable[[], Any]]
+
+@dataclass(frozen=True)
+class Staged:
+    """A work of which only the second part is timed."""
+
+    prepare: Callable[[], Any]
+    work: Callable[[], Any]
+
+
+Works = Mapping[str, Callable[[], Any] | Staged]
 PAUSE_SECONDS = 0.05  # the other side's threads stop spinning before the clock starts
 
 
@@ -69,6 +78,9 @@ def _answer(connection: Connection, make: Callable[[Any], Works], argument: Any)
             work = works[connection.recv()]
         except EOFError:
             return
+        if isinstance(work, Staged):
+            work.prepare()
+            work = work.work
         began = time.perf_counter()
         result = work()
         seconds = time.perf_counter() - began
@@ -157,8 +169,12 @@ def report(
     settings: Mapping[str, Any],
     packages: Sequence[str],
     file: Path | None,
+    peaks: Mapping[str, int] | None = None,
 ) -> int:
-    """Print the table, write `file`, and return the exit code: 1 when the two sides did not do the same."""
+    """Print the table, write `file`, and return the exit code: 1 when the two sides did not do the same.
+
+    peaks: most memory of each process, where there are more of them than these sides.
+    """
     console = Console()
     names = [side.name for side in sides]
     units = {timing.unit for timing in timings}
@@ -167,7 +183,7 @@ def report(
         ["work", *names, f"{names[0]} / {names[1]}"],
         [timing.as_row() for timing in timings],
     )
-    peaks = {side.name: side.peak_bytes for side in sides}
+    peaks = peaks or {side.name: side.peak_bytes for side in sides}
     console.info("peak memory: " + ", ".join(f"{name} {peak / 2**20:,.0f} MiB" for name, peak in peaks.items()))
     for check, difference in checks.items():
         console.info(f"{check}: {difference or 'yes'}")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.glob("*_cpu.py"))
-PEERS = {"merge_cpu": "mergekit", "sft_cpu": "trl"}
+PEERS = {"merge_cpu": "mergekit", "sft_cpu": "trl", "engine_cpu": "llama_cpp"}
 """Of scripts whose peer is not transformers."""
 
 
@@ -41,7 +42,7 @@ def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) 
         low, high = work["ratio_range"]
         assert 0 < low <= work["ratio"] <= high
     assert min(figures["peak_memory_bytes"].values()) > 0
-    assert figures["machine"][peer]
+    assert figures["machine"]["llama_cpp_python" if peer == "llama_cpp" else peer]
 
 
 @pytest.mark.slow
@@ -85,6 +86,31 @@ def side_by_side(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def compared(ours: object, theirs: object) -> str | None:
     return None if ours == theirs else "no"
+
+
+def test_what_is_prepared_is_not_on_the_clock(side_by_side: ModuleType) -> None:
+    def make(seconds: float) -> dict[str, Any]:
+        done: list[str] = []
+        prepare = lambda: (time.sleep(seconds), done.append("prepared"))  # noqa: E731
+        return {"work": side_by_side.Staged(prepare, lambda: len(done))}
+
+    received: list[Any] = []
+
+    class Connection:
+        def __init__(self) -> None:
+            self.asked = ["work"]
+
+        def recv(self) -> str:
+            if not self.asked:
+                raise EOFError
+            return self.asked.pop()
+
+        def send(self, answer: Any) -> None:
+            received.append(answer)
+
+    side_by_side._answer(Connection(), make, 0.2)
+    ((seconds, result, _),) = received
+    assert result == 1 and seconds < 0.1
 
 
 def timed(
