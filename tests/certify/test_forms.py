@@ -91,7 +91,7 @@ def test_another_rope_base_in_a_gguf_file_is_found_between_modules(make_form: Ma
 def test_a_changed_template_in_a_gguf_file_fails_at_its_conversation(make_form: MakeForm, tmp_path: Path) -> None:
     path = make_form("b")
     template = path / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<|im_end|>", "<|im_end|> "))
+    template.write_text(template.read_text().replace("'<|im_end|>'", "' <|im_end|>'"))
     with pytest.raises(CertificateError, match="token ids differ\n  first at chat 'one question'"):
         certify(make_form("a"), by_llama_cpp(gguf(path)))
 

@@ -107,7 +107,7 @@ def test_a_changed_tokenizer_fails_at_token_ids_and_names_the_text(make_form: Ma
 def test_a_changed_template_fails_at_the_conversation_it_changes(make_form: MakeForm) -> None:
     path = make_form("b")
     template = path / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<|im_end|>", "<|im_end|> "))
+    template.write_text(template.read_text().replace("'<|im_end|>'", "' <|im_end|>'"))
     with pytest.raises(CertificateError, match="first at chat 'one question'"):
         certify(make_form("a"), path)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from leveret.certify.by_llama_cpp import gguf_numerics
 from leveret.certify.form import Reader, Stops, numerics_of
+from leveret.certify.gguf_model import model_in, numerics_in, tokenizer_in
 from leveret.certify.references import LLAMA_CPP_PREFIX
 from leveret.certify.thresholds import Numerics
 from leveret.certify.zoo import Fixture
@@ -32,7 +32,6 @@ from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Manifest
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.gguf_file import open_gguf
-from leveret.weights.gguf_read import restore_model, restore_tokenizer
 from leveret.weights.load import load_model, read_config
 from leveret.weights.safetensors import read_json
 
@@ -106,17 +105,16 @@ def from_directory(reference: str, path: Path, adapter: Path | None = None) -> L
 def from_gguf(reference: str, path: Path) -> LeveretForm:
     """A GGUF file by our own reader; WeightsError when it cannot read the file or rebuild its tokenizer."""
     file = open_gguf(path)
-    model, tokenizer = restore_model(file), restore_tokenizer(file)
+    numerics, tokenizer = numerics_in(file), tokenizer_in(file)
     if tokenizer is None:
         raise WeightsError(
             f"{path} has no tokenizer that can be rebuilt here", hint=f"llama.cpp reads it: {LLAMA_CPP_PREFIX}{path}"
         )
-    numerics = gguf_numerics(file)
-    if numerics.bits is not None:
-        model.float()  # blocks are decoded to numbers that float16 need not hold
+    # Blocks are decoded to numbers that float16 need not hold.
+    model = model_in(file, None if numerics.bits is None else torch.float32)
     ends = [file.keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     declared = frozenset(int(end) for end in ends if end is not None)
-    return _form(reference, path, model.eval().requires_grad_(False), tokenizer, numerics, declared)
+    return _form(reference, path, model, tokenizer, numerics, declared)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -10,7 +10,6 @@ llama.cpp gives no hidden states. To say which tensor of a file is wrong, the fi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from leveret.certify.form import Reader, Stops
+from leveret.certify.gguf_model import model_in, numerics_in, tokenizer_in
 from leveret.certify.thresholds import Numerics
 from leveret.certify.zoo import Fixture
 from leveret.chat.messages import messages_from
@@ -30,12 +30,9 @@ from leveret.extras import require
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.gguf_file import GgufFile, open_gguf
-from leveret.weights.gguf_read import restore_model, restore_tokenizer
 
 MOST_CONTEXT = 2048
 """The context that is set up at most: llama.cpp keeps logits for all of it."""
-
-WHOLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,20 @@ class LlamaCppForm:
     @cached_property
     def numerics(self) -> Numerics:
         """By the types of the file's matrices."""
-        return gguf_numerics(self.file)
+        return numerics_in(self.file)
 
     @cached_property
     def model(self) -> Decoder | None:
         """What Leveret's reader makes of the file; None for a file that it does not read."""
         try:
-            return restore_model(self.file).float().eval()
+            return model_in(self.file, torch.float32)
         except LeveretError:
             return None
 
     @cached_property
     def own_tokenizer(self) -> Tokenizer:
         """The tokenizer in the file; ConfigError when it cannot be rebuilt."""
-        tokenizer = restore_tokenizer(self.file)
+        tokenizer = tokenizer_in(self.file)
         if tokenizer is None:
             raise ConfigError(
                 f"the tokenizer in {self.path} is one that only llama.cpp reads",
@@ -166,15 +163,6 @@ def from_llama_cpp(reference: str, path: Path) -> LlamaCppForm:
 def require_llama_cpp() -> Any:
     """llama-cpp-python, or MissingExtra."""
     return require("llama_cpp", extra="llama-cpp", purpose="reading a GGUF file as llama.cpp does")
-
-
-def gguf_numerics(file: GgufFile) -> Numerics:
-    """How the matrices of a file are stored: the coarsest of their types decides."""
-    kinds = {file.type_of(name) for name, tensor in file.tensors.items() if len(tensor.shape) > 1}
-    bits = [int(found[0]) for kind in kinds - WHOLE.keys() if (found := re.search(r"\d", kind))]
-    if bits:
-        return Numerics(dtype="float32", bits=min(bits))
-    return Numerics(dtype=next(WHOLE[kind] for kind in ("BF16", "F16", "F32") if kind in kinds), bits=None)
 
 
 def _token(file: GgufFile, role: str) -> str:

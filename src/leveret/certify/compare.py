@@ -34,10 +34,7 @@ def compare_forms(
     bounds = BOUNDS[kind]
     ids_check, encoded, ids_parting = compare_ids(first, second, fixtures)
     stops_check = compare_stops(first, second)
-    room = min(first.context_tokens, second.context_tokens) - greedy_tokens
-    encoded = [(fixture, ids) for fixture, ids in encoded if len(ids) <= room]
-    if not encoded:
-        raise ConfigError(f"a context of {room + greedy_tokens} tokens is too short for the fixtures of the comparison")
+    encoded = room_for(encoded, min(first, second, key=lambda form: form.context_tokens), greedy_tokens)
     sizes = [form.logits([0]).shape[-1] for form in (first, second)]
     if sizes[0] != sizes[1]:
         measured = f"logits over {sizes[0]:,} and {sizes[1]:,} ids: not two forms of one model"
@@ -50,9 +47,9 @@ def compare_forms(
             first=first.name, second=second.name, kind=kind, checks=tuple(checks), figures={}, parting=ids_parting
         )
     sequences = _run_both(first, second, encoded, windows)
-    tolerance = _logit_tolerance(sequences, bounds)
-    checks = [ids_check, stops_check, _logits_check(sequences, tolerance), _kl_check(sequences, bounds)]
-    checks.append(_perplexity_check(sequences, bounds))
+    tolerance = logit_tolerance(sequences, bounds)
+    checks = [ids_check, stops_check, _logits_check(sequences, tolerance), kl_check(sequences, bounds)]
+    checks.append(perplexity_check(sequences, bounds))
     parting = ids_parting
     if parting is None and any(check.verdict == "different" for check in checks[2:]):
         parting = _numeric_parting(first, second, sequences, tolerance)
@@ -62,9 +59,17 @@ def compare_forms(
         second=second.name,
         kind=kind,
         checks=(*checks, greedy_check),
-        figures=_figures(sequences),
+        figures=figures_of(sequences),
         parting=parting or greedy_parting,
     )
+
+
+def room_for(encoded: Encoded, form: Form, greedy_tokens: int) -> Encoded:
+    """Those fixtures that fit into a form's context with their continuations; ConfigError when none does."""
+    fitting = [(fixture, ids) for fixture, ids in encoded if len(ids) <= form.context_tokens - greedy_tokens]
+    if not fitting:
+        raise ConfigError(f"a context of {form.context_tokens} tokens is too short for the fixtures of the comparison")
+    return fitting
 
 
 def _run_both(first: Form, second: Form, encoded: Encoded, windows: Sequence[Window]) -> list[SequenceDivergence]:
@@ -76,7 +81,7 @@ def _run_both(first: Form, second: Form, encoded: Encoded, windows: Sequence[Win
     ]
 
 
-def _logit_tolerance(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> float | None:
+def logit_tolerance(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> float | None:
     """The bound on a logit's difference, in logits; None when this kind of pair is not judged by it."""
     if bounds.logit_difference is None:
         return None
@@ -85,7 +90,7 @@ def _logit_tolerance(sequences: Sequence[SequenceDivergence], bounds: Bounds) ->
 
 def _logits_check(sequences: Sequence[SequenceDivergence], tolerance: float | None) -> Check:
     difference = _largest_difference(sequences)
-    positions = sum(len(sequence.ids) for sequence in sequences)
+    positions = sum(len(sequence.kl_T) for sequence in sequences)
     return Check(
         name="logits",
         measured=f"largest difference {difference:.2g} over {positions:,} positions",
@@ -94,18 +99,20 @@ def _logits_check(sequences: Sequence[SequenceDivergence], tolerance: float | No
     )
 
 
-def _kl_check(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> Check:
+def kl_check(sequences: Sequence[SequenceDivergence], bounds: Bounds, note: str = "") -> Check:
+    """The check of the mean KL divergence, by the upper end of its interval."""
     kl = mean_kl(sequences)
     return Check(
         name="KL divergence",
         measured=f"{kl.mean:.2g} nats a token (95 %: {kl.low:.2g} to {kl.high:.2g}), "
-        f"same choice {_same_choice(sequences):.1%}",
+        f"same choice {_same_choice(sequences):.1%}{note}",
         bound=f"{bounds.kl_nats:g} nats",
         verdict=verdict(kl.high <= bounds.kl_nats),
     )
 
 
-def _perplexity_check(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> Check:
+def perplexity_check(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> Check:
+    """The check of the texts' perplexity; not compared without texts."""
     pair = perplexities(sequences)
     if pair is None:
         return Check(name="perplexity", measured="no text was given", bound="-", verdict="not compared")
@@ -118,10 +125,11 @@ def _perplexity_check(sequences: Sequence[SequenceDivergence], bounds: Bounds) -
     )
 
 
-def _figures(sequences: Sequence[SequenceDivergence]) -> dict[str, float]:
+def figures_of(sequences: Sequence[SequenceDivergence]) -> dict[str, float]:
+    """The same as numbers, for certificate.json."""
     kl, pair = mean_kl(sequences), perplexities(sequences)
     figures = {
-        "positions": float(sum(len(sequence.ids) for sequence in sequences)),
+        "positions": float(sum(len(sequence.kl_T) for sequence in sequences)),
         "largest_logit_difference": _largest_difference(sequences),
         "kl_nats": kl.mean,
         "kl_nats_low": kl.low,
@@ -159,7 +167,7 @@ def _stand_in_note(first: Form, second: Form, culprit: Culprit | None) -> str:
 def _same_choice(sequences: Sequence[SequenceDivergence]) -> float:
     """Share of positions at which both would choose the same next id."""
     return sum(int(sequence.same_choice_T.sum()) for sequence in sequences) / sum(
-        len(sequence.ids) for sequence in sequences
+        len(sequence.kl_T) for sequence in sequences
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from leveret.certify.references import is_server
 from leveret.config import Config, Positional, Rehearsal
 
 
@@ -14,13 +15,16 @@ class CertifyConfig(Config):
     """Prove that two forms of a model give the same answers, and write its card."""
 
     forms: Annotated[list[str], Positional(0)] = Field(min_length=1)
-    """Every form is compared with the first: model directories (quantized ones too), training checkpoints, and
-    `transformers:DIRECTORY` for a directory as transformers reads it."""
+    """Every form is compared with the first: model directories (quantized ones and adapters too), training checkpoints,
+    GGUF files, `transformers:DIRECTORY`, `peft:ADAPTER` and `llama.cpp:FILE.gguf` for what others make of them,
+    `MODEL+ADAPTER`, and http://HOST/v1 for a running server."""
     output: Path | None = None
     """Folder to write certificate.json to; by default it is only printed."""
     transformers: Literal["auto", "require", "off"] = "auto"
     """Whether the first plain directory is also compared as transformers reads it. auto: if transformers is installed
     and reads it; require: an error if not."""
+    server_numbers: Literal["exact", "16-bit", "int8", "int4"] = "16-bit"
+    """How a server computes, which it does not tell itself; it decides the bounds. exact: in float32."""
     text: list[Path] = Field(default_factory=list)
     """Held-out text files for perplexity. None: it is not compared."""
     text_tokens: Annotated[int, Field(ge=2), Rehearsal(512)] = 4096
@@ -45,6 +49,8 @@ class CertifyConfig(Config):
     def _something_to_compare(self) -> CertifyConfig:
         if len(self.forms) < 2 and self.transformers == "off":
             raise ValueError("forms: one form and transformers off leave nothing to compare; name a second form")
+        if is_server(self.forms[0]):
+            raise ValueError("forms: a server gives no logits to compare with; name a form before it")
         if len(set(self.forms)) < len(self.forms):
             raise ValueError("forms: the same form is named twice")
         if self.sources and self.card is None:

@@ -14,7 +14,7 @@ Shape legend: T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,12 @@ import torch.nn.functional as F
 
 RESAMPLES = 1000
 """Bootstrap draws for the interval."""
+
+LEAST_LOGPROB = -30.0
+"""Servers round what is less likely than this, or call it minus infinity."""
+
+LEAST_REST = 1e-6
+"""What the ids that are not told of are taken to have together, at least: the others are known to float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,8 @@ class SequenceDivergence:
     """Whether both would choose the same next token."""
     losses: tuple[float, float]
     """Summed negative log likelihood of the T - 1 next ids under the first and the second, nats."""
+    start: int = 0
+    """The token that the first of the positions is."""
 
     @property
     def num_predicted(self) -> int:
@@ -80,6 +88,57 @@ def compare_logits(
         same_choice_T=(first.argmax(-1) == second.argmax(-1)).numpy(),
         losses=(losses[0], losses[1]),
     )
+
+
+def compare_logprobs(
+    name: str,
+    ids: Sequence[int],
+    first_TV: torch.Tensor,
+    second: Sequence[tuple[float | None, Mapping[int, float]]],
+    *,
+    start: int = 0,
+    is_text: bool,
+) -> SequenceDivergence:
+    """Compare logits with what a server tells: at each position from `start` on, the log probability of the id that
+    comes next (None if it does not tell) and those of the likeliest ids.
+
+    Differences are of log probabilities. KL is that of the distribution over these ids and all others together, which
+    is never more than the true one.
+    """
+    log_first = F.log_softmax(first_TV.double(), dim=-1)
+    kls, differences, same, losses = [], [], [], [0.0, 0.0]
+    for at, (following, top) in enumerate(second, start=start):
+        row = log_first[at]
+        told = dict(top) if following is None else dict(top) | {ids[at + 1]: following}
+        ours = {index: float(row[index]) for index in told}
+        differences.append(max((_apart(ours[index], told[index]) for index in told), default=0.0))
+        kls.append(_coarse_kl([(ours[index], told[index]) for index in told]))
+        same.append(not top or int(row.argmax()) == max(top, key=lambda index: top[index]))
+        if following is not None:
+            losses = [losses[0] - ours[ids[at + 1]], losses[1] - following]
+    return SequenceDivergence(
+        name=name,
+        is_text=is_text,
+        ids=tuple(ids),
+        kl_T=np.array(kls),
+        difference_T=np.array(differences),
+        largest_logit=float(first_TV.abs().max()),
+        same_choice_T=np.array(same),
+        losses=(losses[0], losses[1]),
+        start=start,
+    )
+
+
+def _apart(first: float, second: float) -> float:
+    """|first - second|; of two that are as good as impossible, nothing."""
+    return 0.0 if max(first, second) < LEAST_LOGPROB else abs(max(first, LEAST_LOGPROB) - max(second, LEAST_LOGPROB))
+
+
+def _coarse_kl(pairs: Sequence[tuple[float, float]]) -> float:
+    """KL of two distributions over some ids (log probabilities given) and over the rest, taken as one."""
+    rest = [max(1.0 - sum(math.exp(pair[side]) for pair in pairs), LEAST_REST) for side in (0, 1)]
+    pairs = [*pairs, (math.log(rest[0]), math.log(rest[1]))]
+    return max(0.0, sum(math.exp(first) * (first - max(second, LEAST_LOGPROB)) for first, second in pairs))
 
 
 def mean_kl(sequences: Sequence[SequenceDivergence], *, seed: int = 0) -> Interval:

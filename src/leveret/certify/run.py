@@ -12,11 +12,14 @@ from typing import Any
 from leveret.certify.card import write_card
 from leveret.certify.certificate import Certificate, describe_form
 from leveret.certify.compare import compare_forms
+from leveret.certify.compare_server import compare_server
 from leveret.certify.config import CertifyConfig
 from leveret.certify.findings import Comparison
 from leveret.certify.form import Form
 from leveret.certify.forms import load_form, transformers_can_read
-from leveret.certify.references import TRANSFORMERS_PREFIX
+from leveret.certify.references import TRANSFORMERS_PREFIX, is_server
+from leveret.certify.server import Server
+from leveret.certify.thresholds import numerics_for
 from leveret.certify.zoo import Fixture, zoo
 from leveret.commands import StageResult
 from leveret.console import Console
@@ -37,13 +40,9 @@ def run(config: CertifyConfig, console: Console) -> StageResult:
     fixtures, windows = _inputs(config, first)
     with console.progress("certify", len(references) - 1, "pair") as progress:
         for done, reference in enumerate(references[1:], start=1):
-            second = load_form(reference)
-            comparison = compare_forms(
-                first, second, fixtures=fixtures, windows=windows, greedy_tokens=config.greedy_tokens
-            )
-            described.append(describe_form(second))
+            description, comparison = _compared(config, first, reference, fixtures, windows)
+            described.append(description)
             comparisons.append(comparison)
-            second.close()
             progress.update(done, last="passed" if comparison.passed else "FAILED")
     first.close()
     certificate = Certificate(forms=tuple(described), comparisons=tuple(comparisons), notes=tuple(notes))
@@ -56,6 +55,24 @@ def run(config: CertifyConfig, console: Console) -> StageResult:
     if not certificate.passed:
         raise CertificateError(certificate.failure(), hint="the bounds are in leveret/certify/thresholds.py")
     return StageResult(output=config.output, summary=_summary(comparisons))
+
+
+def _compared(
+    config: CertifyConfig, first: Form, reference: str, fixtures: tuple[Fixture, ...], windows: list[Window]
+) -> tuple[dict[str, Any], Comparison]:
+    """What the certificate says of another form, and how it compares with the first."""
+    if is_server(reference):
+        server, numerics = Server(reference.rstrip("/"), first.own_tokenizer), numerics_for(config.server_numbers)
+        described = {"name": reference, "reader": "server", "numbers": f"taken for {numerics}", "model": server.model}
+        compared = compare_server(
+            first, server, numerics, fixtures=fixtures, windows=windows, greedy_tokens=config.greedy_tokens
+        )
+        return described, compared
+    second = load_form(reference)
+    compared = compare_forms(first, second, fixtures=fixtures, windows=windows, greedy_tokens=config.greedy_tokens)
+    described = describe_form(second)
+    second.close()
+    return described, compared
 
 
 def _references(config: CertifyConfig) -> tuple[list[str], list[str]]:

@@ -59,6 +59,12 @@ BOUNDS: dict[PairKind, Bounds] = {
 """The one table. A release that needs other bounds changes them here, with a reason in docs/log.md."""
 
 
+def numerics_for(kind: Literal["exact", "16-bit", "int8", "int4"]) -> Numerics:
+    """How a side computes that is only known to be of this kind."""
+    known = {"int8": Numerics(dtype="bfloat16", bits=8), "int4": Numerics(dtype="bfloat16", bits=4)}
+    return known.get(kind, Numerics(dtype="float32" if kind == "exact" else "bfloat16"))
+
+
 def kind_of(first: Numerics, second: Numerics) -> PairKind:
     """The kind of a pair: the coarser of the two sides decides."""
     bits = [side.bits for side in (first, second) if side.bits is not None]

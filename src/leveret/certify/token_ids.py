@@ -37,13 +37,14 @@ def compare_ids(first: Form, second: Form, fixtures: Sequence[Fixture]) -> tuple
         if ids == other:
             equal += 1
         else:
-            parting = parting or _parting(fixture, ids, other)
+            parting = parting or parting_of(fixture, ids, other)
     measured = f"{equal} of {compared} texts and conversations equal"
     measured += f"; {left_out} left out (refused by the template, or special text in them)" if left_out else ""
     return Check(name="token ids", measured=measured, bound="all", verdict=verdict(equal == compared)), encoded, parting
 
 
-def _parting(fixture: Fixture, first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> Parting:
+def parting_of(fixture: Fixture, first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> Parting:
+    """Where the ids of a fixture begin to differ."""
     where = f"{fixture.kind} '{fixture.name}'"
     if first is None or second is None:
         refuser = "first" if first is None else "second"

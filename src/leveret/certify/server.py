@@ -1,0 +1,217 @@
+"""A running server that speaks the OpenAI API: what it can be asked about the model in it.
+
+Servers differ in what they offer. Each thing is asked for in the ways that are known (vLLM's, llama.cpp's, ours), and
+the answer is None where a server has none of them:
+
+    ids of a text            POST /tokenize                        vLLM, llama.cpp
+    ids of a conversation    POST /tokenize, /apply-template       vLLM; llama.cpp
+    number of prompt ids     `usage` of a chat completion          all
+    log probabilities        `echo` with `logprobs`                vLLM, llama-cpp-python, Leveret
+    those of its answers     `logprobs`                            llama.cpp
+    greedy text              temperature 0                         all
+
+A key is taken from the environment variable OPENAI_API_KEY, as OpenAI's own client does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from leveret.certify.references import short_form
+from leveret.certify.zoo import Fixture
+from leveret.errors import LeveretError
+from leveret.tokenizer.files import Tokenizer
+
+TIMEOUT_SECONDS = 600.0
+TOP = 5
+"""Likeliest tokens that are asked for: OpenAI's own limit."""
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a server says of one position: log probabilities of what comes next."""
+
+    following: float | None
+    """Of the id that does come next; None at the end."""
+    top: Mapping[int, float]
+    """Of the likeliest ids; those whose text is the text of several ids are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A greedy answer."""
+
+    text: str
+    steps: tuple[tuple[int | None, Mapping[int, float]], ...]
+    """Each id (None where its text is that of several) and what was likeliest there; empty where it gives none."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server at a base URL such as http://127.0.0.1:8000/v1; `tokenizer` reads tokens that it gives as text."""
+
+    url: str
+    tokenizer: Tokenizer
+    refusals: list[str] = field(default_factory=list)
+    """What it refused, in its own words."""
+
+    @cached_property
+    def model(self) -> str | None:
+        """The name of the first model it serves; LeveretError when there is no server."""
+        try:
+            served = self._call("/models").get("data") or []
+        except _Refusal as refusal:
+            raise LeveretError(str(refusal), hint="a key goes into the environment variable OPENAI_API_KEY") from None
+        return str(served[0]["id"]) if served else None
+
+    def ids(self, fixture: Fixture) -> tuple[int, ...] | None:
+        """Ids of a fixture; None where the server gives none, or refuses the conversation."""
+        if fixture.text is not None:
+            body = {"prompt": fixture.text, "add_special_tokens": False, "content": fixture.text, "add_special": False}
+            return self._tokens(body | {"parse_special": False})
+        asked = _conversation(fixture) | {"add_generation_prompt": fixture.add_generation_prompt}
+        answer = self._try(self._root + "/tokenize", asked | self._named)
+        if answer is not None and answer.get("tokens"):
+            return tuple(answer["tokens"])
+        rendered = self._try(self._root + "/apply-template", asked)
+        if rendered is None or "prompt" not in rendered:
+            return None
+        return self._tokens({"content": rendered["prompt"], "add_special": True, "parse_special": True})
+
+    def count(self, fixture: Fixture) -> int | None:
+        """How many ids a conversation has for it, to which it would reply; None where it refuses."""
+        if fixture.text is not None or not fixture.add_generation_prompt:
+            return None
+        answer = self._try(self.url + "/chat/completions", _conversation(fixture) | self._named | {"max_tokens": 1})
+        usage = (answer or {}).get("usage") or {}
+        return usage.get("prompt_tokens")
+
+    def scores(self, ids: Sequence[int]) -> list[Scored] | None:
+        """After each of the ids but the last, what it thinks comes next; None where it does not score a prompt."""
+        body = {"prompt": list(ids), "echo": True, "logprobs": TOP, "max_tokens": 1, "temperature": 0}
+        given = self._completion(body, (self._by_id, {}))
+        if given is None or not given.get("logprobs"):
+            return None
+        logprobs, tops = given["logprobs"]["token_logprobs"], given["logprobs"]["top_logprobs"] or []
+        if len(logprobs) < len(ids):
+            return None  # it scored only what it generated
+        return [
+            Scored(following=logprobs[at], top=self._by_ids(tops[at] if at < len(tops) else None))
+            for at in range(1, len(ids))
+        ]
+
+    def continue_greedily(self, ids: Sequence[int], max_tokens: int) -> Generated | None:
+        """Its answer to a prompt of ids; None where it takes none."""
+        body = {"prompt": list(ids), "max_tokens": max_tokens, "temperature": 0}
+        given = self._completion(body, ({"logprobs": TOP} | self._by_id, {"logprobs": TOP}, {}))
+        return None if given is None else Generated(text=str(given["text"]), steps=self._steps(given.get("logprobs")))
+
+    @property
+    def _by_id(self) -> Body:
+        return {"return_tokens_as_token_ids": True}  # vLLM's; without it two ids of one text are not told apart
+
+    @property
+    def _named(self) -> Body:
+        return {} if self.model is None else {"model": self.model}
+
+    @property
+    def _root(self) -> str:
+        return self.url.removesuffix("/v1")
+
+    @cached_property
+    def _id_of_text(self) -> dict[str, int | None]:
+        """The id of each token's text; None where several ids have it."""
+        found: dict[str, int | None] = {}
+        for index in range(self.tokenizer.vocab_size):
+            text = self.tokenizer.decode([index])
+            found[text] = None if text in found or "\ufffd" in text else index
+        return found
+
+    def _by_ids(self, top: Mapping[str, float] | None) -> dict[int, float]:
+        found = {}
+        for text, logprob in (top or {}).items():
+            index = int(text[9:]) if text.startswith("token_id:") else self._id_of_text.get(text)
+            if index is not None:
+                found[index] = float(logprob)
+        return found
+
+    def _steps(self, given: Body | None) -> tuple[tuple[int | None, Mapping[int, float]], ...]:
+        """From OpenAI's two lists, or from llama.cpp's list of objects with ids."""
+        if not given:
+            return ()
+        if "content" in given:
+            return tuple(
+                (step.get("id"), {one["id"]: one["logprob"] for one in step.get("top_logprobs", ())})
+                for step in given["content"]
+            )
+        tokens, tops = given.get("tokens") or (), given.get("top_logprobs") or ()
+        return tuple(
+            (next(iter(self._by_ids({token: 0.0})), None), self._by_ids(top))
+            for token, top in zip(tokens, tops, strict=False)
+        )
+
+    def _completion(self, body: Body, extras: Sequence[Body]) -> Body | None:
+        """The first choice of a completion; with each of `extras`, as some servers refuse fields they do not know."""
+        for extra in extras:
+            answer = self._try(self.url + "/completions", body | self._named | extra)
+            if answer is not None:
+                return dict(answer["choices"][0])
+        return None
+
+    def _tokens(self, body: Body) -> tuple[int, ...] | None:
+        answer = self._try(self._root + "/tokenize", body | self._named)
+        return None if answer is None or "tokens" not in answer else tuple(answer["tokens"])
+
+    def _try(self, url: str, body: Body) -> Body | None:
+        try:
+            return self._call(url, body)
+        except _Refusal as refusal:
+            if str(refusal) not in self.refusals:
+                self.refusals.append(str(refusal))
+            return None
+
+    def _call(self, path: str, body: Body | None = None) -> Body:
+        url = path if path.startswith(self.url.partition(":")[0]) else self.url + path
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            request = urllib.request.Request(url, data, headers)
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+                answer: Body = json.loads(response.read())
+                return answer
+        except urllib.error.HTTPError as error:
+            with error:
+                words = error.read().decode(errors="replace")
+            raise _Refusal(f"{short_form(url)} answered {error.code}: {_words(words)}") from None
+        except (OSError, ValueError) as error:
+            raise LeveretError(
+                f"no answer from {short_form(url)}: {error}", hint="name the base URL, such as http://127.0.0.1:8000/v1"
+            ) from error
+
+
+class _Refusal(Exception):
+    """The server answered that it will not, or cannot, do what was asked."""
+
+
+def _conversation(fixture: Fixture) -> Body:
+    return {"messages": list(fixture.messages)} | ({"tools": list(fixture.tools)} if fixture.tools else {})
+
+
+def _words(answer: str) -> str:
+    """The server's own words in an error's body."""
+    try:
+        content = json.loads(answer)
+        return str(content.get("error", content).get("message", answer))[:200]
+    except (ValueError, AttributeError):
+        return answer[:200]
