@@ -76,7 +76,46 @@ def test_a_tensor_file_is_read_from_its_header(tmp_path: Path, capsys: Capture) 
     save_file({"layers.0.w": np.zeros((2, 3), np.float16), "s": np.zeros((), np.int64)}, file, {"format": "np"})
     page = inspect(capsys, file)
     assert "layers.0.w F16 2 x 3 1 12" in page and "s I64 scalar 1 8" in page
-    assert "2 tensors, 20 bytes; metadata: {'format': 'np'}" in page
+    assert "2 tensors, 7 values, 20 bytes; metadata: {'format': 'np'}" in page
+
+
+def test_a_bin_file_is_read_from_its_description_and_one_with_code_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = {"layers.0.w": torch.zeros(2, 3), "layers.1.w": torch.zeros(2, 3), "b": torch.zeros(5).bfloat16()}
+    torch.save(tensors, tmp_path / "x.pth")
+    page = inspect(capsys, tmp_path / "x.pth")
+    assert "layers.#.w F32 2 x 3 2 48" in page and "b BF16 5 1 10" in page and "3 tensors, 17 values, 58 bytes" in page
+    torch.save({"w": Path("x")}, tmp_path / "y.bin")
+    code, shown = refused(capsys, tmp_path / "y.bin")
+    assert code == 1 and "y.bin asks for pathlib." in shown and "nothing in it was run" in shown
+
+
+def test_a_folder_of_shards_in_pytorchs_form_is_a_model(tmp_path: Path, capsys: Capture) -> None:
+    torch = pytest.importorskip("torch")
+    (tmp_path / "config.json").write_text('{"model_type": "mistrol"}')
+    for number in (1, 2):
+        torch.save({f"layers.{number}.w": torch.zeros(4)}, tmp_path / f"pytorch_model-0000{number}-of-00002.bin")
+    page = inspect(capsys, tmp_path)
+    assert "tensors 2 (F32 32 bytes) in .bin" in page and "values in the files 8" in page
+    assert "layers.#.w F32 4 2 32" in page
+
+
+def test_an_adapter_shows_its_settings_and_the_model_it_is_for(tmp_path: Path, capsys: Capture) -> None:
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "models/tiny", "r": 8, "use_dora": False}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({"x.lora_A.weight": np.zeros((8, 4), np.float32)}, tmp_path / "adapter_model.safetensors")
+    page = inspect(capsys, tmp_path)
+    assert "peft_type LORA" in page and "base_model_name_or_path models/tiny" in page and "use_dora" not in page
+    assert "parameters 32" in page and "x.lora_A.weight F32 8 x 4 1 128" in page
+
+
+def test_a_pointer_of_git_lfs_is_told_in_every_form(tmp_path: Path, capsys: Capture) -> None:
+    for name in ("a.safetensors", "a.bin", "a.gguf"):
+        if name.endswith(".gguf"):
+            pytest.importorskip("gguf", reason="GGUF files are read by the package gguf")
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+        code, shown = refused(capsys, tmp_path / name)
+        assert code == 1 and "git-lfs's pointer" in shown and "git lfs pull" in shown
 
 
 @pytest.mark.parametrize("kept", [4, 20, -1])
@@ -172,7 +211,15 @@ def test_a_gguf_file_shows_its_keys_and_tensors_and_a_broken_one_is_refused(tmp_
     gguf = pytest.importorskip("gguf", reason="GGUF files are read by the package gguf")
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_name("hopper")
+    writer.add_block_count(2)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(["a", "b", "c", "d"])
+    writer.add_eos_token_id(3)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template("{{ messages }}")
     writer.add_tensor("blk.0.attn_q.weight", np.zeros((4, 8), dtype=np.float16))
     writer.add_tensor("blk.1.attn_q.weight", np.zeros((4, 8), dtype=np.float16))
     writer.write_header_to_file()
@@ -181,7 +228,19 @@ def test_a_gguf_file_shows_its_keys_and_tensors_and_a_broken_one_is_refused(tmp_
     writer.close()
     shown = inspect(capsys, tmp_path / "m.gguf")
     assert "general.name 'hopper'" in shown and "4 values, the first ['a', 'b', 'c']" in shown
-    assert "blk.#.attn_q.weight F16 4 x 8 2 128" in shown and "2 tensors, 128 bytes" in shown
+    assert "blk.#.attn_q.weight F16 4 x 8 2 128" in shown and "tensors 2 (F16 128 bytes)" in shown
+    for fact in (
+        "family llama",
+        "parameters 64",
+        "layers 2",
+        "heads (query / key-value) 4 / 2",
+        "vocabulary 4",
+        "gpt2, text is cut by 'qwen2'",
+        "eos 3 'd'",
+        "text begins with bos no",
+        "chat template 14 characters",
+    ):
+        assert fact in shown, shown
     (tmp_path / "n.gguf").write_bytes(b"GGUF and nothing else")
     code, error = refused(capsys, tmp_path / "n.gguf")
     assert code == 1 and "no whole GGUF file" in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,11 +12,12 @@ from typing import Any
 
 from leveret.cli.inspect_config import InspectConfig
 from leveret.cli.inspect_model import describe_model
-from leveret.cli.tensor_table import TensorEntry, in_bytes, read_header, table_rows
+from leveret.cli.tensor_table import in_bytes, table_rows, tensors_in
 from leveret.commands import StageResult
 from leveret.console import Console, duration
 from leveret.errors import DataError
 from leveret.pipeline.ledger import Ledger
+from leveret.weights.bin_file import BIN_SUFFIXES
 
 
 def run(config: InspectConfig, console: Console) -> StageResult:
@@ -46,6 +48,12 @@ class Kind:
 
 def _model(config: InspectConfig, console: Console) -> dict[str, Any]:
     return describe_model(config.path, console, every_tensor=config.every_tensor)
+
+
+def _adapter(config: InspectConfig, console: Console) -> dict[str, Any]:
+    from leveret.cli.inspect_model import describe_adapter
+
+    return describe_adapter(config.path, console, every_tensor=config.every_tensor)
 
 
 def _run_folder(config: InspectConfig, console: Console) -> dict[str, Any]:
@@ -94,37 +102,21 @@ def _shards(config: InspectConfig, console: Console) -> dict[str, Any]:
 
 
 def _tensors(config: InspectConfig, console: Console) -> dict[str, Any]:
-    entries, metadata = read_header(config.path)
+    entries, metadata = tensors_in(config.path)
     rows = table_rows(entries, every_tensor=config.every_tensor)
     console.table(f"tensors in {config.path}", ("name", "dtype", "shape", "count", "bytes"), rows)
     numbers = sum(entry.num_bytes for entry in entries)
-    console.print(f"{len(entries)} tensors, {in_bytes(numbers)}; metadata: {dict(metadata) or 'none'}")
-    return {"tensors": len(entries), "bytes": numbers}
+    parameters = sum(math.prod(entry.shape) for entry in entries)
+    console.print(
+        f"{len(entries)} tensors, {parameters:,} values, {in_bytes(numbers)}; metadata: {dict(metadata) or 'none'}"
+    )
+    return {"tensors": len(entries), "parameters": parameters, "bytes": numbers}
 
 
 def _gguf(config: InspectConfig, console: Console) -> dict[str, Any]:
-    from leveret.weights.gguf_file import open_gguf
+    from leveret.cli.inspect_gguf import describe_gguf
 
-    file = open_gguf(config.path)
-    keys = [(key, _shortened(value)) for key, value in file.keys.items() if not key.startswith("GGUF.")]
-    console.table(f"keys of {config.path}", ("key", "value"), keys)
-    entries = [
-        TensorEntry(name=name, dtype=file.type_of(name), shape=file.shape_of(name), num_bytes=int(tensor.n_bytes))
-        for name, tensor in file.tensors.items()
-    ]
-    rows = table_rows(entries, every_tensor=config.every_tensor)
-    console.table(f"tensors in {config.path}", ("name", "dtype", "shape", "count", "bytes"), rows)
-    numbers = sum(entry.num_bytes for entry in entries)
-    console.print(f"{len(entries)} tensors, {in_bytes(numbers)}")
-    return {"tensors": len(entries), "bytes": numbers}
-
-
-def _shortened(value: object) -> str:
-    """A key's value in a line; of a list, how long it is."""
-    if isinstance(value, list):
-        return f"{len(value):,} values, the first {value[:3]!r}"
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}... ({len(text):,} characters)"
+    return describe_gguf(config.path, console, every_tensor=config.every_tensor)
 
 
 def _lines(config: InspectConfig, console: Console) -> dict[str, Any]:
@@ -181,7 +173,16 @@ KINDS = (
         describe=_shards,
     ),
     Kind(
-        name="tensors", sign="a .safetensors file", fits=lambda path: path.suffix == ".safetensors", describe=_tensors
+        name="adapter",
+        sign="a folder with adapter_config.json",
+        fits=lambda path: (path / "adapter_config.json").is_file(),
+        describe=_adapter,
+    ),
+    Kind(
+        name="tensors",
+        sign="a .safetensors, .bin, .pt or .pth file",
+        fits=lambda path: path.suffix in (".safetensors", *BIN_SUFFIXES),
+        describe=_tensors,
     ),
     Kind(name="gguf", sign="a .gguf file", fits=lambda path: path.suffix == ".gguf", describe=_gguf),
     Kind(name="records", sign="a .jsonl file", fits=lambda path: path.suffix == ".jsonl", describe=_lines),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from leveret.cli.tensor_table import TensorEntry, in_bytes, read_header, table_rows
+from leveret.cli.tensor_table import TensorEntry, by_dtype, in_bytes, table_rows, tensors_of_model
 from leveret.console import Console
 from leveret.errors import LeveretError
 
@@ -16,7 +17,7 @@ Facts = Iterator[tuple[str, object]]
 
 def describe_model(folder: Path, console: Console, *, every_tensor: bool) -> dict[str, Any]:
     """Show tables; returns the figures that fit in a line. A part that cannot be read is reported in its row."""
-    entries = [entry for file in sorted(folder.glob("*.safetensors")) for entry in read_header(file)[0]]
+    entries = tensors_of_model(folder)
     facts: list[tuple[str, object]] = []
     for part, describe in _PARTS:
         try:
@@ -29,6 +30,21 @@ def describe_model(folder: Path, console: Console, *, every_tensor: bool) -> dic
         rows = table_rows(entries, every_tensor=every_tensor)
         console.table("tensors", ("name", "dtype", "shape", "count", "bytes"), rows)
     return {name: value for name, value in facts if name in ("family", "parameters", "vocabulary", "tools")}
+
+
+def describe_adapter(folder: Path, console: Console, *, every_tensor: bool) -> dict[str, Any]:
+    """An adapter: its settings, the model it is for, and its tensors."""
+    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    entries = tensors_of_model(folder)
+    told = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_dora", "use_rslora", "target_modules",
+            "modules_to_save", "num_virtual_tokens")  # fmt: skip
+    facts = [(name, _said(values[name])) for name in told if values.get(name) not in (None, False)]
+    parameters = sum(math.prod(entry.shape) for entry in entries)
+    facts += [("parameters", f"{parameters:,}"), ("tensors", f"{len(entries)} ({by_dtype(entries)})")]
+    console.table(f"adapter {folder}", ("what", "value"), facts)
+    rows = table_rows(entries, every_tensor=every_tensor)
+    console.table("tensors", ("name", "dtype", "shape", "count", "bytes"), rows)
+    return {"adapter": values.get("peft_type"), "parameters": parameters}
 
 
 def _config(folder: Path) -> Facts:
@@ -48,6 +64,7 @@ def _config(folder: Path) -> Facts:
     yield "longest sequence", config.max_position_embeddings
     if config.sliding_window is not None:
         yield "sliding window", config.sliding_window
+    yield "bos / eos / pad", f"{config.bos_token_id} / {config.eos_token_id} / {config.pad_token_id}"
     yield "parameters", numbers.total
     if numbers.active != numbers.total:
         yield "parameters a token uses", numbers.active
@@ -64,6 +81,8 @@ def _tokenizer(folder: Path) -> Facts:
         return
     tokenizer = Tokenizer.load(folder)
     special = list(tokenizer.special_ids)
+    roles = ", ".join(f"{role} {token!r}" for role, token in tokenizer.special_tokens.items())
+    yield "tokenizer", roles or "no roles named"
     yield "vocabulary", tokenizer.vocab_size
     yield "special tokens", f"{len(special)}: {' '.join(special[:12])}{' ...' if len(special) > 12 else ''}"
 
@@ -99,11 +118,11 @@ _PARTS: tuple[tuple[str, Callable[[Path], Facts]], ...] = (
 
 
 def _stored(folder: Path, entries: list[TensorEntry]) -> Facts:
-    by_dtype: dict[str, int] = {}
-    for entry in entries:
-        by_dtype[entry.dtype] = by_dtype.get(entry.dtype, 0) + entry.num_bytes
-    shares = ", ".join(f"{dtype} {in_bytes(number)}" for dtype, number in sorted(by_dtype.items()))
-    yield "tensors", f"{len(entries)} ({shares})" if entries else "no .safetensors file"
+    forms = sorted({file.suffix for file in folder.iterdir() if file.suffix in (".safetensors", ".bin")})
+    yield "tensors", f"{len(entries)} ({by_dtype(entries)}) in {', '.join(forms)}" if entries else "no tensor file"
+    values = sum(math.prod(entry.shape) for entry in entries)
+    if entries and not any(entry.dtype.startswith(("I", "U")) for entry in entries):
+        yield "values in the files", values
     yield "on disk", in_bytes(sum(file.stat().st_size for file in folder.iterdir() if file.is_file()))
     yield "model card", "README.md" if (folder / "README.md").is_file() else None
 

@@ -1,6 +1,6 @@
-"""The tensors in safetensors files, read from the headers alone.
+"""The tensors in safetensors and PyTorch files, read from the headers alone.
 
-A file begins with eight bytes, the length n of the header (little-endian), then n bytes of JSON:
+A safetensors file begins with eight bytes, the length n of the header (little-endian), then n bytes of JSON:
 `{"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, "__metadata__": {...}}`.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from leveret.errors import CorruptedFile
+from leveret.weights.bin_file import BIN_SUFFIXES, open_bin, refuse_pointer
 
 _LARGEST_HEADER_BYTES = 100_000_000
 
@@ -28,10 +29,35 @@ class TensorEntry:
     num_bytes: int
 
 
+def tensors_in(file: Path) -> tuple[list[TensorEntry], Mapping[str, str]]:
+    """The tensors of a file and its metadata, whichever of the two forms it has.
+
+    CorruptedFile when it is damaged, UnsafeFile when it asks for code to be run.
+    """
+    if file.suffix not in BIN_SUFFIXES:
+        return read_header(file)
+    opened = open_bin(file)
+    entries = [
+        TensorEntry(name=name, dtype=tensor.dtype, shape=tensor.shape, num_bytes=tensor.num_bytes)
+        for name, tensor in opened.tensors.items()
+    ]
+    return entries, {"no tensors": ", ".join(opened.others)} if opened.others else {}
+
+
+def tensors_of_model(folder: Path) -> list[TensorEntry]:
+    """Those of a model directory: its safetensors files, or, where there are none, PyTorch's."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(
+        file for file in folder.glob("*.bin") if file.name.startswith(("pytorch_model", "adapter_model"))
+    )
+    return [entry for file in files for entry in tensors_in(file)[0]]
+
+
 def read_header(file: Path) -> tuple[list[TensorEntry], Mapping[str, str]]:
     """The tensors of a file and its metadata. CorruptedFile when the header is damaged or the file cut short."""
     size = file.stat().st_size
     with open(file, "rb") as handle:
+        refuse_pointer(file, handle.read(64))
+        handle.seek(0)
         length = int.from_bytes(handle.read(8), "little")
         if not 2 <= length <= min(size - 8, _LARGEST_HEADER_BYTES):
             raise CorruptedFile(f"{file} is no safetensors file: it says its header has {length:,} bytes")
@@ -63,6 +89,14 @@ def table_rows(entries: Iterable[TensorEntry], *, every_tensor: bool) -> list[tu
         )
         for (pattern, dtype, shape), group in grouped.items()
     ]
+
+
+def by_dtype(entries: Iterable[TensorEntry]) -> str:
+    """What each dtype takes: `BF16 2.2 GB, F32 0.1 MB`."""
+    taken: dict[str, int] = {}
+    for entry in entries:
+        taken[entry.dtype] = taken.get(entry.dtype, 0) + entry.num_bytes
+    return ", ".join(f"{dtype} {in_bytes(number)}" for dtype, number in sorted(taken.items()))
 
 
 def in_bytes(number: int) -> str:

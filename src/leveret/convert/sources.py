@@ -14,12 +14,13 @@ from leveret.errors import ConfigError
 from leveret.hub import resolve_whole_model
 from leveret.model.families import family_for
 from leveret.paths import atomic_write
+from leveret.weights.bin_file import BIN_SUFFIXES
 from leveret.weights.companions import copy_companions
 from leveret.weights.gguf_file import open_gguf
 from leveret.weights.gguf_read import GgufTensors, carried_config, restore_companions
 from leveret.weights.load import read_config
 from leveret.weights.model_tensors import FolderTensors, ModelTensors
-from leveret.weights.safetensors import BIN_SUFFIXES, WeightFiles, one_file, read_json
+from leveret.weights.safetensors import WeightFiles, one_file, read_json
 from leveret.weights.save import generation_text
 
 TENSOR_SUFFIXES = (*BIN_SUFFIXES, ".safetensors")

@@ -24,6 +24,9 @@ from typing import IO, Any
 
 from leveret.errors import CorruptedFile, UnsafeFile
 
+BIN_SUFFIXES = (".bin", ".pt", ".pth")
+"""Endings of such files."""
+
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
     "BOOL": 1,

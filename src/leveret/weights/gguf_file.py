@@ -8,6 +8,7 @@ from typing import Any
 
 from leveret.errors import CorruptedFile
 from leveret.extras import require
+from leveret.weights.bin_file import refuse_pointer
 
 
 def gguf_package(purpose: str = "a GGUF file") -> Any:
@@ -41,6 +42,8 @@ class GgufFile:
 def open_gguf(path: Path) -> GgufFile:
     """Read a file's head; CorruptedFile if it is none or cut short."""
     gguf = gguf_package("reading a GGUF file")
+    with open(path, "rb") as start:
+        refuse_pointer(path, start.read(64))
     try:
         reader = gguf.GGUFReader(path)
         keys = {field.name: field.contents() for field in reader.fields.values()}

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from leveret.errors import CorruptedFile
-from leveret.weights.bin_file import BinTensor, open_bin
+from leveret.weights.bin_file import BIN_SUFFIXES, BinTensor, open_bin
 from leveret.weights.file_values import DTYPES, read_bin_tensor, read_values
-from leveret.weights.safetensors import BIN_SUFFIXES, WeightFiles, find_weight_files
+from leveret.weights.safetensors import WeightFiles, find_weight_files
 
 
 @dataclass(frozen=True, kw_only=True)

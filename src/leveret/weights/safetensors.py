@@ -21,14 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from leveret.errors import CorruptedFile, MissingWeights, UnexpectedWeights
-from leveret.weights.bin_file import open_bin, refuse_pointer
+from leveret.weights.bin_file import BIN_SUFFIXES, open_bin, refuse_pointer
 from leveret.weights.file_values import read_bin_tensor
 
 CANDIDATES = ("model.safetensors", "pytorch_model.bin")
 """Single files looked for, in this order; each may also be sharded, with an index beside it."""
-
-BIN_SUFFIXES = (".bin", ".pt", ".pth")
-"""Endings of PyTorch's own files."""
 
 EXTRA_STATE = "_extra_state"
 """Ending of the scales that TransformerEngine's FP8 modules keep beside their weights; no model needs them to run."""
