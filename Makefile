@@ -3,6 +3,7 @@
 # make test-fast  every test that takes no more than a few seconds
 # make lint       style and types
 # make tree       write the tree of the source into ARCHITECTURE.md
+# make oracles    llama.cpp, against which GGUF files are proved: compiled for minutes; without it those tests skip
 #
 # The first call makes .venv. PYTHON=... chooses another interpreter, VENV=... another folder for it.
 
@@ -12,7 +13,10 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 WORKERS ?= 2
 
-.PHONY: demo test test-fast lint tree
+ORACLE_SECONDS ?= 600
+LIMIT := $(shell command -v timeout >/dev/null 2>&1 && echo timeout $(ORACLE_SECONDS))
+
+.PHONY: demo test test-fast lint tree oracles
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-serve
@@ -31,6 +35,15 @@ lint: $(VENV)/.installed-dev
 
 tree: $(VENV)/.installed-dev
 	cd tests && $(abspath $(BIN))/python -m architecture.tree
+
+# Compiled for any machine, not for this one: its AMX code, compiled by GCC 12, dies of an illegal instruction. Never an
+# error: where there is no compiler, no index or no time, the tests that need it say that they skip.
+oracles: $(VENV)/.installed-dev
+	@if $(BIN)/python -c "import llama_cpp" 2>/dev/null; then echo "llama.cpp is installed"; \
+	elif CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(LIMIT) $(BIN)/python -m pip install --quiet "llama-cpp-python>=0.3.36" \
+		&& $(BIN)/python -c "import llama_cpp; llama_cpp.llama_backend_init()"; then echo "llama.cpp was installed"; \
+	else $(BIN)/python -m pip uninstall --quiet --yes llama-cpp-python; \
+		echo "llama.cpp could not be installed in $(ORACLE_SECONDS) seconds; the tests against it will skip"; fi
 
 # An extra is installed again when pyproject.toml or a kernel changes.
 KERNELS := setup.py $(wildcard src/leveret/kernels/native/*.cpp src/leveret/kernels/native/*.h)
