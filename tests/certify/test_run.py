@@ -79,7 +79,8 @@ def test_a_changed_embedding_row_is_found_where_its_token_stands(make_form: Make
     with pytest.raises(CertificateError, match=r"'chinese', token .*module embed_tokens") as caught:
         certify(make_form("a"), make_form("b", change=perturb))
     text = "野兔在清晨的田野里奔跑，没有人追得上它。明天北京的天气怎么样？"
-    assert f"token {tokenizer.encode(text).index(comma)}:" in str(caught.value)
+    place = f"token {tokenizer.encode(text).index(comma)} (character 11, after '野兔在清晨的田野里奔跑'):"
+    assert place in str(caught.value)
 
 
 def test_a_change_between_modules_is_told_from_a_changed_module(make_form: MakeForm) -> None:

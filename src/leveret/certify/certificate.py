@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leveret.certify.findings import Check, Comparison, Parting
+from leveret.certify.findings import LAST_CHARACTERS, Check, Comparison, Parting
 from leveret.certify.form import Form
 from leveret.console import Console
 from leveret.version import VERSION
@@ -92,5 +92,12 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 def _parting(parting: Parting | None) -> dict[str, Any] | None:
     if parting is None:
         return None
-    culprit = None if parting.culprit is None else vars(parting.culprit)
-    return {"where": parting.where, "token_index": parting.token_index, "detail": parting.detail, "module": culprit}
+    culprit = None if parting.culprit is None else vars(parting.culprit) | {"layer": parting.culprit.layer}
+    return {
+        "where": parting.where,
+        "token_index": parting.token_index,
+        "character": len(parting.text_before),
+        "text_before": parting.text_before[-LAST_CHARACTERS:],
+        "detail": parting.detail,
+        "module": culprit,
+    }

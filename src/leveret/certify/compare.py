@@ -44,7 +44,12 @@ def compare_forms(
             Check(name="vocabulary", measured=measured, bound="equal", verdict="different"),
         ]
         return Comparison(
-            first=first.name, second=second.name, kind=kind, checks=tuple(checks), figures={}, parting=ids_parting
+            first=first.name,
+            second=second.name,
+            kind=kind,
+            checks=tuple(checks),
+            figures={},
+            parting=told_in_text(ids_parting, first),
         )
     sequences = _run_both(first, second, encoded, windows)
     tolerance = logit_tolerance(sequences, bounds)
@@ -60,8 +65,13 @@ def compare_forms(
         kind=kind,
         checks=(*checks, greedy_check),
         figures=figures_of(sequences),
-        parting=parting or greedy_parting,
+        parting=told_in_text(parting or greedy_parting, first),
     )
+
+
+def told_in_text(parting: Parting | None, first: Form) -> Parting | None:
+    """With the text before it, where it lies behind some."""
+    return parting.in_text(first.own_tokenizer) if parting is not None and parting.before else parting
 
 
 def room_for(encoded: Encoded, form: Form, greedy_tokens: int) -> Encoded:
@@ -149,7 +159,14 @@ def _numeric_parting(
         culprit = find_culprit(first.model, second.model, list(sequence.ids[: at + 1]), lossy=tolerance is None)
     note = _stand_in_note(first, second, culprit)
     first_place = tolerance is not None
-    return Parting(where=sequence.name, token_index=at, detail=detail + note, culprit=culprit, is_first=first_place)
+    return Parting(
+        where=sequence.name,
+        token_index=at,
+        detail=detail + note,
+        culprit=culprit,
+        is_first=first_place,
+        before=sequence.ids[:at],
+    )
 
 
 def _stand_in_note(first: Form, second: Form, culprit: Culprit | None) -> str:

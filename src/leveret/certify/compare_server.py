@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leveret.certify.compare import figures_of, kl_check, logit_tolerance, perplexity_check, room_for
+from leveret.certify.compare import figures_of, kl_check, logit_tolerance, perplexity_check, room_for, told_in_text
 from leveret.certify.divergence import SequenceDivergence, compare_logprobs, worst_position
 from leveret.certify.findings import Check, Comparison, Parting, verdict
 from leveret.certify.form import OURS, Form
@@ -54,7 +54,7 @@ def compare_server(
         kind=kind,
         checks=(ids_check, stops, *checks, greedy),
         figures=figures_of(sequences) if sequences else {},
-        parting=ids_parting or parting or greedy_parting,
+        parting=told_in_text(ids_parting or parting or greedy_parting, first),
     )
 
 
@@ -164,8 +164,13 @@ def _numbers(
         return checks, None
     sequence, at = worst_position(sequences, tolerance)
     detail = f"log probabilities differ by {sequence.difference_T[at]:.2g}, KL {sequence.kl_T[at]:.2g} nats"
+    token = sequence.start + at
     return checks, Parting(
-        where=sequence.name, token_index=sequence.start + at, detail=detail, is_first=tolerance is not None
+        where=sequence.name,
+        token_index=token,
+        detail=detail,
+        is_first=tolerance is not None,
+        before=sequence.ids[:token],
     )
 
 
@@ -193,7 +198,9 @@ def _greedy(
             ties += 1
         elif parting is None and judged:
             detail = f"text {ours[:40]!r} against {theirs[:40]!r}"
-            parting = Parting(where=f"continuing '{fixture.name}'", token_index=len(prompt) + at, detail=detail)
+            place = f"continuing '{fixture.name}'"
+            before = (*prompt, *ids[:at])
+            parting = Parting(where=place, token_index=len(before), detail=detail, before=before)
     if not compared:
         measured = "the server takes no token ids as a prompt"
         return Check(name="greedy text", measured=measured, bound="-", verdict="not compared"), None

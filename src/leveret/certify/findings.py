@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from leveret.certify.parting import Culprit
 from leveret.certify.thresholds import PairKind
+from leveret.tokenizer.files import Tokenizer
+
+LAST_CHARACTERS = 20
+"""How much of the text before a place is shown."""
 
 Verdict = Literal["same", "different", "reported", "not compared"]
 """`reported`: measured, but this kind of pair is not judged by it."""
@@ -39,9 +43,20 @@ class Parting:
 
     is_first: bool = True
     """Whether it is the first place, or, in lossy kinds where all places differ a little, the worst."""
+    before: tuple[int, ...] = ()
+    """The first form's ids up to there."""
+    text_before: str = ""
+    """Their text, when the place is told."""
+
+    def in_text(self, tokenizer: Tokenizer) -> Parting:
+        """The same with the text that stands before the place."""
+        return replace(self, text_before=tokenizer.decode(list(self.before)).rstrip("\ufffd"))
 
     def __str__(self) -> str:
-        place = f"{'first' if self.is_first else 'most'} at {self.where}, token {self.token_index}: {self.detail}"
+        text = self.text_before
+        character = f" (character {len(text)}, after {text[-LAST_CHARACTERS:]!r})" if text else ""
+        place = f"{'first' if self.is_first else 'most'} at {self.where}, token {self.token_index}{character}"
+        place += f": {self.detail}"
         if self.culprit is None:
             return place
         return f"{place}; module {self.culprit.module} (error {self.culprit.error:.2g}): {self.culprit.reason}"

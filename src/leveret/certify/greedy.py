@@ -33,7 +33,9 @@ def compare_greedy(
             ties += 1
         elif tolerance is not None and parting is None:
             detail = f"generated id {ours[at]} against {theirs[at]}"
-            parting = Parting(where=f"continuing '{fixture.name}'", token_index=len(prompt) + at, detail=detail)
+            before = (*prompt, *ours[:at])
+            place = f"continuing '{fixture.name}'"
+            parting = Parting(where=place, token_index=len(before), detail=detail, before=before)
     measured = f"{same} of {len(chosen)} continuations of {greedy_tokens} ids equal"
     measured += f", {agreed / (greedy_tokens * len(chosen)):.1%} of ids before they part"
     measured += f"; {ties} part at a tie" if ties else ""

@@ -52,4 +52,4 @@ def parting_of(fixture: Fixture, first: tuple[int, ...] | None, second: tuple[in
     shared = min(len(first), len(second))
     at = next((index for index in range(shared) if first[index] != second[index]), shared)
     sides = [f"id {ids[at]}" if at < len(ids) else "the end" for ids in (first, second)]
-    return Parting(where=where, token_index=at, detail=f"{sides[0]} against {sides[1]}")
+    return Parting(where=where, token_index=at, detail=f"{sides[0]} against {sides[1]}", before=first[:at])
