@@ -34,18 +34,17 @@ def model_of(**fields: Any) -> Decoder:
 
 
 def test_answers_are_those_of_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(model_of(sliding_window=16))
+    model = model_of(sliding_window=16)
+    engine = Engine(model)
     params = SamplingParams(max_tokens=20, temperature=0.0)
     requests = [Request(prompt_ids=tuple(range(2 + n, 6 + 3 * n)), params=params) for n in range(5)]
     calls: list[int] = []
     plain = CompiledStep.__call__
-    monkeypatch.setattr(
-        CompiledStep, "__call__", lambda self, ids, cache: calls.append(len(ids)) or plain(self, ids, cache)
-    )
+    monkeypatch.setattr(CompiledStep, "__call__", lambda self, rows: calls.append(rows.num_tokens) or plain(self, rows))
     compiled = engine.generate(requests)
     assert sum(calls) > 60
     monkeypatch.setattr(CompiledStep, "of", lambda model: None)
-    assert [one.ids for one in engine.generate(requests)] == [one.ids for one in compiled]
+    assert [one.ids for one in Engine(model).generate(requests)] == [one.ids for one in compiled]
 
 
 def with_hook(model: Decoder) -> Decoder:

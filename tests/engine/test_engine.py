@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine
 from leveret.engine.request import Request, SamplingParams
 from leveret.errors import RequestError
@@ -88,7 +89,9 @@ def test_cached_generation_equals_recomputing_everything_at_each_step(decoder: D
 @pytest.mark.parametrize("chunk", [1, 3, 16, 17, 64])
 def test_the_size_of_prefill_chunks_changes_nothing(decoder: Decoder, chunk: int) -> None:
     alone = [uncached_greedy(decoder, prompt, 24) for prompt in PROMPTS]
-    completions = Engine(decoder, prefill_chunk_tokens=chunk).generate([request(prompt) for prompt in PROMPTS])
+    completions = Engine(decoder, EngineConfig(prefill_chunk_tokens=chunk, cache_block_tokens=4)).generate(
+        [request(prompt) for prompt in PROMPTS]
+    )
     assert [completion.ids for completion in completions] == alone
 
 
@@ -100,37 +103,28 @@ def test_a_request_gives_the_same_ids_alone_and_in_a_batch_greedy_and_sampled(de
         for i, prompt in enumerate(PROMPTS)
     ]
     alone = [Engine(decoder).generate([each])[0] for each in requests]
-    assert Engine(decoder, max_rows=max_rows).generate(requests) == alone
-    assert Engine(decoder, max_rows=max_rows).generate(requests[::-1]) == alone[::-1]
+    assert Engine(decoder, EngineConfig(max_rows=max_rows)).generate(requests) == alone
+    assert Engine(decoder, EngineConfig(max_rows=max_rows)).generate(requests[::-1]) == alone[::-1]
 
 
-def test_batches_that_absorb_others_midway_give_the_same_ids(decoder: Decoder) -> None:
+def test_requests_that_come_midway_give_the_same_ids(decoder: Decoder) -> None:
     engine = Engine(decoder)
     requests = [request(prompt, max_tokens=6 + 4 * i) for i, prompt in enumerate(PROMPTS)]
-    alone = {each.prompt_ids: engine.generate([each])[0] for each in requests}
-    batch, results, waiting = engine.start(requests[:1]), {}, requests[1:]
-    while not batch.finished:
-        for progress in batch.step():
+    alone = {each.prompt_ids: Engine(decoder).generate([each])[0] for each in requests}
+    rows, results, waiting = [engine.submit(requests[0])], {}, requests[1:]
+    while not all(row.finish_reason for row in rows):
+        for progress in engine.step():
             if progress.completion:
                 results[progress.row.request.prompt_ids] = progress.completion
         if waiting:
-            batch.absorb(engine.start([waiting.pop(0)]))
+            rows.append(engine.submit(waiting.pop(0)))
     assert results == alone
 
 
-def test_a_cache_that_becomes_full_grows_and_changes_nothing(decoder: Decoder) -> None:
+def test_long_answers_take_one_block_after_the_other(decoder: Decoder) -> None:
     requests = [request((3, 14, 15), max_tokens=120), request((92, 6), max_tokens=70), request((5,), max_tokens=3)]
     expected = [uncached_greedy(decoder, each.prompt_ids, each.params.max_tokens) for each in requests]
     assert [completion.ids for completion in Engine(decoder).generate(requests)] == expected
-
-
-def test_a_batch_whose_rows_have_all_ended_can_absorb_another(decoder: Decoder) -> None:
-    engine = Engine(decoder)
-    batch = engine.start([request((1, 2), max_tokens=1)])
-    batch.step()
-    batch.absorb(engine.start([request((3, 4), max_tokens=2)]))
-    assert len(batch.step()) == 1 and not batch.finished
-    assert batch.step()[0].completion is not None and batch.finished
 
 
 def test_a_seed_fixes_the_answer_and_other_seeds_differ(decoder: Decoder) -> None:
@@ -191,9 +185,10 @@ def test_constraints_are_kept_and_forced_ids_cost_no_step(decoder: Decoder) -> N
     def constrained() -> Request:
         return dataclasses.replace(request(PROMPTS[3]), constraint=Sequence(*steps))
 
-    batch = Engine(decoder).start([constrained()])
-    progress = [batch.step(), batch.step()]
-    assert batch.finished
+    engine = Engine(decoder)
+    row = engine.submit(constrained())
+    progress = [engine.step(), engine.step()]
+    assert row.finish_reason == "stop" and engine.step() == []
     [[first], [second]] = progress
     assert first.ids[1:] == [50, 51, 52] and second.ids[1:] == [7]
     assert second.completion is not None and second.completion.finish_reason == "stop"
@@ -225,18 +220,17 @@ def test_a_prompt_and_answer_may_fill_the_context_but_not_pass_it(decoder: Decod
 @pytest.mark.parametrize("prompt", [(), (97,), (-1,)])
 def test_prompts_that_are_empty_or_foreign_are_refused(decoder: Decoder, prompt: tuple[int, ...]) -> None:
     with pytest.raises(RequestError):
-        Engine(decoder).start([request(prompt)])
+        Engine(decoder).submit(request(prompt))
 
 
 def test_cancelled_rows_leave_and_the_others_go_on(decoder: Decoder) -> None:
     engine = Engine(decoder)
-    batch = engine.start([request(prompt, max_tokens=8) for prompt in PROMPTS])
-    rows = list(batch.rows)
-    batch.step()
-    batch.cancel(rows[2])
+    rows = [engine.submit(request(prompt, max_tokens=8)) for prompt in PROMPTS]
+    engine.step()
+    engine.cancel(rows[2])
     results = {}
-    while not batch.finished:
-        results |= {each.row: each.completion for each in batch.step() if each.completion}
+    while engine.stats.running_requests:
+        results |= {each.row: each.completion for each in engine.step() if each.completion}
     assert rows[2] not in results and rows[2].completion().finish_reason == "cancelled"
     for index in (0, 1, 3, 4):
         assert results[rows[index]].ids == uncached_greedy(decoder, PROMPTS[index], 8)

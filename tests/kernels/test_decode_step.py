@@ -12,6 +12,7 @@ from leveret.engine.compiled_step import CompiledStep
 from leveret.model.cache import KVCache
 from leveret.model.config import ModelConfig, RopeConfig
 from leveret.model.decoder import Decoder
+from leveret.model.paged_cache import Feed, PagedCache, PagedRows
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.linear import QuantizedLinear
 from leveret.precision.swap import choose_product, quantize_linears
@@ -40,6 +41,31 @@ def filled(model: Decoder, lengths: list[int], *, capacity: int = 80) -> KVCache
     return cache
 
 
+class Paged:
+    """The same in blocks of 16 tokens, which lie in any order."""
+
+    def __init__(self, model: Decoder, whole: KVCache) -> None:
+        rows, width = len(whole.lengths), whole.capacity // 16
+        self.cache = PagedCache(model.config, rows * width, 16, whole.keys[0].dtype)
+        self.tables = (1 + torch.randperm(rows * width, generator=torch.Generator().manual_seed(1))).view(rows, width)
+        for paged, plain in zip(self.cache.keys + self.cache.values, whole.keys + whole.values, strict=True):
+            paged[self.tables] = plain.unflatten(2, (width, 16)).transpose(1, 2)
+        self.lengths = whole.lengths.tolist()
+
+    def feed(self, *ids: list[int]) -> PagedRows:
+        """Some ids for each row; what is fed counts as kept."""
+        feeds = [
+            Feed(ids=new, start=start, table=table, planned_length=80)
+            for new, start, table in zip(ids, self.lengths, self.tables.tolist(), strict=True)
+        ]
+        self.lengths = [start + len(new) for start, new in zip(self.lengths, ids, strict=True)]
+        return PagedRows(self.cache, feeds)
+
+    def whole(self) -> list[Tensor]:
+        """Keys, then values, of all layers as a cache in one piece has them."""
+        return [each[self.tables].transpose(1, 2).flatten(2, 3) for each in self.cache.keys + self.cache.values]
+
+
 @torch.inference_mode()
 def agreement(model: Decoder, lengths: list[int], *, steps: int = 5, kept: float = 1e-2) -> tuple[float, float]:
     """How far modules and compiled step, both in bf16, are from the same weights in fp32: relative errors."""
@@ -48,16 +74,17 @@ def agreement(model: Decoder, lengths: list[int], *, steps: int = 5, kept: float
     step = CompiledStep.of(half)
     assert step is not None
     exact = _in_float32(half) if exact is not model else exact
-    caches = [filled(half, lengths), filled(half, lengths), filled(exact, lengths)]
+    caches = [filled(half, lengths), filled(exact, lengths)]
+    paged = Paged(half, filled(half, lengths))
     found: list[list[Tensor]] = [[], [], []]
     ids = torch.randint(0, 101, (steps, len(lengths)), generator=torch.Generator().manual_seed(9))
     for row in ids:
         found[0].append(half(row[:, None], cache=caches[0])[:, -1])
-        found[1].append(step(row, caches[1]))
-        found[2].append(exact(row[:, None], cache=caches[2])[:, -1])
-    assert caches[0].lengths.tolist() == caches[1].lengths.tolist() == [length + steps for length in lengths]
+        found[1].append(step(paged.feed(*row[:, None].tolist())))
+        found[2].append(exact(row[:, None], cache=caches[1])[:, -1])
+    assert caches[0].lengths.tolist() == paged.lengths == [length + steps for length in lengths]
     modules, compiled, truth = (torch.stack(each).double() for each in found)
-    for mine, theirs in zip(caches[1].keys + caches[1].values, caches[0].keys + caches[0].values, strict=True):
+    for mine, theirs in zip(paged.whole(), caches[0].keys + caches[0].values, strict=True):
         assert (mine.double() - theirs.double()).norm() / theirs.double().norm() < kept
     scale = truth.norm() if exact is not half else modules.norm()
     reference = truth if exact is not half else modules
@@ -105,7 +132,7 @@ def test_quantized_weights_in_an_order_of_their_own_and_exact_activations(build:
     step = CompiledStep.of(rounds.to(torch.bfloat16))
     assert step is not None
     ids = torch.tensor([5, 6, 7])
-    found = step(ids, filled(rounds, [9] * 3)).double()
+    found = step(Paged(rounds, filled(rounds, [9] * 3)).feed(*ids[:, None].tolist())).double()
     truth = wide(ids[:, None], cache=filled(wide, [9] * 3))[:, -1].double()
     modules = exact(ids[:, None], cache=filled(exact, [9] * 3))[:, -1].double()
     assert (found - truth).norm() / truth.norm() < 3e-2
@@ -118,12 +145,11 @@ def test_a_row_of_a_quantized_model_is_the_same_bits_in_any_company(build: str) 
     assert quantize_linears(model, GptqStorage(bits=4, group_size=32, symmetric=True, lm_head=True), search=False)
     step = CompiledStep.of(model)
     assert step is not None
-    cache = filled(model, [9] * 20)
-    together = step(torch.arange(20), cache)
+    together = step(Paged(model, filled(model, [9] * 20)).feed(*([row] for row in range(20))))
     for row in (0, 7, 19):
-        cache = filled(model, [9] * 20)
-        cache.select_rows([row])
-        assert torch.equal(step(torch.tensor([row]), cache)[0], together[row])
+        whole = filled(model, [9] * 20)
+        whole.select_rows([row])
+        assert torch.equal(step(Paged(model, whole).feed([row]))[0], together[row])
 
 
 @pytest.mark.parametrize(
@@ -146,8 +172,22 @@ def test_a_row_does_not_depend_on_the_few_beside_it(build: str) -> None:
     model = a_decoder().to(torch.bfloat16)
     step = CompiledStep.of(model)
     assert step is not None
-    together = step(torch.tensor([5, 6, 7, 8]), filled(model, [9] * 4))
+    cache = Paged(model, filled(model, [9] * 4))
+    together = step(cache.feed([5], [6], [7], [8]))
     for row in range(4):
-        cache = filled(model, [9] * 4)
-        cache.select_rows([row])
-        assert torch.equal(step(torch.tensor([5 + row]), cache)[0], together[row])
+        whole = filled(model, [9] * 4)
+        whole.select_rows([row])
+        assert torch.equal(step(Paged(model, whole).feed([5 + row]))[0], together[row])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("window", [None, 8])
+def test_tokens_of_one_sequence_together_are_the_same_as_one_after_the_other(build: str, window: int | None) -> None:
+    model = a_decoder(dataclasses.replace(CONFIG, sliding_window=window)).to(torch.bfloat16)
+    step = CompiledStep.of(model)
+    assert step is not None
+    one, together = (Paged(model, filled(model, [14, 30])) for _ in range(2))
+    singles = [torch.cat([step(one.feed([a], [b])) for a, b in ((5, 1), (6, 2))]).unflatten(0, (2, 2))]
+    logits = step(together.feed([5, 6], [1, 2]))
+    assert torch.equal(logits, singles[0].transpose(0, 1).flatten(0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one.whole(), together.whole(), strict=True))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from leveret.kernels.decode_step import STEP, DecodeLayer, DecodeShape, DecodeStep, DecodeWeight, weight_refusal
 from leveret.kernels.native.library import missing
 from leveret.model.attention import SelfAttention
-from leveret.model.cache import KVCache
 from leveret.model.decoder import Decoder, DecoderLayer
 from leveret.model.feed_forward import FeedForward
+from leveret.model.paged_cache import PagedRows
 from leveret.precision.linear import QuantizedLinear
 
 logger = logging.getLogger(__name__)
@@ -42,20 +42,15 @@ class CompiledStep:
             return None
         return cls(model, step)
 
-    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """ids (B,), one for each row of the cache, which then holds it -> the logits after each, (B, V)."""
+    def __call__(self, rows: PagedRows) -> Tensor:
+        """Feed the new tokens, T in all, which the cache then holds -> the logits after each, (T, V)."""
         model = self._model
-        slots = cache.reserve(1)
-        lengths = cache.planned_lengths.unsqueeze(1) if model.config.rope.kind == "dynamic" else None
-        cos, signed_sin = (
-            each.expand(len(ids), 1, 1, -1).reshape(len(ids), -1).contiguous()
-            for each in model.rope(slots.positions, lengths, torch.bfloat16)
-        )
-        x = F.embedding(ids, model.embed_tokens.weight)
-        tables = torch.arange(len(ids)).unsqueeze(1)
-        logits = self._step(x, cache.keys, cache.values, tables, slots.starts, cos, signed_sin)
-        cache.advance(1)
-        return logits
+        lengths = rows.planned_lengths if model.config.rope.kind == "dynamic" else None
+        angles = model.rope(rows.positions, lengths, torch.bfloat16)
+        cos, signed_sin = (each.reshape(rows.num_tokens, -1).contiguous() for each in angles)
+        x = F.embedding(rows.ids[0], model.embed_tokens.weight)
+        cache = rows.cache
+        return self._step(x, cache.keys, cache.values, rows.tables(), rows.positions[0].tolist(), cos, signed_sin)
 
 
 class _Refused(Exception):

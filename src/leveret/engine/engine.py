@@ -1,78 +1,157 @@
 """The engine runs a model: requests of token ids in, completions of token ids out; it knows no text.
 
-`generate` is for many requests at once (evaluation, rollouts), `stream` for one, and `start` gives a `Batch` that the
-caller steps itself (the server, which reads new requests between the steps). Greedy results in fp32 do not depend on
-which requests share a batch, in which order, or on the size of a prefill chunk.
+`submit` takes a request at any time, and `step` goes on with all that are under way: the scheduler decides who is fed
+what (scheduler.py), the runner feeds it (runner.py), and each row chooses its next id (sampler.py). `generate` and
+`stream` do this for a caller who only wants results; they and a server that steps by itself share one engine, so that
+each profits from what the others have read. Greedy results in fp32 do not depend on which requests run together, in
+which order, on the size of a prefill chunk, on reuse or on preemptions.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from leveret.engine.batch import Batch
-from leveret.engine.compiled_step import CompiledStep
+import torch
+from torch import Tensor
+
+from leveret.engine.blocks import BlockPool
+from leveret.engine.config import EngineConfig
 from leveret.engine.request import Completion, Request
+from leveret.engine.row import Progress, Row
+from leveret.engine.runner import Runner, fingerprint
+from leveret.engine.scheduler import Scheduler, Turn
+from leveret.engine.stats import EngineStats
 from leveret.errors import RequestError
 from leveret.model.decoder import Decoder
+from leveret.model.paged_cache import Feed, PagedCache
+
+DEFAULT_CACHE_BYTES = 2 << 30
+"""Memory of the KV cache when the config does not say."""
 
 
 class Engine:
-    """KV-cached, batched generation over one model."""
+    """KV-cached, batched generation over one model. Several threads may use it; one step runs at a time."""
 
-    def __init__(self, model: Decoder, *, max_rows: int = 64, prefill_chunk_tokens: int = 512) -> None:
+    def __init__(
+        self, model: Decoder, config: EngineConfig | None = None, *, context_tokens: int | None = None
+    ) -> None:
+        """The engine neither moves the model nor changes its mode; its weights may change while no request runs.
+
+        context_tokens: most tokens of a prompt and its answer together; None: what the model can hold.
         """
-        Args:
-            model: the decoder; the engine neither moves it nor changes its mode.
-            max_rows: most requests that `generate` steps together.
-            prefill_chunk_tokens: longest piece of a prompt fed in one step, which bounds the memory of attention.
-        """
-        assert max_rows >= 1 and prefill_chunk_tokens >= 1
         self._model = model
-        self._max_rows = max_rows
-        self._chunk = prefill_chunk_tokens
+        self._config = config or EngineConfig()
+        self._context_tokens = context_tokens or model.config.max_position_embeddings
+        self._num_blocks = _num_blocks(model, self._config, self._context_tokens)
+        self._lock = threading.RLock()
+        self._counts: Counter[str] = Counter()
+        self._arrivals = 0
+        self._runner: Runner | None = None
+        self._fingerprint: tuple[object, ...] = ()
+        self._scheduler = self._new_scheduler()
 
     @property
     def context_tokens(self) -> int:
         """Most tokens a prompt and its answer may have together."""
-        return self._model.config.max_position_embeddings
+        return min(self._context_tokens, self._num_blocks * self._config.cache_block_tokens)
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine has done and what it holds; may be read from any thread."""
+        scheduler, pool, counts = self._scheduler, self._scheduler.pool, self._counts
+        size = self._config.cache_block_tokens
+        weight = self._model.embed_tokens.weight
+        return EngineStats(
+            waiting_requests=len(scheduler.waiting),
+            running_requests=len(scheduler.running),
+            capacity_tokens=pool.num_blocks * size,
+            used_tokens=pool.num_held * size,
+            kept_tokens=pool.num_kept * size,
+            cache_bytes=pool.num_blocks * PagedCache.block_bytes(self._model.config, size, weight.dtype),
+            submitted_requests=counts["submitted"],
+            finished_requests=counts["finished"],
+            cancelled_requests=counts["cancelled"],
+            prompt_tokens=counts["prompt"],
+            prefill_tokens=counts["prefill"],
+            reused_tokens=counts["reused"] + scheduler.num_reused,
+            generated_tokens=counts["generated"],
+            preemptions=counts["preemptions"] + scheduler.num_preemptions,
+            drafted_tokens=counts["drafted"],
+            accepted_tokens=counts["accepted"],
+            steps=counts["steps"],
+        )
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Complete all requests, `max_rows` at a time, those of similar length together.
+        """Complete all requests; the completions come in the order of the requests.
 
-        Returns the completions in the order of the requests.
         Raises RequestError when a request cannot be served, before anything is generated.
         """
         for request in requests:
             self.check(request)
-        results: dict[int, Completion] = {}
-        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
-        for first in range(0, len(order), self._max_rows):
-            indices = order[first : first + self._max_rows]
-            batch = self.start([requests[index] for index in indices])
-            index_of = dict(zip(batch.rows, indices, strict=True))
-            while not batch.finished:
-                for progress in batch.step():
-                    if progress.completion is not None:
-                        results[index_of[progress.row]] = progress.completion
-        return [results[index] for index in range(len(requests))]
+        # Those that begin alike one after the other: what the first leaves in the cache is still there for the next.
+        order = sorted(range(len(requests)), key=lambda index: requests[index].prompt_ids)
+        rows = {index: self.submit(requests[index]) for index in order}
+        try:
+            while any(row.finish_reason is None for row in rows.values()):
+                self.step()
+        finally:
+            self.cancel(*rows.values())
+        return [rows[index].completion() for index in range(len(requests))]
 
     def stream(self, request: Request) -> Iterator[int]:
         """Generated ids one by one, without the stop id. Closing the iterator ends the generation."""
-        batch = self.start([request])
-        while not batch.finished:
-            for progress in batch.step():
-                yield from progress.ids
+        seen = 0
+        for row in self.follow(request):
+            fresh, seen = row.generated[seen:], row.num_generated
+            yield from fresh
 
-    def start(self, requests: Sequence[Request]) -> Batch:
-        """A batch of at least one request, to be stepped by the caller.
+    def follow(self, request: Request) -> Iterator[Row]:
+        """The row of a request after each step, until it has finished. Closing the iterator ends the generation.
 
-        Raises RequestError when a request cannot be served.
+        Raises RequestError at once when the request cannot be served.
         """
-        assert requests, "a batch needs a request"
-        for request in requests:
-            self.check(request)
-        step = CompiledStep.of(self._model)
-        return Batch(self._model, requests, prefill_chunk_tokens=self._chunk, compiled_step=step)
+        self.check(request)
+        return self._followed(request)
+
+    def submit(self, request: Request) -> Row:
+        """Take a request on; the steps that follow serve it. Raises RequestError when it cannot be served."""
+        self.check(request)
+        with self._lock:
+            self._arrivals += 1
+            row = Row(request, arrival=self._arrivals, salt=self._salt(request))
+            self._scheduler.add(row)
+            self._counts.update(submitted=1, prompt=len(request.prompt_ids))
+            return row
+
+    def cancel(self, *rows: Row) -> None:
+        """End rows now; they report nothing more. Nothing happens to those that have ended."""
+        with self._lock:
+            for row in rows:
+                if row.finish_reason is None:
+                    row.finish_reason = "cancelled"
+                    self._counts["cancelled"] += 1
+                    self._scheduler.remove(row)
+
+    @torch.inference_mode()
+    def step(self) -> list[Progress]:
+        """Go on with all rows: feed those whose turn it is, choose an id for each that has read all of its own."""
+        with self._lock:
+            runner = self._ready()
+            turns = self._scheduler.plan(lambda _: {})
+            if not turns:
+                return []
+            runner.cache.clear(self._scheduler.fresh)
+            wanted = [_wanted(turn) for turn in turns]
+            logits = runner([_feed(turn) for turn in turns], wanted)
+            self._counts["steps"] += 1
+            return self._taken(turns, torch.split(logits, wanted), logits)
+
+    def forget(self) -> None:
+        """Reuse nothing that was computed before. Needed only after changes to weights that PyTorch cannot notice."""
+        with self._lock:
+            self._scheduler.pool.forget_all()
 
     def check(self, request: Request) -> None:
         """Raise RequestError, with the numbers, when the prompt is empty, foreign to the model or too long."""
@@ -89,10 +168,107 @@ class Engine:
                     code="invalid_token_id",
                 )
         if len(prompt) + params.max_tokens > self.context_tokens:
+            whole = self.context_tokens == self._context_tokens
+            whose = "model's context" if whole else "KV cache"
+            hint = "shorten the prompt or lower max_tokens"
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together "
-                f"{len(prompt) + params.max_tokens}, but the model's context holds {self.context_tokens}",
+                f"{len(prompt) + params.max_tokens}, but the {whose} "
+                f"holds {self.context_tokens}",
                 param="max_tokens" if len(prompt) < self.context_tokens else "prompt",
                 code="context_length_exceeded",
-                hint="shorten the prompt or lower max_tokens",
+                hint=hint if whole else f"{hint}, or give the cache more (cache_memory_mib)",
             )
+
+    def _followed(self, request: Request) -> Iterator[Row]:
+        row = self.submit(request)
+        try:
+            while row.finish_reason is None:
+                self.step()
+                yield row
+        finally:
+            self.cancel(row)
+
+    def _taken(self, turns: Sequence[Turn], logits: Sequence[Tensor], together: Tensor) -> list[Progress]:
+        """Let the rows that have read all of their ids choose, and note what every row has read."""
+        best = together.argmax(dim=-1).tolist() if any(turn.row.sampler.plain for turn in turns) else []
+        progress, at = [], 0
+        for turn, scores in zip(turns, logits, strict=True):
+            row, likeliest, at = turn.row, best[at : at + len(scores)], at + len(scores)
+            if row.num_pending > 1:
+                self._counts["prefill"] += turn.count
+            ids, right = _choose(turn, scores, likeliest) if len(scores) else ([], 0)
+            self._scheduler.fed(row, turn.count + right)
+            self._counts.update(generated=len(ids), drafted=len(turn.draft), accepted=right)
+            if len(scores):
+                progress.append(self._progress(row, ids))
+        return progress
+
+    def _progress(self, row: Row, ids: list[int]) -> Progress:
+        if row.finish_reason is None:
+            return Progress(row=row, ids=ids, completion=None)
+        self._counts["finished"] += 1
+        self._scheduler.remove(row)
+        return Progress(row=row, ids=ids, completion=row.completion())
+
+    def _ready(self) -> Runner:
+        """The runner of the model as it is. Between two requests the model may have changed; then nothing is kept."""
+        if self._runner is not None and self._scheduler.running:
+            return self._runner
+        now = fingerprint(self._model)
+        if self._runner is None or now != self._fingerprint:
+            size = self._config.cache_block_tokens
+            self._fingerprint, self._runner = now, Runner(self._model, num_blocks=self._num_blocks, block_tokens=size)
+            self._scheduler.pool.forget_all()
+        return self._runner
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(
+            BlockPool(self._num_blocks),
+            block_tokens=self._config.cache_block_tokens,
+            max_rows=self._config.max_rows,
+            prefill_chunk_tokens=self._config.prefill_chunk_tokens,
+            reuse=self._config.reuse_prefixes,
+        )
+
+    def _salt(self, request: Request) -> bytes:
+        """With dynamic NTK, keys depend on how long a request may become: only requests alike in that share them."""
+        planned = len(request.prompt_ids) + request.params.max_tokens
+        return str(planned).encode() if self._model.config.rope.kind == "dynamic" else b""
+
+
+def _choose(turn: Turn, logits: Tensor, likeliest: Sequence[int]) -> tuple[list[int], int]:
+    """The ids that a row appends, and how many of its draft were among them in the right places.
+
+    The row chooses after each id as it always does; a draft that says the same has only saved a step. So whatever is
+    drafted, the row takes the ids, draws the numbers and follows the distribution that it would without.
+    """
+    row, taken, right = turn.row, list[int](), 0
+    while row.finish_reason is None and right == len(taken):
+        taken += row.take(likeliest[right] if row.sampler.plain else row.sampler.choose(logits[right]))
+        while right < min(len(taken), len(turn.draft)) and taken[right] == turn.draft[right]:
+            right += 1
+    return taken, right
+
+
+def _feed(turn: Turn) -> Feed:
+    row = turn.row
+    ids = row.ids[row.num_cached : row.num_cached + turn.count]
+    return Feed(ids=(*ids, *turn.draft), start=row.num_cached, table=row.table, planned_length=row.planned_length)
+
+
+def _wanted(turn: Turn) -> int:
+    """After how many of the last ids of a turn the logits are needed."""
+    return 0 if turn.count < turn.row.num_pending else 1 + len(turn.draft)
+
+
+def _num_blocks(model: Decoder, config: EngineConfig, longest: int) -> int:
+    """Blocks of the cache: what the memory allows, and not more than all rows could ever use."""
+    size = config.cache_block_tokens
+    per_row = -(-longest // size)
+    block_bytes = PagedCache.block_bytes(model.config, size, model.embed_tokens.weight.dtype)
+    if config.cache_memory_mib is None:
+        allowed = max(DEFAULT_CACHE_BYTES // block_bytes, per_row)
+    else:
+        allowed = max(1, (config.cache_memory_mib << 20) // block_bytes)
+    return min(allowed, config.max_rows * per_row)

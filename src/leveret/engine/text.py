@@ -28,13 +28,13 @@ import torch
 from leveret.chat.messages import Message, ToolCall, checked_text, messages_from
 from leveret.chat.template import ChatTemplate
 from leveret.engine.assembler import TextAssembler
-from leveret.engine.batch import Batch
 from leveret.engine.defaults import SamplingOptions, with_options
 from leveret.engine.engine import Engine
 from leveret.engine.grammar import GrammarBook
 from leveret.engine.prompting import USUAL, PromptShape, chat_ids, find_parts
 from leveret.engine.reply import Answer, Delta, Reply, TextAnswer, ToolAnswer, reply_from
 from leveret.engine.request import Completion, Constraint, Request, SamplingParams
+from leveret.engine.row import Row
 from leveret.engine.structure import AnswerOptions, Structure, split_options
 from leveret.engine.tool_calls import (
     CallPolicy,
@@ -205,8 +205,7 @@ class TextModel:
 
     def deltas(self, job: Job) -> Iterator[Delta]:
         """The reply to one job, piece by piece. Raises RequestError at once when it cannot be served."""
-        batch = self.engine.start([job.request])
-        return _pieces(batch, job.answer)
+        return _pieces(self.engine.follow(job.request), job.answer)
 
     def prepare_text(self, prompt: str | Sequence[int], **options: Unpack[AnswerOptions]) -> Job:
         """A job that continues a text or token ids. A text gets a BOS if the tokenizer's files say so."""
@@ -335,12 +334,11 @@ def _whole(answer: Answer, completion: Completion) -> Reply:
     return reply_from([*answer.drain(), *answer.finish(completion)], parsed=answer.parsed)
 
 
-def _pieces(batch: Batch, answer: Answer) -> Iterator[Delta]:
-    while not batch.finished:
-        for progress in batch.step():
-            yield from answer.drain()
-            if progress.completion is not None:
-                yield from answer.finish(progress.completion)
+def _pieces(rows: Iterator[Row], answer: Answer) -> Iterator[Delta]:
+    for row in rows:
+        yield from answer.drain()
+        if row.finish_reason is not None:
+            yield from answer.finish(row.completion())
 
 
 def _messages(messages: Messages) -> list[Message]:

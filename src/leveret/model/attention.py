@@ -10,6 +10,7 @@ Which mask a forward needs:
     packed documents otherwise, or T > window  one (B or 1, 1, T, T) mask
     cache, one token, all rows equally long    none: everything that is read may be seen
     cache, otherwise                           one (B or 1, 1, T, S) mask
+    cache in blocks                            one for each piece (`paged_cache.py`)
 
 Shape legend: B rows, T new tokens, S keys, H query heads, K key-value heads, D head width.
 """
@@ -26,6 +27,7 @@ from leveret.kernels.packed_attention import Documents, can_pack, find_documents
 from leveret.model.cache import KVCache, Slots
 from leveret.model.config import ModelConfig
 from leveret.model.documents import DocumentGroups, group_documents
+from leveret.model.paged_cache import PagedRows, Piece
 from leveret.model.rope import RotaryEmbedding, rotate
 
 
@@ -47,6 +49,10 @@ class AttentionPlan:
     """Where keys and values are kept."""
     slots: Slots | None = None
     """Where in it, for this forward."""
+    rows: PagedRows | None = None
+    """Keys and values are kept in blocks."""
+    pieces: tuple[Piece, ...] = ()
+    """What attends together, with `rows`."""
     packed: PackedPlan | None = None
     """How the compiled kernel does it where it can; without a cache only."""
 
@@ -96,17 +102,31 @@ class SelfAttention(nn.Module):
         query = self._heads(query, plan)  # (B, H, T, D)
         key, value = self._heads(key, plan), self._heads(value, plan)  # (B, K, T, D)
         query, key = rotate(query, plan.cos, plan.signed_sin), rotate(key, plan.cos, plan.signed_sin)
+        if plan.rows is not None:
+            return self._read_pieces(query, key, value, plan.rows, plan.pieces)
         if plan.cache is not None and plan.slots is not None:
             key, value = plan.cache.append(self.layer, key, value, plan.slots)  # (B, K, S, D)
-        out = self._read(query, key, value, plan)
+        out = self._read(query, key, value, plan.mask, plan.is_causal)
         out = out.transpose(1, 2).flatten(2)  # (B, T, H * D)
         if plan.documents is not None:
             out = plan.documents.scatter(out, batch)
         return out
 
-    def _read(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+    def _read_pieces(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: PagedRows, pieces: tuple[Piece, ...]
+    ) -> Tensor:
+        """query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H * D); the cache then holds them."""
+        rows.write(self.layer, key, value)
+        outs = []
+        for piece in pieces:
+            keys, values = rows.read(self.layer, piece, key, value)
+            out = self._read(piece.cut(query), keys, values, piece.mask, piece.is_causal)  # (R, H, tokens, D)
+            outs.append(out.transpose(1, 2).reshape(piece.rows * piece.tokens, -1))
+        return torch.cat(outs).unsqueeze(0)
+
+    def _read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         """query (B, H, T, D), key and value (B, K, S, D) -> (B, H, T, D)."""
-        return attention(query, key, value, mask=plan.mask, is_causal=plan.is_causal)
+        return attention(query, key, value, mask=mask, is_causal=is_causal)
 
     def _heads(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         """(B, T, heads * D) -> (B, heads, T, D); B and T are documents and their tokens if the plan groups them."""
@@ -186,6 +206,14 @@ def plan_with_cache(
         read = torch.arange(slots.first, slots.end, device=slots.positions.device).unsqueeze(0)  # (1, S)
         mask = additive_mask(slots.positions, read, window=window, dtype=dtype)
     return AttentionPlan(cos=cos, signed_sin=signed_sin, mask=mask, is_causal=is_causal, cache=cache, slots=slots)
+
+
+def plan_with_rows(config: ModelConfig, rope: RotaryEmbedding, rows: PagedRows, *, dtype: torch.dtype) -> AttentionPlan:
+    """Plan a forward over sequences whose keys and values are kept in blocks."""
+    cos, signed_sin = rope(rows.positions, rows.planned_lengths if config.rope.kind == "dynamic" else None, dtype)
+    return AttentionPlan(
+        cos=cos, signed_sin=signed_sin, mask=None, is_causal=False, rows=rows, pieces=tuple(rows.pieces(dtype))
+    )
 
 
 def _grouped(angles: Tensor, groups: DocumentGroups, shape: tuple[int, int]) -> Tensor:

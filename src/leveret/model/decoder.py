@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leveret.model.attention import AttentionPlan, SelfAttention, plan_with_cache, plan_without_cache
+from leveret.model.attention import AttentionPlan, SelfAttention, plan_with_cache, plan_with_rows, plan_without_cache
 from leveret.model.cache import KVCache
 from leveret.model.config import ModelConfig
 from leveret.model.feed_forward import FeedForward
 from leveret.model.moe import SparseMixture
 from leveret.model.norm import RMSNorm
+from leveret.model.paged_cache import PagedRows
 from leveret.model.rope import RotaryEmbedding
 
 
@@ -76,7 +77,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | PagedRows | None = None,
         router: MutableSequence[Tensor] | None = None,
     ) -> Tensor:
         """The states after the final norm, (B, T, H).
@@ -84,23 +85,26 @@ class Decoder(nn.Module):
         positions: (B, T), each document's own count from 0; None: 0 .. T - 1.
         document_ids: (B, T); a token attends only within its document; -1 is padding.
         cache: continue what it holds, and add these tokens to it; positions follow from it, so neither may be given.
+        With `PagedRows`, input_ids are its `ids`: one row for all sequences.
         router: collects (`moe.RouterLogits`) each layer's router logits (B * T, experts), for the balance loss.
         """
         x = F.embedding(input_ids, self.embed_tokens.weight)  # (B, T, H)
         plan = self._plan(x, positions, document_ids, cache)
         for layer in self.layers:
             x = layer(x, plan, router)
-        if cache is not None:
+        if isinstance(cache, KVCache):
             cache.advance(input_ids.shape[1])
         out: Tensor = self.norm(x)
         return out
 
     def _plan(
-        self, x: Tensor, positions: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
+        self, x: Tensor, positions: Tensor | None, document_ids: Tensor | None, cache: KVCache | PagedRows | None
     ) -> AttentionPlan:
         batch, length, _ = x.shape
         if cache is not None:
             assert positions is None and document_ids is None, "with a cache, positions follow from the cache"
+            if isinstance(cache, PagedRows):
+                return plan_with_rows(self.config, self.rope, cache, dtype=x.dtype)
             return plan_with_cache(self.config, self.rope, length, cache=cache, dtype=x.dtype)
         return plan_without_cache(
             self.config,

@@ -48,7 +48,7 @@ class PrefixAttention(SelfAttention):
         out: Tensor = self.o_proj(self._attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), plan))
         return out
 
-    def _read(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+    def _read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         batch, _, length, _ = query.shape
         prefix_key, prefix_value = (
             part.view(1, len(part), -1, self.head_dim).transpose(1, 2)  # (1, K, P, D)
@@ -56,8 +56,7 @@ class PrefixAttention(SelfAttention):
         )
         cos, signed_sin = (angles.to(query) for angles in self._turn_back)
         prefix_key = rotate(prefix_key, cos, signed_sin)
-        mask = plan.mask
-        if mask is None and plan.is_causal:
+        if mask is None and is_causal:
             along = torch.arange(length, device=query.device).unsqueeze(0)
             mask = additive_mask(along, along, window=None, dtype=query.dtype)  # (1, 1, T, T)
         if mask is not None:

@@ -1,10 +1,9 @@
-"""One thread that generates for all requests: new ones join the running batch between two steps.
+"""One thread that generates for all requests: it hands new ones to the engine and takes its steps.
 
-    handler --submit--> waiting --thread--> own prefill, chunk by chunk --absorbed--> running batch --> deltas
+    handler --submit--> waiting --thread--> engine --> deltas
 
-Every round of the loop takes one step of the running batch and one step of the oldest prompt that is still being
-read. So a long prompt does not hold up the answers that are already flowing, and requests are served in the order in
-which they came. A handler reads its events from its own `Ticket` and may cancel it at any time.
+The engine sees to it that a long prompt does not hold up the answers that are already flowing (engine/scheduler.py). A
+handler reads its events from its own `Ticket` and may cancel it at any time.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from leveret.engine.batch import Batch, Progress, Row
 from leveret.engine.reply import Delta
+from leveret.engine.row import Progress, Row
 from leveret.engine.text import Job, TextModel
 from leveret.errors import RequestError
 
@@ -48,8 +47,6 @@ class Worker:
         self._max_waiting = max_waiting
         self._wake = threading.Condition()
         self._waiting: deque[tuple[Ticket, int]] = deque()
-        self._reading: deque[Batch] = deque()
-        self._running: Batch | None = None
         self._places: dict[Row, tuple[Ticket, int]] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="leveret-worker", daemon=True)
@@ -85,7 +82,7 @@ class Worker:
         while self._admit():
             try:
                 self._drop_cancelled()
-                self._step()
+                self._deliver(self._engine.step())
             except Exception as error:  # whatever a step raises ends the requests in flight, not the thread
                 logging.getLogger(__name__).exception("a step failed; the requests in flight end with an error")
                 self._fail_all(error)
@@ -104,28 +101,13 @@ class Worker:
                 if not ticket.cancelled:
                     admitted.append((ticket, index))
         for ticket, index in admitted:
-            batch = self._engine.start([ticket.jobs[index].request])
-            self._places[batch.rows[0]] = (ticket, index)
-            self._reading.append(batch)
+            self._places[self._engine.submit(ticket.jobs[index].request)] = (ticket, index)
         return True
-
-    def _step(self) -> None:
-        if self._running is not None and not self._running.finished:
-            self._deliver(self._running.step())
-        if not self._reading:
-            return
-        progress = self._reading[0].step()
-        if not progress:
-            return  # a chunk of a long prompt; the rest follows in the next rounds
-        self._deliver(progress)
-        batch = self._reading.popleft()
-        if self._running is None or self._running.finished:
-            self._running = batch
-        else:
-            self._running.absorb(batch)
 
     def _deliver(self, progress: list[Progress]) -> None:
         for each in progress:
+            if each.row not in self._places:
+                continue  # somebody else's, who shares the engine
             ticket, index = self._places[each.row]
             answer = ticket.jobs[index].answer
             deltas = answer.drain()
@@ -138,23 +120,14 @@ class Worker:
     def _drop_cancelled(self) -> None:
         for row in [row for row, (ticket, _) in self._places.items() if ticket.cancelled]:
             del self._places[row]
-            for batch in self._batches():
-                if row in batch.rows:
-                    batch.cancel(row)
-        self._reading = deque(batch for batch in self._reading if not batch.finished)
-
-    def _batches(self) -> Iterator[Batch]:
-        yield from self._reading
-        if self._running is not None:
-            yield self._running
+            self._engine.cancel(row)
 
     def _fail_all(self, error: BaseException) -> None:
         with self._wake:
             tickets = {id(ticket): ticket for ticket, _ in (*self._places.values(), *self._waiting)}
             self._waiting.clear()
+        self._engine.cancel(*self._places)
         self._places.clear()
-        self._reading.clear()
-        self._running = None
         for ticket in tickets.values():
             with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens any more
                 ticket.on_error(error)

@@ -1,0 +1,24 @@
+"""EngineConfig: how much the engine takes on at a time and what it remembers; the same keys wherever a model runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from leveret.config import Config
+
+
+class EngineConfig(Config):
+    """No key changes an answer, except by the rounding of the numbers it is computed with."""
+
+    max_rows: Annotated[int, Field(ge=1)] = 64
+    """Requests answered at the same time; more wait their turn."""
+    prefill_chunk_tokens: Annotated[int, Field(ge=1)] = 512
+    """Tokens of prompts read in one step, between two tokens of the answers that are under way."""
+    cache_memory_mib: Annotated[int, Field(ge=1)] | None = None
+    """Memory of the KV cache. By default 2048, or what one request of the whole context needs if that is more."""
+    cache_block_tokens: Annotated[int, Field(ge=1)] = 32
+    """Tokens of a block of the cache: requests share a prefix in whole blocks."""
+    reuse_prefixes: bool = True
+    """Requests that begin like one before reuse what was computed for it."""
