@@ -46,6 +46,10 @@ class TextAssembler:
         """Take one id; returns the text that has become certain, often one token's, sometimes none."""
         return self._release(self._decoder.push(token_id), final=False)
 
+    def push_text(self, text: str) -> str:
+        """Take text that another decoder made."""
+        return self._release(text, final=False)
+
     def finish(self) -> str:
         """The text still held back, when the answer ended without a stop string."""
         return self._release(self._decoder.finish(), final=True)

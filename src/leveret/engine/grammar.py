@@ -71,13 +71,27 @@ class GrammarBook:
             raise self._refusal(structure, problem)
         return self.constraint_from(grammar, stop_ids)
 
-    def constraint_from(self, grammar: str, stop_ids: Iterable[int]) -> GrammarConstraint:
-        """Keeps one request to a grammar in the library's notation that is known to be right."""
+    def check(self, structure: Structure) -> None:
+        """Raise RequestError, naming the keyword and its place, when the form cannot be compiled."""
+        if problem := self._problem(self.grammar(structure)):
+            raise self._refusal(structure, problem)
+
+    def constraint_from(
+        self, grammar: str, stop_ids: Iterable[int], *, tokens: Iterable[int] = ()
+    ) -> GrammarConstraint:
+        """Keeps one request to a grammar in the library's notation that is known to be right.
+
+        `tokens`: special tokens that it may use.
+        """
         problem = self._problem(grammar)
         assert not problem, problem
         with self._lock:
             matcher = self._prototype(grammar).deep_copy()
-        return GrammarConstraint(matcher, self._special, stop_ids, skips_text=self._byte_level)
+        special = self._special
+        if allowed := list(tokens):
+            special = special.copy()
+            special[allowed] = False
+        return GrammarConstraint(matcher, special, stop_ids, skips_text=self._byte_level)
 
     def grammar(self, structure: Structure, prefix: str = "") -> str:
         """The form in the library's notation."""

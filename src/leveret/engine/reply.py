@@ -1,6 +1,6 @@
 """What a caller gets: a `Reply` at once, or `Delta`s as they become certain, which add up to the same reply.
 
-An answer in the making is either text (`TextAnswer`) or tool calls (`ToolAnswer`). Both ride on one engine request:
+An answer in the making is either text (`TextAnswer`) or tool calls (call_answer.py). Both ride on one engine request:
 the engine shows them each id (`watch`), the caller drains what became certain after each step, and `finish` gives the
 rest with the finish reason and the usage. So the reply that is streamed and the reply that is not are the same code.
 """
@@ -12,14 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from leveret.chat.messages import ToolCall
+from leveret.chat.messages import CallPiece, ToolCall
 from leveret.engine.assembler import TextAssembler
 from leveret.engine.grammar import GrammarConstraint
 from leveret.engine.logprobs import TokenScore
 from leveret.engine.request import Completion
-from leveret.errors import ToolError
-from leveret.tokenizer.files import Tokenizer
-from leveret.tools.functional import FunctionalDialect
 
 ReplyReason = Literal["stop", "length", "tool_calls", "cancelled"]
 """Why a reply ended; `tool_calls` when it ended by itself and holds calls."""
@@ -57,6 +54,8 @@ class Delta:
     """New text."""
     tool_call: ToolCall | None = None
     """A new, complete tool call."""
+    call_piece: CallPiece | None = None
+    """More of a tool call that is being written; the call comes whole as well, after its last piece."""
     scores: tuple[PlacedScore, ...] = ()
     """The scores of the tokens that the new text came of, if they were asked for."""
     prompt_scores: tuple[TokenScore, ...] = ()
@@ -139,7 +138,7 @@ class TextAnswer:
         reason: ReplyReason = "length" if cut_off else completion.finish_reason
         deltas = self.drain()
         rest = () if stopped else self._placed(self.assembler.num_given + 1)
-        return [*deltas, Delta(scores=rest, finish_reason=reason, usage=_usage(completion))]
+        return [*deltas, Delta(scores=rest, finish_reason=reason, usage=usage_of(completion))]
 
     def _placed(self, end: int) -> tuple[PlacedScore, ...]:
         """The scores of the tokens that begin before this place: their text, or its first part, has been given out."""
@@ -147,56 +146,6 @@ class TextAnswer:
         while self._starts and self._starts[0] < end:
             placed.append(PlacedScore(score=self._scores.popleft(), start=self._starts.popleft()))
         return tuple(placed)
-
-
-@dataclass(kw_only=True)
-class ToolAnswer:
-    """An answer in functional tokens; each call is given out when its end token has come.
-
-    What does not parse (a model left unconstrained, or cut off by max_tokens) is given out at the end as raw text.
-    """
-
-    tokenizer: Tokenizer
-    dialect: FunctionalDialect
-    parsed: bool = True
-    """False after `finish` when the ids were not calls, or the last call was cut off."""
-    _ids: list[int] = field(default_factory=list)
-    _num_certain: int = 0
-    _num_given: int = 0
-
-    def watch(self, token_id: int) -> bool:
-        self._ids.append(token_id)
-        return False
-
-    def drain(self) -> list[Delta]:
-        """The calls completed since the last time: those up to the last end token, if it all parses."""
-        end_id = self.tokenizer.id_of(self.dialect.end_token)
-        closed = len(self._ids)
-        while closed > self._num_certain and self._ids[closed - 1] != end_id:
-            closed -= 1
-        if closed == self._num_certain:
-            return []
-        calls = self._parse(self._ids[:closed])
-        if calls is None:
-            return []
-        self._num_certain = closed
-        fresh, self._num_given = calls[self._num_given :], len(calls)
-        return [Delta(tool_call=call) for call in fresh]
-
-    def finish(self, completion: Completion) -> list[Delta]:
-        deltas = self.drain()
-        self.parsed = self._parse(self._ids) is not None
-        if not self.parsed:
-            deltas.append(Delta(content=self.tokenizer.decode(self._ids[self._num_certain :])))
-        called = self._num_given > 0 and completion.finish_reason == "stop"
-        reason: ReplyReason = "tool_calls" if called else completion.finish_reason
-        return [*deltas, Delta(finish_reason=reason, usage=_usage(completion))]
-
-    def _parse(self, ids: list[int]) -> list[ToolCall] | None:
-        try:
-            return self.dialect.parse(self.tokenizer.decode(ids))
-        except ToolError:
-            return None
 
 
 def reply_from(deltas: Iterable[Delta], *, parsed: bool = True) -> Reply:
@@ -215,5 +164,6 @@ def reply_from(deltas: Iterable[Delta], *, parsed: bool = True) -> Reply:
     )
 
 
-def _usage(completion: Completion) -> Usage:
+def usage_of(completion: Completion) -> Usage:
+    """The tokens of a request."""
     return Usage(prompt_tokens=completion.num_prompt_tokens, completion_tokens=completion.num_generated_tokens)

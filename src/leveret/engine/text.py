@@ -30,27 +30,19 @@ from leveret.chat.template import ChatTemplate
 from leveret.engine.assembler import TextAssembler
 from leveret.engine.defaults import SamplingOptions, with_options
 from leveret.engine.engine import Engine
-from leveret.engine.grammar import GrammarBook
 from leveret.engine.prompting import USUAL, PromptShape, chat_ids, find_parts
-from leveret.engine.reply import Answer, Delta, Reply, TextAnswer, ToolAnswer, reply_from
-from leveret.engine.request import Completion, Constraint, Request, SamplingParams
+from leveret.engine.reply import Answer, Delta, Reply, TextAnswer, reply_from
+from leveret.engine.request import Completion, Request, SamplingParams
 from leveret.engine.row import Row
 from leveret.engine.structure import AnswerOptions, Structure, split_options
-from leveret.engine.tool_calls import (
-    CallPolicy,
-    OfferedTools,
-    ToolChoice,
-    last_query,
-    offered_names,
-    with_calls_rendered,
-)
+from leveret.engine.tool_calls import OfferedTools, ToolChoice, last_query
+from leveret.engine.tool_desk import ToolDesk
+from leveret.engine.tool_offer import offer_from
 from leveret.errors import RequestError
 from leveret.hub import model_under, resolve_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
-from leveret.tools.constraint import CallConstraint
 from leveret.tools.functional import FunctionalDialect
-from leveret.tools.grammar import CallGrammar
 from leveret.tools.schema import ToolSet
 from leveret.weights.load import load_model
 
@@ -67,6 +59,8 @@ class Job:
 
     request: Request
     answer: Answer
+    prompt_logprobs: int | None = None
+    """Score the prompt's tokens too, with so many alternatives; None: no. The server's worker does it."""
 
 
 class TextModel:
@@ -229,23 +223,19 @@ class TextModel:
     ) -> Job:
         """A job for the assistant's next turn; the arguments are those of `chat`, and where the prompt ends."""
         template = self._need_template()
-        names = offered_names(tools, self.tools, tool_choice)
+        offer = offer_from(tools, self.tools, tool_choice=tool_choice, parallel=parallel_tool_calls)
         conversation = _messages(messages)
-        rendered = with_calls_rendered(conversation, self.dialect)
-        ids = chat_ids(template, self.tokenizer, rendered, shape=shape)
+        shown, entries = self._desk.shown(offer, conversation)
+        ids = chat_ids(template, self.tokenizer, shown, shape=shape, tools=entries)
         structure, sampling = split_options(options)
         params = self._params(ids, sampling, template, structured=structure is not None)
-        if not names or self.dialect is None:
-            silent = () if self.dialect is None else map(self.tokenizer.id_of, self.dialect.tokens)
-            params = replace(params, banned_ids=(*params.banned_ids, *silent))
-            prefix = template.reply_prefix if shape == USUAL else ""
+        prefix = template.reply_prefix if shape == USUAL else ""
+        if offer.empty:
+            params = replace(params, banned_ids=(*params.banned_ids, *self._desk.silent_ids()))
             return self._text_job(ids, params, prefix=prefix, structure=structure)
-        answer = ToolAnswer(tokenizer=self.tokenizer, dialect=self.dialect)
-        constraint: Constraint | None = None
-        if constrained:
-            constraint = self._call_constraint(
-                names, last_query(conversation), required=tool_choice == "required", parallel=parallel_tool_calls
-            )
+        answer, constraint = self._desk.answer(
+            offer, params, query=last_query(conversation), prefix=prefix, form=structure, constrained=constrained
+        )
         return Job(
             request=Request(prompt_ids=tuple(ids), params=params, constraint=constraint, watch=answer.watch),
             answer=answer,
@@ -254,7 +244,7 @@ class TextModel:
     def _text_job(
         self, ids: list[int], params: SamplingParams, *, prefix: str = "", structure: Structure | None = None
     ) -> Job:
-        form = None if structure is None else self._grammars.constraint(structure, params.stop_ids, prefix=prefix)
+        form = None if structure is None else self._desk.grammars.constraint(structure, params.stop_ids, prefix=prefix)
         skip = params.skip_special_tokens
         assembler = TextAssembler(self.tokenizer, params.stop, prefix=prefix, skip_special=skip)
         answer = TextAnswer(assembler=assembler, form=form)
@@ -293,28 +283,16 @@ class TextModel:
         )
         return with_options(defaults, {**options, "stop": tuple(dict.fromkeys(words))})
 
-    def _call_constraint(self, names: tuple[str, ...], query: str, *, required: bool, parallel: bool) -> Constraint:
-        grammar = self._grammar
-        constraint = CallConstraint(grammar.dialect, self.tokenizer, query=query, allowed=names, grammar=grammar)
-        if parallel and not required:
-            return constraint
-        return CallPolicy(
-            constraint,
-            refusal_id=grammar.no_tool_id if required else None,
-            last_id=None if parallel else grammar.end_id,
+    @cached_property
+    def _desk(self) -> ToolDesk:
+        template = () if self.template is None else self.template.stop_ids(self.tokenizer)
+        return ToolDesk(
+            self.tokenizer,
+            self.template,
+            self.dialect,
+            num_ids=self.model.config.vocab_size,
+            stop_ids=(*template, *self.defaults.stop_ids),
         )
-
-    @cached_property
-    def _grammar(self) -> CallGrammar:
-        """What is allowed where, found once for all requests."""
-        assert self.dialect is not None and self.template is not None
-        stop_ids = [*self.template.stop_ids(self.tokenizer), *self.defaults.stop_ids]
-        return CallGrammar(self.dialect, self.tokenizer, stop_ids=stop_ids or None)
-
-    @cached_property
-    def _grammars(self) -> GrammarBook:
-        """The forms that answers were asked for, compiled once for all requests."""
-        return GrammarBook(self.tokenizer, self.model.config.vocab_size)
 
     def _need_template(self) -> ChatTemplate:
         if self.template is None:

@@ -62,6 +62,25 @@ class CallConstraint:
         """True after the stop token: nothing may follow."""
         return self._state.place is Place.DONE
 
+    @property
+    def inside(self) -> bool:
+        """True from a tool token up to the end token of its call."""
+        return self._state.place not in (Place.ANSWER, Place.DONE)
+
+    @property
+    def refused(self) -> bool:
+        """True after the no-tool token."""
+        return self._refused
+
+    @property
+    def num_calls(self) -> int:
+        """Whole calls so far."""
+        return self._num_calls
+
+    def begins(self, token_id: int) -> bool:
+        """Whether an id begins a call, or says that there is none."""
+        return token_id == self.grammar.no_tool_id or token_id in self._tool_ids
+
     def allowed_ids(self) -> np.ndarray:
         """The ids that may come next: (n,) int64, sorted, read-only; n >= 1 until finished, then 0."""
         state = self._state

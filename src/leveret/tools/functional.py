@@ -75,10 +75,14 @@ class FunctionalDialect:
 
     def spell(self, value: str) -> str:
         """The characters of a string between its quotes."""
-        spelled = json.dumps(value, ensure_ascii=False)[1:-1].replace("<", "\\u003c")
-        for text in self._reserved:
-            spelled = spelled.replace(text, f"\\u{ord(text[0]):04x}{text[1:]}")
-        return spelled
+        return self.without_tokens(json.dumps(value, ensure_ascii=False)[1:-1])
+
+    def without_tokens(self, text: str) -> str:
+        """JSON text with the same meaning in which no string spells a special token."""
+        text = text.replace("<", "\\u003c")
+        for reserved in self._reserved:
+            text = text.replace(reserved, f"\\u{ord(reserved[0]):04x}{reserved[1:]}")
+        return text
 
     def _render_call(self, call: ToolCall, query: str) -> str:
         tool = self.tools.get(call.name)

@@ -19,6 +19,10 @@ from leveret.errors import ToolError
 class CallStream(Protocol):
     """Takes an answer apart while it is still coming."""
 
+    @property
+    def held(self) -> str:
+        """What was pushed and not given out yet, as it was written."""
+
     def push(self, text: str) -> tuple[str, list[ToolCall]]:
         """Take more text; returns the plain text and the whole calls that became certain. ToolError when malformed."""
 

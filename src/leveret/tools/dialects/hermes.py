@@ -108,6 +108,11 @@ class HermesStream:
         pieces, self._pieces = self._pieces, []
         return pieces
 
+    @property
+    def held(self) -> str:
+        """What was pushed and not given out."""
+        return f"{_START}{self._held}" if self._in_call else self._held
+
     def finish(self) -> str:
         """Text that looked like the beginning of a tag and was none."""
         if self._in_call:

@@ -1,0 +1,244 @@
+"""Answers that call tools: in functional tokens, as text of a dialect, or both.
+
+Each call is given out twice: piece by piece while it is written (`Delta.call_piece`, for clients that are streamed to)
+and whole once its end has come (`Delta.tool_call`). What does not parse, as a model left unconstrained may write it or
+max_tokens cuts it off, is given out at the end as the raw text that it is, and the answer's `parsed` is False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
+
+from leveret.chat.messages import ToolCall
+from leveret.engine.assembler import TextAssembler
+from leveret.engine.reply import Delta, ReplyReason, usage_of
+from leveret.engine.request import Completion
+from leveret.errors import ToolError
+from leveret.tokenizer.files import Tokenizer
+from leveret.tokenizer.stream import StreamDecoder
+from leveret.tools.dialects import CallStream
+from leveret.tools.functional import FunctionalDialect
+from leveret.tools.functional_stream import FunctionalStream
+
+
+class Following(Protocol):
+    """A constraint that may have to give up."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it did; the answer is then incomplete."""
+
+
+@dataclass(kw_only=True)
+class FunctionalReader:
+    """Reads calls in functional tokens out of generated ids, one id at a time."""
+
+    tokenizer: Tokenizer
+    dialect: FunctionalDialect
+    num_calls: int = 0
+    """Whole calls of the answer so far; the caller adds those that are written otherwise."""
+    _ids: list[int] = field(default_factory=list)
+    _open: FunctionalStream | None = None
+
+    @cached_property
+    def end_id(self) -> int:
+        """What ends a call."""
+        return self.tokenizer.id_of(self.dialect.end_token)
+
+    @cached_property
+    def tool_ids(self) -> dict[int, int]:
+        """The number of each tool by its token."""
+        return {self.tokenizer.id_of(token): number for number, token in enumerate(self.dialect.tool_tokens)}
+
+    @property
+    def inside(self) -> bool:
+        """True from a tool token to the end token of its call."""
+        return self._open is not None
+
+    @property
+    def raw(self) -> str:
+        """The open call as text."""
+        return self.tokenizer.decode(self._ids)
+
+    def push(self, token_id: int) -> list[Delta]:
+        """Take a tool token, or an id of the open call. ToolError when a whole call is none."""
+        if self._open is None:
+            tool = self.dialect.tools[self.tool_ids[token_id]]
+            self._ids, self._open = [], FunctionalStream(tool, self.num_calls)
+        self._ids.append(token_id)
+        pieces = self._open.push(self.tokenizer.decode(self._ids[1:])) if token_id != self.end_id else []
+        deltas = [Delta(call_piece=piece) for piece in pieces]
+        if token_id == self.end_id:
+            (call,) = self.dialect.parse(self.tokenizer.decode(self._ids))
+            self._open = None
+            self.num_calls += 1
+            deltas.append(Delta(tool_call=call))
+        return deltas
+
+
+@dataclass(kw_only=True)
+class ToolAnswer:
+    """An answer in functional tokens only."""
+
+    tokenizer: Tokenizer
+    dialect: FunctionalDialect
+    parsed: bool = True
+    """False after `finish` when the ids were not calls, or the last call was cut off."""
+    _ids: list[int] = field(default_factory=list)
+    _num_certain: int = 0
+    _num_given: int = 0
+    _fresh: list[Delta] = field(default_factory=list)
+    _broken: bool = False
+
+    @cached_property
+    def _reader(self) -> FunctionalReader:
+        return FunctionalReader(tokenizer=self.tokenizer, dialect=self.dialect)
+
+    def watch(self, token_id: int) -> bool:
+        self._ids.append(token_id)
+        reader = self._reader
+        if not self._broken and (reader.inside or token_id in reader.tool_ids):
+            try:
+                self._fresh += reader.push(token_id)
+            except ToolError:
+                self._broken = True
+        elif self._ids != [self.tokenizer.id_of(self.dialect.no_tool_token)]:
+            self._broken = True
+        if not self._broken and not reader.inside:
+            self._num_certain, self._num_given = len(self._ids), reader.num_calls
+        return False
+
+    def drain(self) -> list[Delta]:
+        deltas, self._fresh = self._fresh, []
+        return deltas
+
+    def finish(self, completion: Completion) -> list[Delta]:
+        deltas = self.drain()
+        calls = self._parse(self._ids)
+        self.parsed = calls is not None
+        if calls is None:
+            deltas.append(Delta(content=self.tokenizer.decode(self._ids[self._num_certain :])))
+        else:  # white space between calls is no mistake, though nothing was given out from there on
+            deltas += [Delta(tool_call=call) for call in calls[self._num_given :]]
+            self._num_given = len(calls)
+        called = self._num_given > 0 and completion.finish_reason == "stop"
+        reason: ReplyReason = "tool_calls" if called else completion.finish_reason
+        return [*deltas, Delta(finish_reason=reason, usage=usage_of(completion))]
+
+    def _parse(self, ids: list[int]) -> list[ToolCall] | None:
+        try:
+            return self.dialect.parse(self.tokenizer.decode(ids))
+        except ToolError:
+            return None
+
+
+@dataclass(kw_only=True)
+class MixedAnswer:
+    """An answer of text, calls written in a dialect, and calls in functional tokens.
+
+    White space between text and a call is left out, and stop strings are looked for in the text only.
+    """
+
+    decoder: StreamDecoder
+    assembler: TextAssembler
+    written: CallStream | None
+    """None when the answer has no written calls."""
+    functional: FunctionalReader | None
+    """None when the model has no functional tokens."""
+    form: Following | None = None
+    parsed: bool = True
+    """False once a call was malformed or cut off."""
+    _fresh: list[Delta] = field(default_factory=list)
+    _num_written: int = 0
+    _space: str = ""
+    _after_call: bool = False
+
+    def watch(self, token_id: int) -> bool:
+        reader = self.functional
+        if reader is not None and self.parsed:
+            if reader.inside or token_id in reader.tool_ids:
+                self._take_functional(reader, token_id)
+                return False
+            if token_id == reader.tokenizer.id_of(reader.dialect.no_tool_token):
+                return False
+        self._take_text(self.decoder.push(token_id))
+        return self.assembler.stopped
+
+    def drain(self) -> list[Delta]:
+        deltas, self._fresh = self._fresh, []
+        return deltas
+
+    def finish(self, completion: Completion) -> list[Delta]:
+        self._take_text(self.decoder.finish())
+        self._finish_calls()
+        self._show(self._space if not self._num_calls else "")
+        self._show_certain(self.assembler.finish())
+        cut_off = self.form is not None and self.form.problem is not None
+        reason: ReplyReason = "length" if cut_off else completion.finish_reason
+        if self._num_calls and reason == "stop":
+            reason = "tool_calls"
+        return [*self.drain(), Delta(finish_reason=reason, usage=usage_of(completion))]
+
+    @property
+    def _num_calls(self) -> int:
+        return self._num_written if self.functional is None else self.functional.num_calls
+
+    def _finish_calls(self) -> None:
+        if self.functional is not None and self.functional.inside and self.parsed:
+            self.parsed = False
+            self._show(self.functional.raw)
+        if self.written is not None and self.parsed:
+            try:
+                self._take_content(self.written.finish())
+            except ToolError:
+                self.parsed = False
+                self._show(self.written.held)
+
+    def _take_functional(self, reader: FunctionalReader, token_id: int) -> None:
+        try:
+            self._fresh += reader.push(token_id)
+        except ToolError:
+            self.parsed = False
+            self._show(reader.raw)
+        self._space, self._after_call = "", True
+
+    def _take_text(self, text: str) -> None:
+        if self.written is None or not self.parsed:
+            self._take_content(text)
+            return
+        try:
+            content, calls = self.written.push(text)
+        except ToolError:
+            self.parsed = False
+            self._show(self.written.held)
+            return
+        self._take_content(content)
+        earlier = 0 if self.functional is None else self.functional.num_calls - self._num_written
+        pieces = [replace(piece, index=piece.index + earlier) for piece in self.written.pieces()]
+        self._fresh += [Delta(call_piece=piece) for piece in pieces]
+        self._fresh += [Delta(tool_call=call) for call in calls]
+        self._num_written += len(calls)
+        if self.functional is not None:
+            self.functional.num_calls += len(calls)
+        if pieces or calls:
+            self._space, self._after_call = "", True
+
+    def _take_content(self, text: str) -> None:
+        """Plain text; its trailing white space waits for what follows, and is nothing before or after a call."""
+        text = self._space + text
+        if self._after_call:
+            text = text.lstrip()
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        if shown:
+            self._after_call = False
+            self._show(shown)
+
+    def _show(self, text: str) -> None:
+        self._show_certain(self.assembler.push_text(text))
+
+    def _show_certain(self, text: str) -> None:
+        if text:
+            self._fresh.append(Delta(content=text))

@@ -1,0 +1,197 @@
+"""What a request offers a model to call: functions with a token of their own, and functions described in the prompt.
+
+A model fine-tuned on a tool set has one functional token a tool and needs no description. A function that it has no
+token for is declared in the prompt and called in a text dialect (tools/dialects). A request may hold both kinds; an
+answer then may as well. Where the chat template lists tools and writes calls itself, and its dialect is known, the
+template does it; elsewhere the system message says what there is and results come back as messages of the user.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from leveret.chat.messages import Message, ToolCall
+from leveret.chat.template import ChatTemplate
+from leveret.engine.structure import Structure
+from leveret.engine.tool_calls import OfferedTools, ToolChoice, offered_names, with_calls_rendered
+from leveret.errors import RequestError, TemplateError, ToolError
+from leveret.tools.dialects import Dialect, dialect_named, dialect_names
+from leveret.tools.functional import FunctionalDialect
+from leveret.tools.schema import ToolSet
+
+DEFAULT_DIALECT = "hermes"
+"""How functions without a token are called where the chat template knows no way of its own."""
+
+_PROBE = "leveret_probe"
+_PROBE_TOOL = {"name": _PROBE, "description": "?", "parameters": {"type": "object", "properties": {}}}
+_PROBE_CALL = ToolCall(_PROBE, {"x": "leveret0value"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """A function that the model has no token for."""
+
+    name: str
+    schema: Structure
+    """Of its arguments."""
+    entry: Mapping[str, Any]
+    """OpenAI's entry, for the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What may be called in an answer, and whether something must be."""
+
+    functional: tuple[str, ...] = ()
+    """Names of tools with functional tokens."""
+    declared: tuple[Declared, ...] = ()
+    """Functions that the prompt describes."""
+    required: bool = False
+    parallel: bool = True
+
+    @property
+    def empty(self) -> bool:
+        """True when the answer is plain text."""
+        return not (self.functional or self.declared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How a model is told of functions without a token, and writes calls of them."""
+
+    dialect: Dialect
+    native: bool
+    """Whether the chat template lists the tools and writes calls and results itself."""
+
+
+def offer_from(
+    tools: OfferedTools, toolset: ToolSet | None, *, tool_choice: ToolChoice = "auto", parallel: bool = True
+) -> Offer:
+    """The offer of a request. RequestError for a bare name without a token, and for a declaration that is none."""
+    if tools is None or isinstance(tools, str) or tool_choice == "none":
+        functional = offered_names(tools, toolset, tool_choice)
+        return Offer(functional=functional, required=tool_choice == "required", parallel=parallel)
+    known = () if toolset is None else toolset.names
+    own = [isinstance(tool, str) or _function(tool, place)["name"] in known for place, tool in enumerate(tools)]
+    declared = tuple(_declared(tool, place) for place, tool in enumerate(tools) if not own[place])
+    names = [each.name for each in declared]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise RequestError(f"the tool {repeated[0]!r} is declared twice", param="tools", code="invalid_value")
+    rest = [tool for place, tool in enumerate(tools) if own[place]]
+    functional = offered_names(rest, toolset, tool_choice if not declared else "auto")
+    return Offer(functional=functional, declared=declared, required=tool_choice == "required", parallel=parallel)
+
+
+def writing_of(template: ChatTemplate) -> Writing:
+    """How a model with this template writes calls: the template's dialect if it is known, else the default one."""
+    question, call = Message("user", "?"), Message("assistant", "", tool_calls=(_PROBE_CALL,))
+    entry = [{"type": "function", "function": _PROBE_TOOL}]
+    try:
+        prompt = template.render([question], tools=entry, add_generation_prompt=True).text
+        whole = template.render([question, call], tools=entry).text
+    except TemplateError:
+        return Writing(dialect=dialect_named(DEFAULT_DIALECT), native=False)
+    if _PROBE in prompt and whole.startswith(prompt):
+        for name in dialect_names():
+            dialect = dialect_named(name)
+            try:
+                if dialect.parse(_up_to_end(whole[len(prompt) :], dialect))[1] == [_PROBE_CALL]:
+                    return Writing(dialect=dialect, native=True)
+            except ToolError:
+                continue
+    return Writing(dialect=dialect_named(DEFAULT_DIALECT), native=False)
+
+
+def conversation_for(
+    offer: Offer, writing: Writing, messages: Sequence[Message], functional: FunctionalDialect | None
+) -> list[Message]:
+    """The messages as the prompt shows them: old calls written out, declarations and results where they belong."""
+    if not offer.declared:
+        return with_calls_rendered(messages, functional)
+    known = () if functional is None else functional.tools.names
+    shown: list[Message] = []
+    for message, previous in zip(messages, [None, *messages], strict=False):
+        if message.tool_calls and all(call.name in known for call in message.tool_calls):
+            shown += with_calls_rendered([*_queries(messages, message), message], functional)[-1:]
+        elif message.tool_calls and not writing.native:
+            shown.append(_written_out(message, writing.dialect, functional))
+        elif message.role == "tool" and not writing.native:
+            result = writing.dialect.result(message.content)
+            if previous is not None and previous.role == "tool":  # results in a row are one message
+                result = f"{shown.pop().content}\n{result}"
+            shown.append(Message("user", result))
+        else:
+            shown.append(message)
+    return shown if writing.native else _with_instructions(shown, offer, writing.dialect)
+
+
+def _function(tool: Any, place: int) -> Mapping[str, Any]:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise RequestError(
+            f"tools[{place}] must be a name or an OpenAI declaration, not {tool!r}", param="tools", code="invalid_value"
+        )
+    return function
+
+
+def _declared(tool: Any, place: int) -> Declared:
+    function = _function(tool, place)
+    schema = function.get("parameters", function.get("inputSchema"))
+    param = f"tools[{place}].function.parameters"
+    if schema is None or schema == {}:
+        schema = {"type": "object", "properties": {}}
+    if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
+        raise RequestError(f"{param} must be a schema of type object", param=param, code="invalid_schema")
+    if "properties" in schema:  # a call has the declared arguments, unless others are invited
+        schema = {"additionalProperties": False, **schema}
+    told = {key: function[key] for key in ("name", "description") if function.get(key) is not None}
+    entry = {"type": "function", "function": {**told, "parameters": schema}}
+    read = Structure.json({"type": "object", **schema}, param=param)
+    return Declared(name=function["name"], schema=read, entry=entry)
+
+
+def _up_to_end(text: str, dialect: Dialect) -> str:
+    """The text up to the last end marker, without what the template writes after a reply."""
+    end = text.rfind(dialect.end_marker)
+    return text if end < 0 else text[: end + len(dialect.end_marker)]
+
+
+def _queries(messages: Sequence[Message], message: Message) -> list[Message]:
+    """The user's last message before this one: strings are spelled as there."""
+    before = messages[: next(index for index, each in enumerate(messages) if each is message)]
+    return [each for each in before if each.role == "user"][-1:]
+
+
+def _written_out(message: Message, dialect: Dialect, functional: FunctionalDialect | None) -> Message:
+    """A message with its calls as text; calls of tools with a token are written with it."""
+    known = () if functional is None else functional.tools.names
+    parts = [message.content] if message.content and functional is None else []
+    own = [call for call in message.tool_calls if call.name in known]
+    others = [call for call in message.tool_calls if call.name not in known]
+    if functional is not None and any(functional.without_tokens(call.name) != call.name for call in others):
+        raise RequestError("a tool's name holds a special token", param="messages", code="invalid_value")
+    try:
+        parts += [] if functional is None or not own else [functional.render(own)]
+    except ToolError as error:
+        raise RequestError(error.message, param="messages", code="invalid_value", hint=error.hint) from None
+    written = dialect.between.join(
+        f"{dialect.opening(call.name)}{_arguments(call, functional)}{dialect.closing}" for call in others
+    )
+    parts.append(f"{dialect.before}{written}{dialect.after}")
+    return replace(message, content="\n".join(parts), tool_calls=(), trusted=functional is not None)
+
+
+def _arguments(call: ToolCall, functional: FunctionalDialect | None) -> str:
+    """The arguments as JSON; in a message whose special tokens are read as such, none of them spells one."""
+    text = json.dumps(call.arguments, ensure_ascii=False)
+    return text if functional is None else functional.without_tokens(text)
+
+
+def _with_instructions(messages: list[Message], offer: Offer, dialect: Dialect) -> list[Message]:
+    told = dialect.instructions([declared.entry for declared in offer.declared])
+    if messages and messages[0].role == "system":
+        return [replace(messages[0], content=f"{messages[0].content}\n\n{told}".strip()), *messages[1:]]
+    return [Message("system", told), *messages]

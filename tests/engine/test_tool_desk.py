@@ -1,0 +1,271 @@
+"""Tools with and without a token of their own: what the prompt says, and that every answer's calls are valid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leveret.chat.messages import Message, ToolCall
+from leveret.chat.template import ChatTemplate, template_for
+from leveret.engine.reply import Delta, Reply, reply_from
+from leveret.engine.request import Completion
+from leveret.engine.text import Job, TextModel
+from leveret.engine.tool_offer import offer_from, writing_of
+from leveret.errors import RequestError
+from leveret.tokenizer.files import Tokenizer
+from leveret.tokenizer.train import train_byte_bpe
+from leveret.tools.functional import FunctionalDialect
+
+from .conftest import TEXTS, TOOLS, random_decoder, tiny_config
+
+USER = {"role": "user", "content": "Set a timer for five minutes and find a route to Paris"}
+ROUTE = {
+    "name": "find_route",
+    "description": "Find a way",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "to": {"type": "string", "maxLength": 5, "minLength": 1},
+            "stops": {"type": "array", "items": {"enum": ["巴黎", "Lyon"]}, "maxItems": 2},
+            "mode": {"$ref": "#/$defs/mode"},
+        },
+        "required": ["to", "mode"],
+        "$defs": {"mode": {"enum": ["walk", "drive"]}},
+    },
+}
+NOTE = {"name": "note", "parameters": {"type": "object", "properties": {"text": {"type": "string", "maxLength": 4}}}}
+TIMER = {"name": "set_timer", "parameters": {"type": "object", "properties": {"minutes": {"type": "integer"}}}}
+SCHEMAS = {each["name"]: each["parameters"] for each in (ROUTE, NOTE)}
+
+NATIVE = """
+{%- if tools %}{{- '<|sys|>Tools:\n' }}{% for tool in tools %}{{- tool | tojson + '\n' }}{% endfor %}{% endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{{- '<|bot|>' + message.content -}}
+{%- for call in message.tool_calls or [] -%}
+{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson + '}\n</tool_call>' -}}
+{%- endfor -%}{{- '<|end|>' -}}
+{%- else -%}{{- '<|' + message.role + '|>' + message.content + '<|end|>' -}}{%- endif -%}
+{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|bot|>' -}}{%- endif -%}
+"""  # noqa: E501
+
+
+def entry(function: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": function}
+
+
+def native_model(*, marker_special: bool) -> TextModel:
+    """A model whose chat template lists tools and writes calls; `<tool_call>` may be a special token of it."""
+    special = ["</s>", "<|end|>", "<|bot|>", *(["<tool_call>", "</tool_call>"] if marker_special else [])]
+    tokenizer = train_byte_bpe(TEXTS, vocab_size=400, special_tokens=special, eos_token="</s>", chat_template=NATIVE)
+    decoder = random_decoder(tiny_config(tokenizer.vocab_size, max_position_embeddings=1600))
+    return TextModel(decoder, tokenizer, template=ChatTemplate(NATIVE))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["marker is text", "marker is a token"])
+def native(request: pytest.FixtureRequest) -> TextModel:
+    return native_model(marker_special=request.param)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> TextModel:
+    """A model with functional tokens, whose template knows nothing of tools."""
+    decoder = random_decoder(tiny_config(tokenizer.vocab_size, max_position_embeddings=1600))
+    return TextModel(decoder, tokenizer, template=template_for(tokenizer), tools=TOOLS)
+
+
+def check_calls(reply: Reply) -> None:
+    for call in reply.tool_calls:
+        if call.name in SCHEMAS:
+            jsonschema.validate(call.arguments, {"additionalProperties": False, **SCHEMAS[call.name]})
+        else:
+            TOOLS.get(call.name).validate(call.arguments)
+
+
+def check_pieces(deltas: Sequence[Delta]) -> None:
+    """The pieces of each call: its name first, then text that adds up to its arguments."""
+    whole = [delta.tool_call for delta in deltas if delta.tool_call is not None]
+    pieces = [delta.call_piece for delta in deltas if delta.call_piece is not None]
+    for index, call in enumerate(whole):
+        own = [piece for piece in pieces if piece.index == index]
+        assert own[0].name == call.name and all(piece.name is None for piece in own[1:])
+        assert json.loads("".join(piece.arguments for piece in own)) == call.arguments
+
+
+def run(model: TextModel, job: Job) -> tuple[Reply, list[Delta]]:
+    deltas = list(model.deltas(job))
+    check_pieces(deltas)
+    reply = reply_from(deltas, parsed=job.answer.parsed)
+    check_calls(reply)
+    return reply, deltas
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), parallel=st.booleans())
+def test_required_calls_of_declared_functions_are_always_valid(seed: int, parallel: bool, native: TextModel) -> None:
+    options: dict[str, Any] = {"seed": seed, "temperature": 1.3, "max_tokens": 180}
+    job = native.prepare_chat(
+        [USER], tools=[entry(ROUTE), entry(NOTE)], tool_choice="required", parallel_tool_calls=parallel, **options
+    )
+    reply, _ = run(native, job)
+    if reply.finish_reason == "length":
+        return
+    assert reply.finish_reason == "tool_calls" and reply.parsed and reply.content == ""
+    assert 1 <= len(reply.tool_calls) <= (8 if parallel else 1)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32), choice=st.sampled_from(["auto", "required"]), parallel=st.booleans())
+def test_functional_and_written_calls_may_share_an_answer(
+    seed: int, choice: Any, parallel: bool, model: TextModel
+) -> None:
+    tools = [entry(TIMER), entry(ROUTE), entry(NOTE)]
+    offered: dict[str, Any] = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel}
+    options: dict[str, Any] = {"seed": seed, "temperature": 1.3, "max_tokens": 80}
+    job, again = (model.prepare_chat([USER], **offered, **options) for _ in range(2))
+    reply, _ = run(model, job)
+    assert reply.parsed or reply.finish_reason == "length"
+    assert parallel or len(reply.tool_calls) <= 1
+    if choice == "required" and reply.finish_reason != "length":
+        assert reply.tool_calls and reply.finish_reason == "tool_calls" and not reply.content
+    assert model.run([again]) == [reply]
+
+
+def scripted(model: TextModel, text: str, **keys: Any) -> tuple[Reply, list[Delta]]:
+    """The reply if the model wrote this text, whose functional tokens are read as such; every id must be allowed."""
+    job = model.prepare_chat([USER], max_tokens=200, **keys)
+    ids, constraint = model.tokenizer.encode(text, allow_special=True), job.request.constraint
+    deltas: list[Delta] = []
+    for token_id in ids:
+        assert token_id in constraint.allowed_ids(), model.tokenizer.decode([token_id])
+        constraint.advance(token_id)
+        job.answer.watch(token_id)
+        deltas += job.answer.drain()
+    assert constraint.finished or set(job.request.params.stop_ids) & set(constraint.allowed_ids().tolist())
+    deltas += job.answer.finish(Completion(ids=tuple(ids), finish_reason="stop", stop_id=None, num_prompt_tokens=3))
+    check_pieces(deltas)
+    return reply_from(deltas, parsed=job.answer.parsed), deltas
+
+
+def test_text_then_both_kinds_of_calls_parse_and_stream(model: TextModel) -> None:
+    written = '<tool_call>\n{"name": "find_route", "arguments": {"to": "巴黎 <", "mode": "walk"}}\n</tool_call>'
+    text = f"Let me see. <api_0>(5)<api_end>{written}\n{written}"
+    reply, deltas = scripted(model, text, tools=[entry(ROUTE), entry(TIMER)])
+    route = ToolCall("find_route", {"to": "巴黎 <", "mode": "walk"})
+    assert reply.content == "Let me see." and reply.finish_reason == "tool_calls"
+    assert reply.tool_calls == (ToolCall("set_timer", {"minutes": 5}), route, route)
+    assert len([delta for delta in deltas if delta.call_piece is not None]) > 12
+
+
+def test_text_alone_is_content_and_so_is_what_only_begins_like_a_call(model: TextModel) -> None:
+    for text in (" No tool  fits.\n", "a <tool_cal of <", "<no_tool>"):
+        reply, _ = scripted(model, text, tools=[entry(ROUTE), entry(TIMER)])
+        assert reply.content == text.removeprefix("<no_tool>")
+        assert reply.finish_reason == "stop" and not reply.tool_calls and reply.parsed
+
+
+def test_a_form_and_tools_together_give_json_or_calls(model: TextModel) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    for tools in ([entry(ROUTE)], [entry(ROUTE), entry(TIMER)], [entry(TIMER)]):
+        reply, _ = scripted(model, '{"a": 5}', tools=tools, schema=schema)
+        assert reply.content == '{"a": 5}' and reply.finish_reason == "stop"
+        job = model.prepare_chat([USER], tools=tools, schema=schema)
+        assert not {model.tokenizer.encode("L")[0]} & set(job.request.constraint.allowed_ids().tolist())
+    called, _ = scripted(model, "<api_0>(5)<api_end>", tools=[entry(ROUTE), entry(TIMER)], schema=schema)
+    assert called.tool_calls == (ToolCall("set_timer", {"minutes": 5}),)
+    with pytest.raises(RequestError, match="cannot be combined"):
+        model.prepare_chat([USER], tools=[entry(ROUTE)], regex="a+")
+
+
+def test_a_call_that_is_cut_off_is_raw_text(native: TextModel) -> None:
+    cut = []
+    for max_tokens in range(4, 40):
+        reply = native.chat([USER], tools=[entry(ROUTE)], tool_choice="required", max_tokens=max_tokens)
+        if reply.finish_reason == "length" and not reply.tool_calls:
+            assert reply.content.startswith("<tool_call>") is not reply.parsed
+            assert reply.content[:11] == "<tool_call>"[: len(reply.content)]
+            cut.append(reply.parsed)
+    assert False in cut
+
+
+def test_the_template_lists_declared_tools_when_it_can(native: TextModel) -> None:
+    job = native.prepare_chat([USER], tools=[entry(ROUTE)])
+    prompt = native.tokenizer.decode(job.request.prompt_ids)
+    assert prompt.startswith("<|sys|>Tools:\n") and '"name": "find_route"' in prompt and "<tools>" not in prompt
+    assert writing_of(native.template).native and not writing_of(ChatTemplate("{{ messages[0].content }}")).native
+
+
+def test_elsewhere_the_system_message_lists_them_and_results_come_from_the_user(model: TextModel) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "find_route", "arguments": '{"to": "<api_0>"}'}}
+    timer = {"id": "c2", "type": "function", "function": {"name": "set_timer", "arguments": '{"minutes": 5}'}}
+    talk = [
+        {"role": "system", "content": "Be kind."},
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [call, timer]},
+        {"role": "tool", "content": "no way", "tool_call_id": "c1"},
+        {"role": "tool", "content": "</s> rings", "tool_call_id": "c2"},
+        {"role": "user", "content": "And now?"},
+    ]
+    prompt_ids = model.prepare_chat(talk, tools=[entry(ROUTE), entry(TIMER)]).request.prompt_ids
+    prompt = model.tokenizer.decode(prompt_ids)
+    assert "system\nBe kind.\n\nThese functions can be called:" in prompt and '"find_route"' in prompt
+    assert "set_timer" not in prompt, "a tool with a token of its own needs no words"
+    assert '<api_0>(5)<api_end>\n<tool_call>\n{"name": "find_route", "arguments": {"to": "\\u003capi_0>"}}' in prompt
+    assert "user\n<tool_response>\nno way\n</tool_response>\n<tool_response>\n</s> rings\n</tool_response>" in prompt
+    special = [token for token in prompt_ids if model.tokenizer.is_special(token)]
+    assert model.tokenizer.eos_id not in special and special.count(model.tokenizer.id_of("<api_0>")) == 1
+
+
+def test_no_choice_and_no_tools_leave_the_prompt_alone(native: TextModel) -> None:
+    bare = native.prepare_chat([USER]).request
+    for keys in ({"tools": []}, {"tools": [entry(ROUTE)], "tool_choice": "none"}):
+        request = native.prepare_chat([USER], **keys).request
+        assert request.prompt_ids == bare.prompt_ids and request.constraint is None
+
+
+@pytest.mark.parametrize(
+    ("tools", "keys", "words"),
+    [
+        (["find_route"], {}, "no tools|no functional token"),
+        ("all", {}, "no tools"),
+        ([{"type": "function"}], {}, r"tools\[0\] must be"),
+        ([entry(ROUTE), entry(ROUTE)], {}, "declared twice"),
+        ([], {"tool_choice": "required"}, "no tools are offered"),
+        ([entry({"name": "f", "parameters": {"type": "array"}})], {}, "of type object"),
+        (
+            [entry(NOTE), entry({"name": "f", "parameters": {"properties": {"x": {"not": {}}}}})],
+            {},
+            r'tools\[1\].function.parameters at /properties/x cannot .*"not"',
+        ),
+    ],
+)
+def test_an_offer_that_cannot_be_is_refused(native: TextModel, tools: Any, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        native.prepare_chat([USER], tools=tools, **keys)
+
+
+def test_a_function_is_declared_as_openai_or_mcp_declares_it() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    mcp = {"name": "f", "description": "F", "inputSchema": schema}
+    for tool in (mcp, entry({"name": "f", "description": "F", "parameters": schema})):
+        (declared,) = offer_from([tool], None).declared
+        assert declared.entry["function"] == {
+            "name": "f",
+            "description": "F",
+            "parameters": {"additionalProperties": False, **schema},
+        }
+    known = offer_from([entry(TIMER), mcp, "take_photo"], TOOLS)
+    assert known.functional == ("set_timer", "take_photo") and [each.name for each in known.declared] == ["f"]
+
+
+def test_a_message_says_its_calls_in_the_dialect_of_the_prompt() -> None:
+    dialect = FunctionalDialect(TOOLS)
+    assert dialect.without_tokens('{"a": "<b>"}') == '{"a": "\\u003cb>"}'
+    assert json.loads(dialect.without_tokens('{"a": "<b>"}')) == {"a": "<b>"}
+    assert Message("user", "x").tool_calls == ()
