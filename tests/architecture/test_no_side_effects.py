@@ -13,7 +13,7 @@ CHECK = """
 import importlib, locale, logging, os, random, signal, sys, threading, warnings
 # Other packages may do as they like; they are loaded before the look around.
 import click, fastapi, jinja2, numpy, pydantic, rich.console, rich.progress, safetensors.torch, tokenizers, torch
-import huggingface_hub, uvicorn, yaml, jinja2.sandbox, numpy.random, multiprocessing.connection
+import gradio, huggingface_hub, uvicorn, yaml, jinja2.sandbox, numpy.random, multiprocessing.connection
 import torch.distributed.fsdp, torch.distributed.tensor
 
 def look():

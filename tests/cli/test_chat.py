@@ -17,7 +17,6 @@ from leveret.cli.chat_config import ChatConfig
 from leveret.cli.chat_session import Session, stopping
 from leveret.cli.generate import run as generate
 from leveret.cli.generate_config import GenerateConfig
-from leveret.cli.tool_call_text import describe_call
 from leveret.console import Console
 from leveret.engine.reply import Delta
 from leveret.engine.text import Job, TextModel
@@ -26,6 +25,7 @@ from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.tokenizer.train import train_byte_bpe
+from leveret.tools.call_text import describe_call
 from leveret.tools.functional import FunctionalDialect
 from leveret.tools.schema import Parameter, Tool, ToolSet
 from leveret.weights.save import save_model

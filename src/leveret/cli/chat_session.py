@@ -18,13 +18,13 @@ from leveret.chat.messages import ToolCall
 from leveret.cli.chat_config import ChatConfig
 from leveret.cli.fields import keys_of
 from leveret.cli.sampling_config import SamplingConfig
-from leveret.cli.tool_call_text import describe_call
 from leveret.config import parse_config, suggest
 from leveret.console import Console
 from leveret.engine.conversation import Conversation
 from leveret.engine.defaults import SamplingOptions
 from leveret.engine.text import Job, TextModel
 from leveret.errors import LeveretError, RequestError
+from leveret.tools.call_text import describe_call
 
 COMMANDS = {
     "/help": "this list",

@@ -1,4 +1,4 @@
-"""A tool call as a person reads it in the terminal: as a programmer would write it, and what a phone would do."""
+"""A tool call as a person reads it: as a programmer would write it, and what an Android phone would do."""
 
 from __future__ import annotations
 

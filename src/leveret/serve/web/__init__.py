@@ -1,0 +1,1 @@
+"""Pages for people on the server: a conversation at /gradio, what guards it, its words."""
