@@ -14,6 +14,7 @@ from leveret.kernels.integer_product import (
     compiled_refusal,
     multiply_compiled,
     pack_compiled,
+    pack_words,
     rounded_activations,
 )
 from leveret.kernels.native import library
@@ -96,6 +97,19 @@ def test_rounded_activations_follow_the_order_of_the_columns_and_keep_what_is_no
     twin = rounded_activations(x[:4], packed).double() @ dequantize(shuffled, torch.float64).T
     assert (found[:4] - twin).norm() / twin.norm() < 1e-6
     assert found[4].isnan().all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("outputs", [64, 100, 128])
+def test_words_that_lie_along_the_inputs_are_packed_without_unpacking(bits: int, outputs: int) -> None:
+    weight = some_weight(bits, outputs=outputs)
+    fields = weight.levels_OI.T.reshape(320 * bits // 32, 32 // bits, outputs).int()
+    words = sum((fields[:, j] << bits * j for j in range(1, 32 // bits)), start=fields[:, 0]).int()
+    mine, theirs = pack_words(words, weight.scales_GO, weight.zeros_GO, bits=bits), pack_compiled(weight)
+    assert theirs is not None and mine.zeros is not None and theirs.zeros is not None
+    assert torch.equal(mine.words, theirs.words) and torch.equal(mine.scales, theirs.scales)
+    assert torch.equal(mine.zeros, theirs.zeros)
+    assert (mine.in_features, mine.out_features, mine.order) == (320, outputs, None)
 
 
 def test_blocks_of_activations_divide_the_groups() -> None:

@@ -93,6 +93,31 @@ def pack_compiled(weight: GroupedIntegers, activations: Activations = "exact") -
     )
 
 
+def pack_words(
+    words: Tensor, scales: Tensor, zeros: Tensor, *, bits: int, activations: Activations = "exact"
+) -> CompiledWeight:
+    """A weight whose levels already lie along the inputs in words (I * bits / 32, O), and whose groups are in order.
+
+    A tile is then a strip of columns, and nothing is unpacked. scales, zeros: (G, O), as in `GroupedIntegers`.
+    """
+    rows, outputs = words.shape
+    tiles = torch.zeros((-(-outputs // TILE), rows, TILE), dtype=torch.int32)
+    whole = outputs // TILE
+    tiles[:whole] = words[:, : whole * TILE].view(rows, whole, TILE).transpose(0, 1)
+    if outputs % TILE:
+        tiles[whole, :, : outputs % TILE] = words[:, whole * TILE :]
+    return CompiledWeight(
+        words=tiles,
+        scales=_padded(scales.to(torch.float16)),
+        zeros=None if bool((zeros == 2 ** (bits - 1)).all()) else _padded(zeros.to(torch.uint8)),
+        order=None,
+        bits=bits,
+        in_features=rows * 32 // bits,
+        out_features=outputs,
+        activations=activations,
+    )
+
+
 def multiply_compiled(x: Tensor, weight: CompiledWeight) -> Tensor:
     """`x @ weight.T` for x (..., I) in bfloat16 or float32; returns (..., O) in the dtype of x. No gradient."""
     rows = x.reshape(-1, x.shape[-1])  # (M, I)

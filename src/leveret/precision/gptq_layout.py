@@ -105,6 +105,10 @@ class GptqStorage:
         """The inverse of `pack`."""
         return unpack(tensors, bits=self.bits, checkpoint_format=self.checkpoint_format)
 
+    def zero_points(self, qzeros: torch.Tensor) -> torch.Tensor:
+        """The zero points (G, O) int32 that are stored so."""
+        return (_unpack_words(qzeros.T, self.bits).T + _stored_offset(self.checkpoint_format)) & (2**self.bits - 1)
+
 
 def packed_shapes(in_features: int, out_features: int, storage: GptqStorage) -> dict[str, tuple[int, ...]]:
     """Shapes of the four stored tensors; ConfigError when the layer does not fit the layout."""

@@ -39,6 +39,7 @@ from leveret.kernels.integer_product import (
     compiled_refusal,
     multiply_compiled,
     pack_compiled,
+    pack_words,
 )
 from leveret.precision.awq_layout import AwqStorage
 from leveret.precision.gptq_layout import GptqStorage
@@ -59,6 +60,9 @@ PACKED_DTYPES = (torch.bfloat16,)
 FEW_ROWS = 8
 """Up to so many rows the packed product was faster than a working copy, on a CPU with AVX-512 and small matrices."""
 
+CHECKED_OUTPUTS = 64
+"""So many outputs of a packed product are compared with the plain one before it is used."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -69,6 +73,7 @@ class QuantizedLinear(nn.Module):
     qweight: torch.Tensor
     qzeros: torch.Tensor
     scales: torch.Tensor
+    g_idx: torch.Tensor
 
     def __init__(
         self,
@@ -205,18 +210,37 @@ class QuantizedLinear(nn.Module):
 
     @torch.no_grad()
     def _prepack(self, dtype: torch.dtype) -> tuple[Packed | None, float]:
-        """The packed weight and its relative error against the plain product on one fixed row."""
-        integers = self.integers()
+        """The packed weight and its relative error against the plain product on one fixed row, for some outputs."""
         packed: Packed | None = None
         if self.compiled_refusal() is None:
-            packed = pack_compiled(integers, self.activations)
+            packed = self._as_it_lies() or pack_compiled(self.integers(), self.activations)
         if packed is None and self.storage.desc_act:
             return None, 0.0
-        packed = packed or prepack(integers, dtype)
+        packed = packed or prepack(self.integers(), dtype)
         row = torch.linspace(-1, 1, self.in_features, device=self.qweight.device).cos().to(dtype).unsqueeze(0)
-        wanted = matmul_plain(row, integers).float()
-        error = (_multiply(row, packed).float() - wanted).norm() / wanted.norm().clamp(min=1e-12)
-        return packed, float(error)
+        wanted = matmul_plain(row, self._first_outputs()).float()
+        found = _multiply(row, packed)[:, : wanted.shape[1]].float()
+        return packed, float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+    def _as_it_lies(self) -> CompiledWeight | None:
+        """The words of the GPTQ layout are those of the compiled kernels, if the groups are in order."""
+        if not isinstance(self.storage, GptqStorage):
+            return None
+        inputs = torch.arange(self.in_features, dtype=torch.int32)
+        if not torch.equal(self.g_idx, inputs // (self.storage.group_size or self.in_features)):
+            return None
+        zeros = self.storage.zero_points(self.qzeros)
+        return pack_words(self.qweight, self.scales, zeros, bits=self.bits, activations=self.activations)
+
+    def _first_outputs(self) -> GroupedIntegers:
+        """The stored weight of the first outputs, which say as much about a kernel as all of them."""
+        if not isinstance(self.storage, GptqStorage):
+            return self.integers()
+        count = min(CHECKED_OUTPUTS, self.out_features)
+        part = {name: getattr(self, name) for name in self._stored}
+        part |= {"qweight": self.qweight[:, :count], "scales": self.scales[:, :count]}
+        part["qzeros"] = self.qzeros[:, : count * self.bits // 32]
+        return self.storage.unpack(part)
 
     def _versions(self) -> tuple[Any, ...]:
         """Changes whenever a stored tensor is replaced or written to, so that nothing stale is multiplied."""
