@@ -38,10 +38,17 @@ CHUNK_WEIGHTS = 1 << 21
 
 
 def round_to_nearest(
-    weight: torch.Tensor, *, bits: int, group_size: int | None, symmetric: bool, search: bool = True
+    weight: torch.Tensor,
+    *,
+    bits: int,
+    group_size: int | None,
+    symmetric: bool,
+    search: bool = True,
+    importance: torch.Tensor | None = None,
 ) -> GroupedIntegers:
     """Quantize a weight (O, I) in groups of `group_size` input columns (None: one group an output).
 
+    importance: (I,), what a squared error in each column counts when scales are searched; None: the same.
     Raises ConfigError when `group_size` does not divide I, WeightsError when a weight is not finite or too large for a
     float16 scale.
     """
@@ -51,8 +58,11 @@ def round_to_nearest(
         bad = int((~torch.isfinite(weight)).sum())
         raise WeightsError(f"{bad} of {weight.numel()} weights are not finite: they cannot be quantized")
     rows_at_once = max(1, CHUNK_WEIGHTS // inputs)
+    counts = None if importance is None else importance.float().reshape(1, -1, size)
     parts = [
-        _round_rows(rows.float().reshape(rows.shape[0], -1, size), bits=bits, symmetric=symmetric, search=search)
+        _round_rows(
+            rows.float().reshape(len(rows), -1, size), bits=bits, symmetric=symmetric, search=search, importance=counts
+        )
         for rows in torch.split(weight.detach(), rows_at_once)
     ]
     levels = torch.cat([levels for levels, _, _ in parts]).reshape(outputs, inputs)
@@ -116,10 +126,10 @@ def check_group_size(in_features: int, group_size: int | None) -> int:
 
 
 def _round_rows(
-    groups: torch.Tensor, *, bits: int, symmetric: bool, search: bool
+    groups: torch.Tensor, *, bits: int, symmetric: bool, search: bool, importance: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Levels (O, G, S), scales (O, G, 1) and zero points (O, G, 1) of groups (O, G, S), all float32."""
-    scale, zero = choose_grid(groups, bits=bits, symmetric=symmetric, search=search)
+    scale, zero = choose_grid(groups, bits=bits, symmetric=symmetric, search=search, importance=importance)
     return _levels(groups, scale, zero, bits), scale, zero
 
 

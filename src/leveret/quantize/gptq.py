@@ -26,8 +26,8 @@ Shape legend: O outputs, I inputs, G groups, S columns a group, B columns a bloc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from torch import Tensor
 from leveret.errors import WeightsError
 from leveret.kernels.int_matmul import GroupedIntegers
 from leveret.precision.rounding import check_group_size, choose_grid
+from leveret.quantize.walk import Share
 
 BLOCK_COLUMNS = 128
 """Columns after which all later ones take the corrections in one product; it changes nothing but the time."""
@@ -90,6 +91,23 @@ def solve_gptq(weight: Tensor, hessian: Tensor, settings: GptqSettings) -> Group
     )
 
 
+class Gptq:
+    """GPTQ's way of rounding, for `calibrated.py`."""
+
+    name = "gptq"
+
+    def __init__(self, settings: GptqSettings) -> None:
+        self.settings = settings
+
+    def balance(self, share: Share) -> None:
+        """Nothing moves."""
+
+    def round(self, weights: Sequence[Tensor], hessian: Tensor) -> list[GroupedIntegers]:
+        """Solve all weights that take the same inputs at once."""
+        solved = solve_gptq(torch.cat([weight.detach() for weight in weights]), hessian, self.settings)
+        return split_outputs(solved, [len(weight) for weight in weights])
+
+
 def split_outputs(weight: GroupedIntegers, outputs: list[int]) -> list[GroupedIntegers]:
     """The matrices that were solved over each other, by their numbers of outputs."""
     parts = zip(
@@ -97,7 +115,13 @@ def split_outputs(weight: GroupedIntegers, outputs: list[int]) -> list[GroupedIn
         torch.split(weight.zeros_GO, outputs, 1), strict=True,
     )  # fmt: skip
     return [
-        replace(weight, levels_OI=levels.contiguous(), scales_GO=scales.contiguous(), zeros_GO=zeros.contiguous())
+        GroupedIntegers(
+            levels_OI=levels.contiguous(),
+            scales_GO=scales.contiguous(),
+            zeros_GO=zeros.contiguous(),
+            group_of_input=weight.group_of_input.clone(),  # a file holds no tensor twice
+            bits=weight.bits,
+        )
         for levels, scales, zeros in parts
     ]
 

@@ -8,41 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from leveret.errors import ConfigError, LeveretError, UnexpectedWeights, WeightsError
+from leveret.errors import ConfigError, UnexpectedWeights, WeightsError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
-from leveret.precision.gptq_layout import GptqStorage, pack
-from leveret.precision.linear import QuantizedLinear
+from leveret.precision.linear import IntegerStorage, QuantizedLinear
 from leveret.precision.nf4 import NF4Linear
 from leveret.precision.rounding import check_group_size, relative_error, round_to_nearest
 from leveret.precision.swap import Storage, prepare_quantized
+from leveret.quantize.report import LayerReport, naming
 from leveret.weights.load import read_config
 from leveret.weights.placing import HEAD, assign, match_names, split
 from leveret.weights.safetensors import find_weight_files
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerReport:
-    """What became of one Linear."""
-
-    name: str
-    """Its name in the model."""
-    parameters: int
-    """Weights in it."""
-    bytes_before: int
-    """Size of the weight as it was stored."""
-    bytes_after: int
-    """Size of the tensors that replace it."""
-    relative_error: float
-    """Root mean square of what was lost, over that of the weight."""
 
 
 def linears_named(config: ModelConfig, patterns: Sequence[str]) -> list[str]:
@@ -63,8 +45,8 @@ def empty_quantized(config: ModelConfig, storage: Storage) -> Decoder:
     if not layers:
         raise ConfigError("nothing is left to quantize", hint="`skip` matches every layer")
     for name, layer in layers.items():
-        if isinstance(storage, GptqStorage):
-            with _naming(name):
+        if isinstance(storage, IntegerStorage):
+            with naming(name):
                 check_group_size(layer.in_features, storage.group_size)
     return model
 
@@ -93,7 +75,7 @@ def fill_quantized(
             target = model.get_submodule(name.rpartition(".")[0])
             if isinstance(target, NF4Linear) and name.endswith(".weight"):
                 yield _round_into(target, layer, part)
-            elif isinstance(target, QuantizedLinear) and isinstance(storage, GptqStorage):
+            elif isinstance(target, QuantizedLinear) and isinstance(storage, IntegerStorage):
                 yield _quantize_into(target, layer, part, storage, search=search)
             elif name == HEAD and config.tie_word_embeddings:
                 tied_head = part
@@ -105,21 +87,20 @@ def fill_quantized(
 
 
 def _quantize_into(
-    layer: QuantizedLinear, name: str, weight: torch.Tensor, storage: GptqStorage, *, search: bool
+    layer: QuantizedLinear, name: str, weight: torch.Tensor, storage: IntegerStorage, *, search: bool
 ) -> LayerReport:
-    with _naming(name):
+    with naming(name):
         integers = round_to_nearest(
             weight, bits=storage.bits, group_size=storage.group_size, symmetric=storage.symmetric, search=search
         )
-    tensors = pack(integers, storage.checkpoint_format)
-    for suffix, tensor in tensors.items():
-        setattr(layer, suffix, tensor)
+    layer.fill(integers)
     return LayerReport(
         name=name,
         parameters=weight.numel(),
         bytes_before=weight.nbytes,
-        bytes_after=sum(tensor.nbytes for tensor in tensors.values()),
+        bytes_after=sum(tensor.nbytes for tensor in layer.buffers()),
         relative_error=relative_error(weight, integers),
+        method="round-to-nearest",
     )
 
 
@@ -132,14 +113,10 @@ def _round_into(layer: NF4Linear, name: str, weight: torch.Tensor) -> LayerRepor
     lost = (layer.dequantize() - whole).norm() / whole.norm().clamp(min=1e-12)
     stored = sum(tensor.nbytes for tensor in layer.buffers())
     return LayerReport(
-        name=name, parameters=weight.numel(), bytes_before=weight.nbytes, bytes_after=stored, relative_error=float(lost)
+        name=name,
+        parameters=weight.numel(),
+        bytes_before=weight.nbytes,
+        bytes_after=stored,
+        relative_error=float(lost),
+        method="nf4",
     )
-
-
-@contextmanager
-def _naming(layer: str) -> Iterator[None]:
-    """Say in an error which layer it is about."""
-    try:
-        yield
-    except LeveretError as error:
-        raise type(error)(f"{layer}: {error.message}", hint=error.hint) from error
