@@ -195,7 +195,7 @@ class Engine:
         progress, at = [], 0
         for turn, scores in zip(turns, logits, strict=True):
             row, likeliest, at = turn.row, best[at : at + len(scores)], at + len(scores)
-            if row.num_pending > 1:
+            if row.num_pending > 1 or not row.num_generated:
                 self._counts["prefill"] += turn.count
             ids, right = _choose(turn, scores, likeliest) if len(scores) else ([], 0)
             self._scheduler.fed(row, turn.count + right)
