@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from leveret.engine.engine import Engine
-from leveret.engine.logprobs import POSITIONS_AT_ONCE, TokenScore, score_prompt
+from leveret.engine.logprobs import POSITIONS_AT_ONCE, score_prompt
 from leveret.engine.request import Request, SamplingParams
+from leveret.engine.token_score import TokenScore
 from leveret.model.decoder import Decoder
 
 

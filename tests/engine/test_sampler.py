@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leveret.engine.logprobs import TokenScore
 from leveret.engine.request import SamplingParams
 from leveret.engine.sampler import RowSampler, draw, filter_scores, penalize, shift
+from leveret.engine.token_score import TokenScore
 from leveret.errors import RequestError
 
 processors = pytest.importorskip("transformers.generation.logits_process")

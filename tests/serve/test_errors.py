@@ -60,9 +60,22 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"tools": "all", "tool_choice": "always"}, "tool_choice"),
         ({"tools": [], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"logprobs": True}, "logprobs"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": "much"}, "frequency_penalty"),
+        ({"logit_bias": {"a": 5}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"stop_token_ids": ["x"]}, "stop_token_ids[0]"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"use_beam_search": True}, "use_beam_search"),
         ({"temprature": 1}, "temprature"),
         ({"prompt": "hi"}, "prompt"),
         ({"max_tokens": 100_000}, "max_tokens"),
@@ -115,6 +128,7 @@ def test_too_many_prompts_are_refused_before_any_work(url: str) -> None:
 
 def test_harmless_fields_are_accepted(url: str) -> None:
     harmless = {"user": "me", "metadata": {"a": "b"}, "store": False, "logprobs": False, "presence_penalty": 0.0}
+    harmless |= {"logit_bias": {}, "top_k": -1, "top_p": 1, "best_of": 1, "min_tokens": 0, "use_beam_search": False}
     nulls = dict.fromkeys(["stop", "seed", "response_format", "tools", "logit_bias", "top_p", "n"])
     body = {"messages": MESSAGES, "max_tokens": 2, "response_format": {"type": "text"}} | harmless | nulls
     status, content = send(url, "POST", CHAT, json.dumps(body).encode())

@@ -12,27 +12,15 @@ it asks. Logits are made for a few positions at a time, since a vocabulary is la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from leveret.engine.token_score import TokenScore
 from leveret.model.decoder import Decoder
 
 POSITIONS_AT_ONCE = 64
 """Logits of the prompt are made for so many positions at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenScore:
-    """One token and what the model thought of it."""
-
-    id: int
-    """The token."""
-    logprob: float | None
-    """Natural logarithm of its probability; None for the first token of a prompt, which nothing predicts."""
-    top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens with their log probabilities, likeliest first; the token itself need not be among them."""
 
 
 def score_token(logits: Tensor, token_id: int, num_top: int) -> TokenScore:

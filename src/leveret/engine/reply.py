@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 from leveret.chat.messages import CallPiece, ToolCall
 from leveret.engine.assembler import TextAssembler
 from leveret.engine.grammar import GrammarConstraint
-from leveret.engine.logprobs import TokenScore
 from leveret.engine.request import Completion
+from leveret.engine.token_score import TokenScore
 
 ReplyReason = Literal["stop", "length", "tool_calls", "cancelled"]
 """Why a reply ended; `tool_calls` when it ended by itself and holds calls."""

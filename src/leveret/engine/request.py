@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from leveret.engine.logprobs import TokenScore
+from leveret.engine.token_score import TokenScore
 from leveret.errors import RequestError
 
 MAX_LOGPROBS = 20

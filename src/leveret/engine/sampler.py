@@ -22,8 +22,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from leveret.engine.logprobs import TokenScore, score_token
+from leveret.engine.logprobs import score_token
 from leveret.engine.request import Constraint, SamplingParams
+from leveret.engine.token_score import TokenScore
 
 
 class RowSampler:

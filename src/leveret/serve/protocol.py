@@ -4,12 +4,13 @@ Three kinds of fields:
 
 * those of the models below are obeyed;
 * `IGNORED` ones are accepted and change nothing, because clients send them and they ask for nothing we could answer;
-* `NEUTRAL` ones are accepted only with the value that asks for nothing (`logprobs: false`); anything else is refused,
-  since silently answering another question is worse than an error.
+* `NEUTRAL` ones are accepted only with the value that asks for nothing (`suffix: ""`); anything else is refused, since
+  silently answering another question is worse than an error.
+
+Any other name is refused with the nearest known one, as OpenAI does: vLLM takes a misspelt `temprature` and ignores it.
 
 Every mistake is a RequestError whose `param` is the field, with list places counted from 0 (`messages[2].role`).
-Source: https://platform.openai.com/docs/api-reference; `top_k`, `min_p`, `repetition_penalty` and `stop_token_ids` are
-the names vLLM and llama.cpp use.
+Source: https://platform.openai.com/docs/api-reference and vLLM's documentation of its own parameters.
 """
 
 from __future__ import annotations
@@ -20,45 +21,53 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from leveret.config import suggest
+from leveret.engine.prompting import PromptShape
+from leveret.engine.request import MAX_LOGPROBS
 from leveret.engine.structure import AnswerOptions
 from leveret.engine.tool_calls import ToolChoice
 from leveret.errors import RequestError
+from leveret.serve.sampling_fields import SamplingFields, listed
 from leveret.serve.structured import StructuredFields
 
 IGNORED = frozenset(
-    ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"]
+    [
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+        *("prompt_cache_retention", "cache_prompt", "cache_salt", "priority", "request_id"),
+        "spaces_between_special_tokens",
+    ]
 )
 """Accepted, and nothing depends on them."""
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
+    "suffix": ("",),
     "echo": (False,),
     "best_of": (1,),
-    "suffix": ("",),
     "modalities": (["text"],),
     "functions": ([],),
     "function_call": ("none",),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
+    "min_tokens": (0,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "early_stopping": (False,),
+    "include_stop_str_in_output": (False,),
+    "prompt_logprobs": (0,),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "add_special_tokens": (),
+    "detokenize": (True,),
 }
 """Accepted only with one of these values, or null."""
 
-MAX_CHOICES = 16
+MAX_CHOICES = 128
 """Most choices (`n`) a request may ask for."""
 
 MAX_PROMPTS = 128
 """Most prompts a completion request may have."""
 
-MAX_STOPS = 16
-"""Most stop strings a request may give."""
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+MAX_TEXT_LOGPROBS = 20
+"""Most alternatives a completion request may ask for; OpenAI's is 5."""
 
 
 class _Part(BaseModel):
@@ -66,7 +75,7 @@ class _Part(BaseModel):
 
 
 class FunctionBody(_Part):
-    """A function the client offers; it is matched by name with those the model was trained on."""
+    """A function the client offers: matched by name with those the model was trained on, else put into the prompt."""
 
     name: str
     description: str | None = None
@@ -101,7 +110,7 @@ class StreamOptions(_Part):
     include_obfuscation: bool = False
 
 
-class Body(StructuredFields):
+class Body(SamplingFields, StructuredFields):
     """What both generating endpoints take. A field that is absent or null takes the model's own default."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -110,15 +119,26 @@ class Body(StructuredFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: Annotated[list[str], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] | None = None
-    stop_token_ids: list[int] | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Most tokens of an answer, by whichever name they were given."""
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives are wanted with each token's log probability; None when not even that is."""
+        return None
+
+    def options(self) -> AnswerOptions:
+        """How the answer is sampled and what form it has."""
+        options = AnswerOptions(logprobs=self.num_logprobs)
+        options.update(self.sampling())  # type: ignore[typeddict-item]  # sampling options are answer options
+        if (structure := self.structure()) is not None:
+            options["structure"] = structure
+        if self.most_tokens is not None:
+            options["max_tokens"] = self.most_tokens
+        return options
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -130,10 +150,17 @@ class Body(StructuredFields):
 class CompletionBody(Body):
     """POST /v1/completions."""
 
-    prompt: Annotated[list[str] | list[int] | list[list[int]], Field(min_length=1), BeforeValidator(_listed)]
+    prompt: Annotated[list[str] | list[int] | list[list[int]], Field(min_length=1), BeforeValidator(listed)]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TEXT_LOGPROBS)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _check_number(self) -> Self:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError(f"best_of: {self.best_of} answers cannot hold the {self.n} best")
+        if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
+            raise ValueError("best_of: the best cannot be known while it is streamed")
         if len(self.prompts) > MAX_PROMPTS:
             raise ValueError(f"prompt: a request may have {MAX_PROMPTS} prompts, not {len(self.prompts)}")
         return self
@@ -144,9 +171,10 @@ class CompletionBody(Body):
         ids = [item for item in self.prompt if isinstance(item, int)]
         return [ids] if ids else [item for item in self.prompt if not isinstance(item, int)]
 
-    def sampling(self) -> AnswerOptions:
-        """The options that the body gives."""
-        return _sampling(self, self.max_tokens)
+    @property
+    def num_logprobs(self) -> int | None:
+        """OpenAI's `logprobs`, which is a number here."""
+        return self.logprobs
 
 
 class ChatBody(Body):
@@ -156,74 +184,101 @@ class ChatBody(Body):
     """Read by `chat/messages.py`; roles may be Chinese (系统, 用户, 助手) or `developer`."""
     max_completion_tokens: int | None = None
     tools: list[ToolBody] | Literal["all"] | None = None
-    """Functions offered, matched by name with those the model knows; "all" (our addition) offers all of them."""
+    """Functions offered; "all" (our addition) offers those that the model has a token for."""
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
 
-    def sampling(self) -> AnswerOptions:
-        """The options that the body gives; `max_completion_tokens` goes before its older name."""
-        return _sampling(self, self.max_completion_tokens or self.max_tokens)
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
-    def offer(self) -> tuple[list[str] | Literal["all"], ToolChoice]:
-        """Names of the tools that may be called, and whether one must be."""
+    @model_validator(mode="after")
+    def _check_chat(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: it needs logprobs: true")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message: a turn cannot be continued and a new one opened")
+        return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """`max_completion_tokens` goes before its older name."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """OpenAI's `logprobs` and `top_logprobs`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def shape(self) -> PromptShape:
+        """Where the prompt ends."""
+        return PromptShape(
+            add_generation_prompt=self.add_generation_prompt is not False,
+            continue_final_message=bool(self.continue_final_message),
+            variables=self.chat_template_kwargs or {},
+        )
+
+    def offer(self) -> tuple[list[str | dict[str, Any]] | Literal["all"], ToolChoice]:
+        """The functions that may be called, as OpenAI declares them, and whether one must be."""
         every = self.tools == "all"
-        names = [] if isinstance(self.tools, str) else [tool.function.name for tool in self.tools or ()]
+        tools = [] if isinstance(self.tools, str) else [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
         if not isinstance(self.tool_choice, NamedChoice):
-            return "all" if every else names, self.tool_choice or "auto"
+            return "all" if every else [*tools], self.tool_choice or "auto"
         chosen = self.tool_choice.function.name
-        if not every and chosen not in names:
+        named: list[str | dict[str, Any]] = [tool for tool in tools if tool["function"]["name"] == chosen]
+        if not every and not named:
             raise RequestError(
                 f"tool_choice names {chosen!r}, which is not among the tools", param="tool_choice", code="invalid_value"
             )
-        return [chosen], "required"
+        return [chosen] if every else named, "required"
+
+
+class AdapterBody(_Part):
+    """POST /v1/load_lora_adapter and /v1/unload_lora_adapter, with vLLM's names."""
+
+    lora_name: str
+    lora_path: str | None = None
 
 
 BodyType = TypeVar("BodyType", bound=Body)
+ObjectType = TypeVar("ObjectType", bound=BaseModel)
+
+
+def parse_object(model: type[ObjectType], raw: bytes) -> ObjectType:
+    """A small object; RequestError for whatever is wrong with it."""
+    return _validated(model, _json_object(raw))
 
 
 def parse_body(model: type[BodyType], raw: bytes) -> BodyType:
     """The body of a request; RequestError with `param` for whatever is wrong with it."""
-    try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(data, dict):
-        raise RequestError(f"the body must be a JSON object, not {type(data).__name__}", code="invalid_json")
+    data = _json_object(raw)
     known = {key: value for key, value in data.items() if not _asks_nothing(key, value, model)}
     for key in known:
         if key not in model.model_fields:
             near = suggest(key, [*model.model_fields, *IGNORED])
             hint = f"did you mean {near!r}?" if near else None
             raise RequestError(f"unknown field {key!r}", param=key, code="unknown_parameter", hint=hint)
+    return _validated(model, known)
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
     try:
-        return model.model_validate(known)
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(data, dict):
+        raise RequestError(f"the body must be a JSON object, not {type(data).__name__}", code="invalid_json")
+    return data
+
+
+def _validated(model: type[ObjectType], data: dict[str, Any]) -> ObjectType:
+    try:
+        return model.model_validate(data)
     except ValidationError as error:
         raise _request_error(error) from None
-
-
-def _sampling(body: Body, max_tokens: int | None) -> AnswerOptions:
-    options: AnswerOptions = {}
-    if (structure := body.structure()) is not None:
-        options["structure"] = structure
-    if max_tokens is not None:
-        options["max_tokens"] = max_tokens
-    if body.temperature is not None:
-        options["temperature"] = body.temperature
-    if body.top_p is not None:
-        options["top_p"] = body.top_p
-    if body.top_k is not None:
-        options["top_k"] = body.top_k if body.top_k not in (0, -1) else None  # vLLM's and llama.cpp's "all"
-    if body.min_p is not None:
-        options["min_p"] = body.min_p
-    if body.repetition_penalty is not None:
-        options["repetition_penalty"] = body.repetition_penalty
-    if body.seed is not None:
-        options["seed"] = body.seed
-    if body.stop is not None:
-        options["stop"] = body.stop
-    if body.stop_token_ids is not None:
-        options["stop_ids"] = body.stop_token_ids
-    return options
 
 
 def _asks_nothing(key: str, value: object, model: type[Body]) -> bool:
@@ -234,9 +289,8 @@ def _asks_nothing(key: str, value: object, model: type[Body]) -> bool:
         return False
     if value not in NEUTRAL[key]:
         neutral = " or ".join(json.dumps(allowed) for allowed in NEUTRAL[key])
-        raise RequestError(
-            f"{key} is not supported: leave it out, or set it to {neutral}", param=key, code="unsupported_parameter"
-        )
+        instead = f", or set it to {neutral}" if neutral else ""
+        raise RequestError(f"{key} is not supported: leave it out{instead}", param=key, code="unsupported_parameter")
     return True
 
 
@@ -250,5 +304,8 @@ def _request_error(error: ValidationError) -> RequestError:
         elif part.isidentifier() and part.islower() and part not in ("str", "int", "list"):
             place += f".{part}" if place else part
     what = first["msg"].removeprefix("Value error, ")
+    named, colon, rest = what.partition(": ")
+    if not place and colon and named.isidentifier():  # a check of several fields names the one to change
+        place, what = named, rest
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     return RequestError(f"{place}: {what}" if place else what, param=place or None, code=code)

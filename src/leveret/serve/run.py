@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from typing import Any
 
@@ -16,11 +17,16 @@ from leveret.paths import atomic_write
 from leveret.serve.client import Answer, ask
 from leveret.serve.config import ServeConfig
 
+KEY_VARIABLE = "LEVERET_API_KEY"
+"""An environment variable that says what `api_key` would."""
+
 
 def run(config: ServeConfig, console: Console) -> StageResult:
     """Serve; returns when interrupted, or when the questions of `ask` are answered."""
-    for package in ("fastapi", "uvicorn"):
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, extra="serve", purpose="the server")
+    if config.api_key is None and (key := os.environ.get(KEY_VARIABLE)):
+        config = config.model_copy(update={"api_key": key})
     model = TextModel.load(config.model, dtype=config.dtype, device=config.device)
     return _answer(model, config, console) if config.ask else _serve(model, config, console)
 
@@ -47,7 +53,7 @@ def _answer(model: TextModel, config: ServeConfig, console: Console) -> StageRes
         console.info(f"{config.served_model_name or model.name} answers at {url}/v1, streaming:")
         for question in config.ask:
             started = time.monotonic()
-            answer = ask(url, question, tools=tools, api_key=config.api_key)
+            answer = ask(url, question, tools=tools, api_key=next(iter(config.api_keys), None))
             console.print(f"> {question}")
             console.print(f"  {shown(answer)}   ({(time.monotonic() - started) * 1000:.0f} ms)")
             calls = [{"name": call.name, "arguments": call.arguments} for call in answer.tool_calls]

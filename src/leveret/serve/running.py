@@ -14,13 +14,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from leveret.engine.text import TextModel
 from leveret.errors import ConfigError, LeveretError
 from leveret.serve.app import create_app
 from leveret.serve.config import ServeConfig
+from leveret.serve.handlers import Handlers
 
 
 @contextlib.contextmanager
@@ -41,9 +44,36 @@ def running(model: TextModel, config: ServeConfig) -> Iterator[str]:
             thread.join()
 
 
-def server_for(model: TextModel, config: ServeConfig) -> uvicorn.Server:
-    """A server that has not been started; it gives open answers a few seconds to end when it is stopped."""
-    return uvicorn.Server(uvicorn.Config(create_app(model, config), log_level="warning", timeout_graceful_shutdown=5))
+class DrainingServer(uvicorn.Server):
+    """A server that, told to stop by a signal, first lets the answers under way end; told twice, it stops at once."""
+
+    def __init__(self, app: FastAPI, *, drain_seconds: float) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        self._handlers: Handlers = app.state.handlers
+        self._drain_seconds = drain_seconds
+        self._last_moment: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal; uvicorn's own way would end the open answers."""
+        if self._last_moment is not None:
+            self.should_exit = True
+            return
+        self._handlers.drain()
+        self._last_moment = time.monotonic() + self._drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn several times a second; True ends the server."""
+        if self._last_moment is not None and not self.should_exit:
+            late = time.monotonic() > self._last_moment
+            self.should_exit = late or not self._handlers.busy
+            if late:
+                self._handlers.close()
+        return await super().on_tick(counter)
+
+
+def server_for(model: TextModel, config: ServeConfig) -> DrainingServer:
+    """A server that has not been started."""
+    return DrainingServer(create_app(model, config), drain_seconds=config.drain_seconds)
 
 
 def bound_socket(config: ServeConfig) -> socket.socket:

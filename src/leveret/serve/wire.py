@@ -5,9 +5,9 @@
     streamed    data: {"object": "chat.completion.chunk", "choices": [{"index", "delta", ...}]}  ...  data: [DONE]
     error       {"error": {"message", "type", "param", "code"}}
 
-A tool call is streamed as two chunks with the same `index`: its id and name, then its arguments, a JSON text. The
-first chunk of each choice carries the role. With `include_usage`, every chunk has `usage: null` and one more at the end
-has the usage and no choices.
+A tool call is streamed as chunks with the same `index`: its id and name, then its arguments, a JSON text, as they are
+written. The first chunk of each choice carries the role. With `include_usage`, every chunk has `usage: null` and one
+more at the end has the usage and no choices. How log probabilities are written is in `probabilities.py`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from leveret.chat.messages import ToolCall
-from leveret.engine.reply import Delta, Reply, Usage
+from leveret.chat.messages import CallPiece, ToolCall
+from leveret.engine.reply import Delta, PlacedScore, Reply, Usage
+from leveret.engine.token_score import TokenScore
 from leveret.errors import LeveretError, RequestError
+from leveret.serve.probabilities import chat_logprobs, text_logprobs
+from leveret.tokenizer.files import Tokenizer
 
 STATUS = {
     "invalid_api_key": 401,
+    "forbidden": 403,
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
+    "body_too_slow": 408,
     "request_too_large": 413,
     "overloaded": 429,
+    "shutting_down": 503,
+    "timeout": 503,
 }
 """HTTP status by error code; every other mistake in a request is a 400."""
 
@@ -46,12 +53,21 @@ class Wire:
     model: str
     """The served model's name."""
     choices_per_prompt: int = 1
-    """`n`: so many choices share a prompt, which is counted once."""
+    """`n`: so many choices share a prompt."""
+    jobs_per_prompt: int = 1
+    """So many answers were generated for a prompt, which is counted once."""
     include_usage: bool = False
     """Whether the stream ends with a usage chunk."""
+    role: str = "assistant"
+    """Who speaks in a chat."""
+    tokenizer: Tokenizer | None = None
+    """Given when log probabilities are wanted."""
+    echoes: tuple[str, ...] = ()
+    """The prompts, when they are to come before their completions."""
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
     _num_calls: dict[int, int] = field(default_factory=dict)
+    _num_in_pieces: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         prefix = "chatcmpl" if self.chat else "cmpl"
@@ -62,23 +78,32 @@ class Wire:
         """Whether this answers /v1/chat/completions."""
         return self.kind == "chat.completion"
 
-    def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:
-        """The response that is not streamed: one choice a reply."""
+    def whole(self, replies: Sequence[Reply], *, usages: Sequence[Usage]) -> dict[str, Any]:
+        """The response that is not streamed: one choice a reply; `usages` of all that was generated."""
         choices = [self._choice(index, reply) for index, reply in enumerate(replies)]
-        return {**self._head(self.kind), "choices": choices, "usage": self._usage([reply.usage for reply in replies])}
+        return {**self._head(self.kind), "choices": choices, "usage": self._usage(usages)}
 
     def opening(self, num_choices: int) -> bytes:
-        """The first chunks of a chat: each choice's role."""
-        if not self.chat:
+        """The first chunks: each choice's role in a chat, its prompt where that is echoed."""
+        if self.chat:
+            first: dict[str, Any] = {"role": self.role, "content": ""}
+            return b"".join(self._chunk(index, first) for index in range(num_choices))
+        if not self.echoes or self.tokenizer is not None:  # an echo with scores waits for them
             return b""
-        return b"".join(self._chunk(index, {"role": "assistant", "content": ""}) for index in range(num_choices))
+        return b"".join(self._chunk(index, {"content": self._echo(index)}) for index in range(num_choices))
 
     def piece(self, index: int, delta: Delta) -> bytes:
         """The chunks of one delta of choice `index`."""
         out = b""
-        if delta.content:
-            out += self._chunk(index, {"content": delta.content})
-        if delta.tool_call is not None:
+        if delta.prompt_scores:
+            scores = self._logprobs(index, (), delta.prompt_scores)
+            out += self._chunk(index, {"content": self._echo(index)}, logprobs=scores)
+        if delta.content or delta.scores:
+            scores = self._logprobs(index, delta.scores)
+            out += self._chunk(index, {"content": delta.content}, logprobs=scores)
+        if delta.call_piece is not None:
+            out += self._call_piece(index, delta.call_piece)
+        if delta.tool_call is not None and not self._was_in_pieces(index):
             number = self._num_calls.get(index, 0)
             self._num_calls[index] = number + 1
             call = call_body(delta.tool_call)
@@ -90,6 +115,23 @@ class Wire:
             out += self._chunk(index, {}, delta.finish_reason)
         return out
 
+    def _call_piece(self, index: int, piece: CallPiece) -> bytes:
+        function: dict[str, Any] = {"arguments": piece.arguments}
+        call: dict[str, Any] = {"index": piece.index, "function": function}
+        if piece.name is not None:
+            self._num_in_pieces[index] = piece.index + 1
+            function = {"name": piece.name, **function}
+            call |= {"id": call_id(), "type": "function", "function": function}
+        return self._chunk(index, {"tool_calls": [call]})
+
+    def _was_in_pieces(self, index: int) -> bool:
+        """Whether the call that is whole now has been streamed while it was written; counts it if so."""
+        number = self._num_calls.get(index, 0)
+        if number >= self._num_in_pieces.get(index, 0):
+            return False
+        self._num_calls[index] = number + 1
+        return True
+
     def closing(self, usages: Sequence[Usage]) -> bytes:
         """The usage chunk, if asked for, and the end."""
         if not self.include_usage:
@@ -97,7 +139,7 @@ class Wire:
         return event({**self._head(self._chunk_kind), "choices": [], "usage": self._usage(usages)}) + DONE
 
     def _usage(self, usages: Sequence[Usage]) -> dict[str, int]:
-        prompt = sum(usage.prompt_tokens for usage in usages[:: self.choices_per_prompt])
+        prompt = sum(usage.prompt_tokens for usage in usages[:: self.jobs_per_prompt])
         completion = sum(usage.completion_tokens for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
@@ -109,17 +151,37 @@ class Wire:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _choice(self, index: int, reply: Reply) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": reply.finish_reason, "logprobs": None}
+        scores = None if reply.tool_calls else self._logprobs(index, reply.scores, reply.prompt_scores)
+        choice: dict[str, Any] = {"index": index, "finish_reason": reply.finish_reason, "logprobs": scores}
         if not self.chat:
-            return {**choice, "text": reply.content}
-        message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+            return {**choice, "text": self._echo(index) + reply.content}
+        message: dict[str, Any] = {"role": self.role, "content": reply.content}
         if reply.tool_calls:
             message["content"] = reply.content or None
             message["tool_calls"] = [call_body(call) for call in reply.tool_calls]
         return {**choice, "message": message}
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": None}
+    def _echo(self, index: int) -> str:
+        return self.echoes[index // self.choices_per_prompt] if self.echoes else ""
+
+    def _logprobs(
+        self, index: int, scores: Sequence[PlacedScore], prompt: Sequence[TokenScore] = ()
+    ) -> dict[str, Any] | None:
+        if self.tokenizer is None:
+            return None
+        if self.chat:
+            return chat_logprobs(scores, self.tokenizer)
+        return text_logprobs(scores, self.tokenizer, prompt=prompt, offset=len(self._echo(index)))
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        *,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": logprobs}
         choice |= {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         chunk = {**self._head(self._chunk_kind), "choices": [choice]}
         return event(chunk | ({"usage": None} if self.include_usage else {}))
@@ -128,8 +190,12 @@ class Wire:
 def call_body(call: ToolCall) -> dict[str, Any]:
     """A tool call with its arguments as a JSON text, and an id of its own."""
     arguments = json.dumps(call.arguments, ensure_ascii=False)
-    identity = call.id or f"call_{uuid.uuid4().hex[:24]}"
-    return {"id": identity, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return {"id": call.id or call_id(), "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def call_id() -> str:
+    """A new id for a tool call."""
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def event(data: dict[str, Any]) -> bytes:
@@ -141,7 +207,8 @@ def error_body(error: BaseException) -> tuple[int, dict[str, Any]]:
     """HTTP status and body for an error. What is not the client's doing is a 500 that tells no internals."""
     if isinstance(error, RequestError):
         status = STATUS.get(error.code or "", 400)
-        kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+        kinds = {429: "rate_limit_error", 503: "service_unavailable_error"}
+        kind = kinds.get(status, "invalid_request_error")
         return status, _error(str(error), kind, error.param, error.code)
     message = str(error) if isinstance(error, LeveretError) else "the server failed to answer; its log says why"
     return 500, _error(message, "server_error", None, "internal_error")

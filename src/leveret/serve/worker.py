@@ -1,9 +1,10 @@
-"""One thread that generates for all requests: it hands new ones to the engine and takes its steps.
+"""One thread that generates for all requests: new ones join between two steps.
 
-    handler --submit--> waiting --thread--> engine --> deltas
+    handler --submit--> waiting --thread--> the engine of its model --deltas--> handler
 
-The engine sees to it that a long prompt does not hold up the answers that are already flowing (engine/scheduler.py). A
-handler reads its events from its own `Ticket` and may cancel it at any time.
+Every round of the loop starts what there is room for, drops what nobody wants any more or what took too long, and steps
+every engine that has work. A handler reads its events from its own `Ticket` and may cancel it at any time. Each adapter
+has an engine of its own: requests for different ones share the thread, not the batch.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from leveret.engine.engine import Engine
+from leveret.engine.logprobs import score_prompt
 from leveret.engine.reply import Delta
 from leveret.engine.row import Progress, Row
 from leveret.engine.text import Job, TextModel
 from leveret.errors import RequestError
+from leveret.serve.metrics import Metrics
 
 Listener = Callable[[int, list[Delta]], None]
 """Called in the worker's thread with the place of the job in its ticket and the new deltas. It must not block."""
@@ -26,29 +32,63 @@ Listener = Callable[[int, list[Delta]], None]
 class Ticket:
     """Jobs submitted together; their deltas go to the listener as they come."""
 
-    def __init__(self, jobs: Sequence[Job], listener: Listener, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        listener: Listener,
+        on_error: Callable[[BaseException], None],
+        *,
+        model: TextModel | None = None,
+    ) -> None:
+        """`model`: whose jobs these are; None: those of the worker's own model."""
         self.jobs = tuple(jobs)
         self.listener = listener
         self.on_error = on_error
+        self.model = model
         self.cancelled = False
+        self.submitted = time.monotonic()
 
     def cancel(self) -> None:
         """Ask for no more; the worker drops the jobs before its next step. Safe from any thread, and more than once."""
         self.cancelled = True
 
 
+@dataclass(kw_only=True, eq=False)
+class _Place:
+    """A job being answered."""
+
+    ticket: Ticket
+    index: int
+    engine: Engine
+    last: float | None = None
+    """When its last token came."""
+
+
 class Worker:
     """Owns the model while it runs; made by `serve.app`."""
 
-    def __init__(self, model: TextModel, *, max_running: int, max_waiting: int) -> None:
-        """`max_running`: jobs generated at the same time; `max_waiting`: jobs that may wait for a place."""
-        self._engine = model.engine
+    def __init__(
+        self,
+        model: TextModel,
+        *,
+        max_running: int,
+        max_waiting: int,
+        max_seconds: float | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """`max_running`: jobs generated at the same time; `max_waiting`: jobs that may wait for a place;
+        `max_seconds`: what takes longer, from submission to the end, ends with an error."""
+        self._model = model
         self._max_running = max_running
         self._max_waiting = max_waiting
+        self._max_seconds = max_seconds
+        self.metrics = metrics or Metrics()
+        self.metrics.watch("answers_running", "Answers being generated now.", lambda: self.num_running)
+        self.metrics.watch("answers_waiting", "Answers that wait for a place.", lambda: self.num_waiting)
         self._wake = threading.Condition()
         self._waiting: deque[tuple[Ticket, int]] = deque()
-        self._places: dict[Row, tuple[Ticket, int]] = {}
-        self._closing = False
+        self._places: dict[Row, _Place] = {}
+        self._draining = self._closing = False
         self._thread = threading.Thread(target=self._loop, name="leveret-worker", daemon=True)
         self._thread.start()
 
@@ -57,19 +97,34 @@ class Worker:
         """Jobs being generated now."""
         return len(self._places)
 
+    @property
+    def num_waiting(self) -> int:
+        """Jobs that wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running or waiting."""
+        return bool(self._places or self._waiting)
+
     def submit(self, ticket: Ticket) -> None:
         """Queue the jobs of a ticket. Raises RequestError when one cannot be served or the queue is full."""
+        engine = (ticket.model or self._model).engine
         for job in ticket.jobs:
-            self._engine.check(job.request)
+            engine.check(job.request)
         with self._wake:
-            if self._closing:
-                raise RequestError("the server is shutting down", code="overloaded")
+            if self._closing or self._draining:
+                raise _shutting_down()
             if len(self._waiting) + len(ticket.jobs) > self._max_waiting + self._max_running:
                 raise RequestError(
                     f"{len(self._waiting)} requests are waiting already", code="overloaded", hint="try again later"
                 )
             self._waiting.extend((ticket, index) for index in range(len(ticket.jobs)))
             self._wake.notify()
+
+    def drain(self) -> None:
+        """Take nothing new from now on; what has been submitted goes on. `busy` says when it is done."""
+        self._draining = True
 
     def close(self) -> None:
         """Stop the thread; unfinished jobs end with an error."""
@@ -79,55 +134,105 @@ class Worker:
         self._thread.join()
 
     def _loop(self) -> None:
-        while self._admit():
+        while (admitted := self._admit()) is not None:
             try:
-                self._drop_cancelled()
-                self._deliver(self._engine.step())
+                for ticket, index in admitted:
+                    self._start(ticket, index)
+                self._drop_unwanted()
+                for engine in self._engines():
+                    self._deliver(engine.step())
             except Exception as error:  # whatever a step raises ends the requests in flight, not the thread
                 logging.getLogger(__name__).exception("a step failed; the requests in flight end with an error")
-                self._fail_all(error)
-        self._fail_all(RequestError("the server is shutting down", code="overloaded"))
+                self._fail_all(error, admitted)
+        self._fail_all(_shutting_down())
 
-    def _admit(self) -> bool:
-        """Start waiting jobs while there are places; sleeps when there is nothing to do. False when closing."""
+    def _admit(self) -> list[tuple[Ticket, int]] | None:
+        """The waiting jobs that there is room for; sleeps when there is nothing to do. None when closing."""
         with self._wake:
             while not (self._waiting or self._places or self._closing):
                 self._wake.wait()
             if self._closing:
-                return False
+                return None
             admitted: list[tuple[Ticket, int]] = []
             while self._waiting and len(self._places) + len(admitted) < self._max_running:
                 ticket, index = self._waiting.popleft()
                 if not ticket.cancelled:
                     admitted.append((ticket, index))
-        for ticket, index in admitted:
-            self._places[self._engine.submit(ticket.jobs[index].request)] = (ticket, index)
-        return True
+        return admitted
+
+    def _start(self, ticket: Ticket, index: int) -> None:
+        job, model = ticket.jobs[index], ticket.model or self._model
+        self.metrics.queue_seconds.observe(time.monotonic() - ticket.submitted)
+        if job.prompt_logprobs is not None:
+            scores = score_prompt(model.model, job.request.prompt_ids, job.prompt_logprobs)
+            ticket.listener(index, [Delta(prompt_scores=tuple(scores))])
+        self._places[model.engine.submit(job.request)] = _Place(ticket=ticket, index=index, engine=model.engine)
+
+    def _engines(self) -> set[Engine]:
+        """The engines that have work."""
+        return {place.engine for place in tuple(self._places.values())}
 
     def _deliver(self, progress: list[Progress]) -> None:
+        now = time.monotonic()
         for each in progress:
             if each.row not in self._places:
                 continue  # somebody else's, who shares the engine
-            ticket, index = self._places[each.row]
-            answer = ticket.jobs[index].answer
+            place = self._places[each.row]
+            ticket, answer = place.ticket, place.ticket.jobs[place.index].answer
+            if place.last is None:
+                self.metrics.first_token_seconds.observe(now - ticket.submitted)
+            else:
+                self.metrics.next_token_seconds.observe(now - place.last)
+            place.last = now
             deltas = answer.drain()
             if each.completion is not None:
-                del self._places[each.row]
                 deltas += answer.finish(each.completion)
+                self._count(self._places.pop(each.row), each.row, each.completion.finish_reason)
             if deltas and not ticket.cancelled:
-                ticket.listener(index, deltas)
+                ticket.listener(place.index, deltas)
 
-    def _drop_cancelled(self) -> None:
-        for row in [row for row, (ticket, _) in self._places.items() if ticket.cancelled]:
-            del self._places[row]
-            self._engine.cancel(row)
+    def _drop_unwanted(self) -> None:
+        """Let go of jobs whose ticket was cancelled, or has taken too long."""
+        if self._max_seconds is not None:
+            oldest = time.monotonic() - self._max_seconds
+            with self._wake:
+                tickets = {id(ticket): ticket for ticket, _ in self._waiting}
+            tickets |= {id(place.ticket): place.ticket for place in self._places.values()}
+            for ticket in tickets.values():
+                if ticket.submitted < oldest and not ticket.cancelled:
+                    ticket.cancel()
+                    _tell(ticket, RequestError(f"the answer took longer than {self._max_seconds:g} s", code="timeout"))
+        for row in [row for row, place in self._places.items() if place.ticket.cancelled]:
+            place = self._places.pop(row)
+            place.engine.cancel(row)
+            self._count(place, row, "cancelled")
 
-    def _fail_all(self, error: BaseException) -> None:
+    def _count(self, place: _Place, row: Row, reason: str) -> None:
+        """Into the books with a job that has ended."""
+        metrics, model = self.metrics, place.ticket.model or self._model
+        metrics.answers.labels(model.name, reason).inc()
+        metrics.prompt_tokens.inc(len(row.request.prompt_ids))
+        metrics.generated_tokens.inc(len(row.generated) + (row.stop_id is not None))
+        metrics.answer_seconds.observe(time.monotonic() - place.ticket.submitted)
+
+    def _fail_all(self, error: BaseException, admitted: Sequence[tuple[Ticket, int]] = ()) -> None:
         with self._wake:
-            tickets = {id(ticket): ticket for ticket, _ in (*self._places.values(), *self._waiting)}
+            waiting = tuple(self._waiting)
             self._waiting.clear()
-        self._engine.cancel(*self._places)
+        tickets = {id(ticket): ticket for ticket, _ in (*admitted, *waiting)}
+        tickets |= {id(place.ticket): place.ticket for place in self._places.values()}
+        for row, place in self._places.items():
+            place.engine.cancel(row)
         self._places.clear()
         for ticket in tickets.values():
-            with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens any more
-                ticket.on_error(error)
+            ticket.cancel()
+            _tell(ticket, error)
+
+
+def _shutting_down() -> RequestError:
+    return RequestError("the server is shutting down", code="shutting_down")
+
+
+def _tell(ticket: Ticket, error: BaseException) -> None:
+    with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens any more
+        ticket.on_error(error)
