@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from urllib.parse import parse_qs, urlsplit
 
@@ -42,9 +42,9 @@ STILL_POLICY = (
 class Door:
     """An ASGI application that lets requests through to the pages behind it, or answers them itself."""
 
-    def __init__(self, pages: ASGIApp, *, api_key: str | None, most_bytes: int, policy: str) -> None:
+    def __init__(self, pages: ASGIApp, *, api_keys: Sequence[str], most_bytes: int, policy: str) -> None:
         self._pages = pages
-        self._api_key = api_key
+        self._api_keys = api_keys
         self._most_bytes = most_bytes
         self._policy = policy
 
@@ -71,12 +71,14 @@ class Door:
         return None
 
     def _knows(self, headers: Headers) -> bool:
-        if self._api_key is None:
+        if not self._api_keys:
             return True
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
         cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
-        pairs = ((bearer, self._api_key), (cookie, ticket_for(self._api_key)))  # headers arrive as Latin-1
-        return any(hmac.compare_digest(given.encode("latin-1"), right.encode()) for given, right in pairs)
+        given = (bearer.encode("latin-1"), cookie.encode("latin-1"))  # as which headers are read
+        return bool(_matching(given[0], self._api_keys)) or any(
+            hmac.compare_digest(given[1], ticket_for(key).encode()) for key in self._api_keys
+        )
 
     def _guarded(self, send: Send, policy: str | None = None) -> Send:
         async def send_guarded(message: Message) -> None:
@@ -90,21 +92,27 @@ class Door:
         return send_guarded
 
 
-async def log_in(request: Request, api_key: str | None) -> Response:
+async def log_in(request: Request, api_keys: Sequence[str]) -> Response:
     """Take the key from the form of the login page; the cookie is the answer to the right one."""
     length = request.headers.get("content-length", "")
     if not same_origin(request.headers) or not length.isdecimal() or int(length) > MOST_LOGIN_BYTES:
         return PlainTextResponse("not from here, or too long", status_code=403)
     fields = {name: values[0] for name, values in parse_qs((await request.body()).decode(errors="replace")).items()}
     target = local_path(fields.get("next", ""))
-    if api_key is not None and not hmac.compare_digest(fields.get("key", "").encode(), api_key.encode()):
+    key = _matching(fields.get("key", "").encode(), api_keys)
+    if api_keys and key is None:
         page = login_page(request.headers, next_path=target, wrong=True)
         return HTMLResponse(page, status_code=401, headers={"Content-Security-Policy": STILL_POLICY})
     response = RedirectResponse(target, status_code=303)
-    if api_key is not None:
+    if key is not None:
         secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, ticket_for(api_key), httponly=True, samesite="strict", secure=secure, path="/")
+        response.set_cookie(COOKIE, ticket_for(key), httponly=True, samesite="strict", secure=secure, path="/")
     return response
+
+
+def _matching(given: bytes, keys: Sequence[str]) -> str | None:
+    """The key that was given, if it is one."""
+    return next((key for key in keys if hmac.compare_digest(given, key.encode())), None)
 
 
 def ticket_for(api_key: str) -> str:

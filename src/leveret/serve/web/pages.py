@@ -35,23 +35,23 @@ ICON = (
 def add_pages(app: FastAPI, model: TextModel, config: ServeConfig, submit: Callable[[Ticket], None]) -> None:
     """Put the pages that the config asks for on the application; `submit` hands a ticket to its worker."""
     pages: dict[str, ASGIApp] = {}
-    most, key = config.max_body_bytes, config.api_key
+    most, keys = config.max_body_bytes, config.api_keys
     if config.page:
         talk = Talk(model=model, submit=submit)
         name = config.served_model_name or model.name
         gradio = GradioPage(talk, name, most_running=config.max_concurrent_requests)
-        pages[PATH] = Door(gradio, api_key=key, most_bytes=most, policy=GRADIO_POLICY)
+        pages[PATH] = Door(gradio, api_keys=keys, most_bytes=most, policy=GRADIO_POLICY)
         app.router.lifespan_context = _closing(app.router.lifespan_context, gradio)
     if pages:
         app.add_middleware(_Pages, pages=pages)
-        _add_side_doors(app, key)
+        _add_side_doors(app, keys)
 
 
-def _add_side_doors(app: FastAPI, api_key: str | None) -> None:
+def _add_side_doors(app: FastAPI, api_keys: tuple[str, ...]) -> None:
     """Where the key is typed, and what browsers ask every site for."""
 
     async def enter(request: Request) -> Response:
-        return await log_in(request, api_key)
+        return await log_in(request, api_keys)
 
     async def manifest() -> Response:
         return JSONResponse({"name": "Leveret", "start_url": f"{PATH}/", "display": "browser"})
