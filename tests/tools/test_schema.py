@@ -178,3 +178,26 @@ def test_tools_in_another_order_than_the_tokens_are_refused(phone: ToolSet, tmp_
     file.write_text(json.dumps(content))
     with pytest.raises(ToolError, match="do not match the order"):
         ToolSet.load(tmp_path)
+
+
+def test_the_answer_of_an_mcp_server_is_read_as_it_is() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "description": "Where"}},
+        "required": ["city"],
+    }
+    tool = {
+        "name": "get_weather",
+        "title": "Weather",
+        "description": "Weather of a city",
+        "inputSchema": schema,
+        "outputSchema": {"type": "object"},
+        "annotations": {"readOnlyHint": True},
+        "_meta": {"x": 1},
+    }
+    result = {"tools": [tool], "nextCursor": "abc"}
+    for content in (result, {"jsonrpc": "2.0", "id": 1, "result": result}, [tool], tool):
+        (read,) = tools_from_json(content)
+        assert read.name == "get_weather" and read.description == "Weather of a city"
+        assert read.parameters == (Parameter(name="city", type="string", description="Where"),)
+    assert ToolSet([read]).to_openai()[0]["function"]["parameters"]["required"] == ["city"]

@@ -111,11 +111,12 @@ class ToolSet:
 def tools_from_json(source: str | Path | Sequence[Any] | Mapping[str, Any]) -> list[Tool]:
     """Tools from a JSON file, or from its content: a list of declarations, one declaration, or {"tools": [...]}.
 
-    Each may be an OpenAI entry ({"type": "function", "function": {...}}), its inner object, or an MCP tool
+    The answer of an MCP server to `tools/list` is read as it is, with or without its envelope. Each may be an OpenAI entry ({"type": "function", "function": {...}}), its inner object, or an MCP tool
     ({"name", "inputSchema"}). Raises ToolError naming the tool and the parameter it cannot express.
     """
     content = _read_json(Path(source)) if isinstance(source, str | Path) else source
     if isinstance(content, Mapping):
+        content = content["result"] if isinstance(content.get("result"), Mapping) else content  # MCP's tools/list
         content = content.get("tools", [content])
     if isinstance(content, str) or not isinstance(content, Sequence):
         raise ToolError(f"tool declarations must be a list, not {type(content).__name__}")

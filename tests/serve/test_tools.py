@@ -1,0 +1,68 @@
+"""Functions without a token of their own, through the official client: valid calls, whole and in pieces."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+
+USER: list[Any] = [{"role": "user", "content": "Which way to Paris?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "to": {"type": "string", "maxLength": 4},
+        "legs": {"type": "array", "items": {"enum": ["走", "fly"]}, "maxItems": 2},
+    },  # noqa: E501
+    "required": ["to", "legs"],
+    "additionalProperties": False,
+}
+ROUTE: Any = {"type": "function", "function": {"name": "find_route", "parameters": SCHEMA}}
+TIMER: Any = {"type": "function", "function": {"name": "set_timer", "parameters": {"type": "object", "properties": {}}}}
+
+
+def streamed_calls(client: openai.OpenAI, request: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The calls that the deltas add up to, and the argument pieces of the first one."""
+    calls: list[dict[str, Any]] = []
+    pieces: list[str] = []
+    for chunk in client.chat.completions.create(**request, stream=True):
+        for delta in chunk.choices[0].delta.tool_calls or ():
+            assert delta.function is not None
+            if delta.index == len(calls):
+                assert delta.id and delta.type == "function" and delta.function.name
+                calls.append({"name": delta.function.name, "arguments": ""})
+            calls[delta.index]["arguments"] += delta.function.arguments or ""
+            if delta.index == 0:
+                pieces.append(delta.function.arguments or "")
+    return calls, pieces
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calls_are_valid_and_stream_in_pieces(client: openai.OpenAI, seed: int) -> None:
+    request: dict[str, Any] = {"model": "phone", "messages": USER, "tools": [ROUTE, TIMER], "tool_choice": "required"}
+    request |= {"seed": seed, "temperature": 1.2, "max_tokens": 200, "parallel_tool_calls": False}
+    choice = client.chat.completions.create(**request).choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    (call,) = choice.message.tool_calls or []
+    if call.function.name == "find_route":
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+    calls, pieces = streamed_calls(client, request)
+    assert [each["name"] for each in calls] == [call.function.name]
+    assert json.loads(calls[0]["arguments"]) == json.loads(call.function.arguments)
+    assert pieces[0] == "" and len(pieces) > 2
+
+
+def test_a_named_choice_calls_that_function(client: openai.OpenAI) -> None:
+    request: dict[str, Any] = {"model": "phone", "messages": USER, "tools": [ROUTE, TIMER], "max_tokens": 200}
+    named: Any = {"type": "function", "function": {"name": "find_route"}}
+    choice = client.chat.completions.create(**request, tool_choice=named, parallel_tool_calls=False).choices[0]
+    assert [call.function.name for call in choice.message.tool_calls or ()] == ["find_route"]
+
+
+def test_a_schema_that_cannot_be_compiled_is_a_400_that_names_the_tool(client: openai.OpenAI) -> None:
+    wrong: Any = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"not": {}}}}}}
+    with pytest.raises(openai.BadRequestError, match="properties/x") as caught:
+        client.chat.completions.create(model="phone", messages=USER, tools=[ROUTE, wrong])
+    assert caught.value.param == "tools[1].function.parameters"
