@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,3 +22,8 @@ class EngineConfig(Config):
     """Tokens of a block of the cache: requests share a prefix in whole blocks."""
     reuse_prefixes: bool = True
     """Requests that begin like one before reuse what was computed for it."""
+    speculation: Literal["lookup"] | None = "lookup"
+    """Guess tokens by what followed the last time in the text, and check several in one step; pauses while it does not
+    pay."""
+    draft_model: str | None = None
+    """A small model with the same tokenizer that guesses tokens too: a directory, or a name on the hub."""

@@ -22,6 +22,7 @@ from leveret.chat.messages import Message, ToolCall, messages_from
 from leveret.engine.defaults import SamplingOptions
 from leveret.engine.reply import Reply
 from leveret.engine.text import Job, TextModel
+from leveret.engine.tool_calls import OfferedTools
 from leveret.errors import RequestError
 from leveret.paths import atomic_write
 
@@ -34,7 +35,9 @@ class Conversation:
     system: str | None = None
     """The system message; None for that of the chat template."""
     tools: bool = False
-    """Whether the model may call its tools."""
+    """Whether the model may call tools."""
+    offered: OfferedTools = "all"
+    """Which ones, if it may: by default all that it has a token for."""
     base: bool = False
     """Continue the text instead of answering it."""
     remember: bool = True
@@ -51,6 +54,10 @@ class Conversation:
     def record(self, content: str, calls: Sequence[ToolCall] = ()) -> None:
         """What was answered."""
         self.turns.append(Message("assistant", content, tool_calls=tuple(calls)))
+
+    def record_result(self, call: ToolCall, text: str) -> None:
+        """What a call came to, for the model to read before it goes on."""
+        self.turns.append(Message("tool", text, tool_call_id=call.id, name=call.name))
 
     def clear(self) -> None:
         """Forget everything but the system message."""
@@ -118,11 +125,15 @@ class Conversation:
         self.turns = messages[len(leading) :]
 
     def _job(self, dropped: int, options: SamplingOptions) -> Job:
-        shown = self.turns[dropped:] if self.remember else self.turns[-1:]
+        shown = self.turns[dropped if self.remember else self._last_question() :]
         if self.base:
             return self.model.prepare_text("".join(message.content for message in shown), **options)
-        tools = "all" if self.tools else None
+        tools = self.offered if self.tools else None
         return self.model.prepare_chat(_with_system(self.system, shown), tools=tools, **options)
+
+    def _last_question(self) -> int:
+        places = range(len(self.turns))
+        return next((place for place in reversed(places) if self.turns[place].role == "user"), 0)
 
     def _refusal(self, job: Job) -> RequestError | None:
         try:

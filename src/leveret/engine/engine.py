@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from leveret.engine.backend import Backend
 from leveret.engine.blocks import BlockPool
 from leveret.engine.config import EngineConfig
-from leveret.engine.request import Completion, Request
+from leveret.engine.request import Request
 from leveret.engine.row import Progress, Row
 from leveret.engine.runner import Runner, fingerprint
 from leveret.engine.scheduler import Scheduler, Turn
 from leveret.engine.stats import EngineStats
-from leveret.errors import RequestError
 from leveret.model.decoder import Decoder
 from leveret.model.paged_cache import Feed, PagedCache
 
@@ -31,7 +31,7 @@ DEFAULT_CACHE_BYTES = 2 << 30
 """Memory of the KV cache when the config does not say."""
 
 
-class Engine:
+class Engine(Backend):
     """KV-cached, batched generation over one model. Several threads may use it; one step runs at a time."""
 
     def __init__(
@@ -58,6 +58,11 @@ class Engine:
         return min(self._context_tokens, self._num_blocks * self._config.cache_block_tokens)
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that the model knows."""
+        return self._model.config.vocab_size
+
+    @property
     def stats(self) -> EngineStats:
         """What the engine has done and what it holds; may be read from any thread."""
         scheduler, pool, counts = self._scheduler, self._scheduler.pool, self._counts
@@ -82,38 +87,6 @@ class Engine:
             accepted_tokens=counts["accepted"],
             steps=counts["steps"],
         )
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Complete all requests; the completions come in the order of the requests.
-
-        Raises RequestError when a request cannot be served, before anything is generated.
-        """
-        for request in requests:
-            self.check(request)
-        # Those that begin alike one after the other: what the first leaves in the cache is still there for the next.
-        order = sorted(range(len(requests)), key=lambda index: requests[index].prompt_ids)
-        rows = {index: self.submit(requests[index]) for index in order}
-        try:
-            while any(row.finish_reason is None for row in rows.values()):
-                self.step()
-        finally:
-            self.cancel(*rows.values())
-        return [rows[index].completion() for index in range(len(requests))]
-
-    def stream(self, request: Request) -> Iterator[int]:
-        """Generated ids one by one, without the stop id. Closing the iterator ends the generation."""
-        seen = 0
-        for row in self.follow(request):
-            fresh, seen = row.generated[seen:], row.num_generated
-            yield from fresh
-
-    def follow(self, request: Request) -> Iterator[Row]:
-        """The row of a request after each step, until it has finished. Closing the iterator ends the generation.
-
-        Raises RequestError at once when the request cannot be served.
-        """
-        self.check(request)
-        return self._followed(request)
 
     def submit(self, request: Request) -> Row:
         """Take a request on; the steps that follow serve it. Raises RequestError when it cannot be served."""
@@ -153,41 +126,10 @@ class Engine:
         with self._lock:
             self._scheduler.pool.forget_all()
 
-    def check(self, request: Request) -> None:
-        """Raise RequestError, with the numbers, when the prompt is empty, foreign to the model or too long."""
-        prompt, params = request.prompt_ids, request.params
-        if not prompt:
-            raise RequestError("the prompt has no tokens", param="prompt", code="empty_prompt")
-        vocab_size = self._model.config.vocab_size
-        for param, ids in (("prompt", (*prompt, *params.banned_ids)), ("logit_bias", dict(params.logit_bias))):
-            foreign = [token_id for token_id in ids if not 0 <= token_id < vocab_size]
-            if foreign:
-                raise RequestError(
-                    f"token id {foreign[0]} is outside the model's vocabulary of {vocab_size}",
-                    param=param,
-                    code="invalid_token_id",
-                )
-        if len(prompt) + params.max_tokens > self.context_tokens:
-            whole = self.context_tokens == self._context_tokens
-            whose = "model's context" if whole else "KV cache"
-            hint = "shorten the prompt or lower max_tokens"
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together "
-                f"{len(prompt) + params.max_tokens}, but the {whose} "
-                f"holds {self.context_tokens}",
-                param="max_tokens" if len(prompt) < self.context_tokens else "prompt",
-                code="context_length_exceeded",
-                hint=hint if whole else f"{hint}, or give the cache more (cache_memory_mib)",
-            )
-
-    def _followed(self, request: Request) -> Iterator[Row]:
-        row = self.submit(request)
-        try:
-            while row.finish_reason is None:
-                self.step()
-                yield row
-        finally:
-            self.cancel(row)
+    def _limit(self) -> tuple[str, str]:
+        if self.context_tokens == self._context_tokens:
+            return super()._limit()
+        return "KV cache", ", or give the cache more (cache_memory_mib)"
 
     def _taken(self, turns: Sequence[Turn], logits: Sequence[Tensor], together: Tensor) -> list[Progress]:
         """Let the rows that have read all of their ids choose, and note what every row has read."""

@@ -1,0 +1,222 @@
+"""The backend at a URL: a server that speaks the OpenAI API generates; prompts are ours, and so are the ends.
+
+The prompt is rendered and read here, by the model's own template and tokenizer, and sent as ids, so the server sees
+what our engine would. What comes back is ids where the server says them (`return_tokens_as_token_ids`, as vLLM and
+Leveret do) and otherwise text, which is read by the same tokenizer: perhaps not the ids that were generated, but the
+same text. Whatever a server cannot be asked is refused here with a RequestError, never left out: constraints choose
+among ids one by one, and no server lets anybody do that.
+
+    http://127.0.0.1:8000/v1          the first model that it serves
+    http://127.0.0.1:8000/v1#name     the one of this name
+
+A key is taken from the environment variable OPENAI_API_KEY.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leveret.engine.backend import Backend
+from leveret.engine.backends.completions import Completions, Piece
+from leveret.engine.request import FinishReason, Request
+from leveret.engine.row import Progress, Row
+from leveret.engine.stats import EngineStats
+from leveret.errors import RequestError
+from leveret.tokenizer.files import Tokenizer
+
+MOST_CONNECTIONS = 16
+"""Requests that are with the server at a time; more wait here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _News:
+    """What a connection has brought: a piece, or why it ended."""
+
+    row: Row
+    piece: Piece | None = None
+    error: RequestError | None = None
+
+
+class ServerBackend(Backend):
+    """Runs requests on a server."""
+
+    def __init__(self, completions: Completions, tokenizer: Tokenizer, *, context_tokens: int | None = None) -> None:
+        """context_tokens: what the model holds, where the server does not say."""
+        self._completions = completions
+        self._tokenizer = tokenizer
+        self._context_tokens = completions.context_tokens or context_tokens or 1 << 30
+        self._news: queue.Queue[_News] = queue.Queue()
+        self._lock = threading.RLock()
+        self._waiting: deque[Row] = deque()
+        self._running: dict[Row, Reading] = {}
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def context_tokens(self) -> int:
+        """What the server says, or else what the model's config does."""
+        return self._context_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer."""
+        return self._tokenizer.vocab_size
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counts of requests; what the server holds is not known."""
+        counts = self._counts
+        return EngineStats(
+            waiting_requests=len(self._waiting),
+            running_requests=len(self._running),
+            capacity_tokens=0,
+            used_tokens=0,
+            kept_tokens=0,
+            cache_bytes=0,
+            submitted_requests=counts["submitted"],
+            finished_requests=counts["finished"],
+            cancelled_requests=counts["cancelled"],
+            prompt_tokens=counts["prompt"],
+            prefill_tokens=0,
+            reused_tokens=0,
+            generated_tokens=counts["generated"],
+            preemptions=0,
+            drafted_tokens=0,
+            accepted_tokens=0,
+            steps=counts["steps"],
+        )
+
+    def check(self, request: Request) -> None:
+        """As every backend, and RequestError for what no server can be asked."""
+        super().check(request)
+        if request.constraint is not None:
+            raise RequestError(
+                "a server chooses its tokens itself: an answer from there cannot be kept to a form or to tool calls",
+                param="constraint",
+                code="unsupported",
+                hint="run the model here, or let it answer freely (constrained: false)",
+            )
+        if request.params.logprobs is not None:
+            raise RequestError(
+                "log probabilities are not fetched from a server",
+                param="logprobs",
+                code="unsupported",
+                hint="ask the server itself, or run the model here",
+            )
+
+    def submit(self, request: Request) -> Row:
+        """Queue a request. Raises RequestError when it cannot be served."""
+        self.check(request)
+        with self._lock:
+            row = Row(request)
+            self._waiting.append(row)
+            self._counts.update(submitted=1, prompt=len(request.prompt_ids))
+            return row
+
+    def step(self) -> list[Progress]:
+        """Wait until something has come from the server; nothing is waited for when nothing is under way.
+
+        Raises RequestError with the server's words when it refuses a request or breaks off; that request has ended.
+        """
+        self._send_waiting()
+        if not self._running:
+            return []
+        news = [self._news.get()]
+        while not self._news.empty():
+            news.append(self._news.get())
+        self._counts["steps"] += 1
+        return [progress for each in news if (progress := self._taken(each)) is not None]
+
+    def cancel(self, *rows: Row) -> None:
+        """End rows now; their connections are closed."""
+        with self._lock:
+            for row in rows:
+                if row.finish_reason is None:
+                    row.finish_reason = "cancelled"
+                    self._counts["cancelled"] += 1
+                    self._leave(row)
+
+    def close(self) -> None:
+        """End all requests."""
+        self.cancel(*self._running, *self._waiting)
+
+    def _send_waiting(self) -> None:
+        with self._lock:
+            while self._waiting and len(self._running) < MOST_CONNECTIONS:
+                row = self._waiting.popleft()
+                self._running[row] = Reading(self._tokenizer, row.request.params.stop_ids)
+                threading.Thread(target=self._converse, args=(row,), name="leveret-request", daemon=True).start()
+
+    def _converse(self, row: Row) -> None:
+        """In a thread of its own: send a request, and hand on what comes."""
+        try:
+            for piece in self._completions.stream(row.request):
+                if row.finish_reason is not None:
+                    return
+                self._news.put(_News(row=row, piece=piece))
+        except RequestError as error:
+            self._news.put(_News(row=row, error=error))
+
+    def _taken(self, news: _News) -> Progress | None:
+        row = news.row
+        with self._lock:
+            if row not in self._running:
+                return None  # cancelled meanwhile
+            if news.error is not None:
+                row.finish_reason = "cancelled"
+                self._leave(row)
+                raise news.error
+            assert news.piece is not None
+            reading = self._running[row]
+            ids = _append(row, reading.read(news.piece), reading, news.piece.finish_reason)
+            self._counts["generated"] += len(ids)
+            if row.finish_reason is None:
+                return Progress(row=row, ids=ids, completion=None)
+            self._counts["finished"] += 1
+            self._leave(row)
+            return Progress(row=row, ids=ids, completion=row.completion())
+
+    def _leave(self, row: Row) -> None:
+        if self._running.pop(row, None) is None:
+            self._waiting.remove(row)
+
+
+class Reading:
+    """What has come of one answer, as ids."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._held = ""
+        self._ids: list[int] = []
+        self._text = ""
+        self.stop_ids = frozenset(stop_ids)
+
+    def read(self, piece: Piece) -> list[int]:
+        """The ids of a piece. A text is held back as long as it does not read as what it is after the ids before."""
+        if piece.ids is not None:
+            return list(piece.ids)
+        self._held += piece.text
+        ids = self._tokenizer.encode(self._held, allow_special=True)
+        fits = self._tokenizer.decode([*self._ids, *ids]) == self._text + self._held
+        if not fits and piece.finish_reason is None:
+            return []
+        self._ids, self._text, self._held = [*self._ids, *ids], self._text + self._held, ""
+        return ids
+
+
+def _append(row: Row, ids: Sequence[int], reading: Reading, reason: FinishReason | None) -> list[int]:
+    """Add ids to a row, up to the first at which the answer ends; `reason`: the server has ended it behind them."""
+    first, watch = len(row.ids), row.request.watch
+    for token_id in ids:
+        if token_id in reading.stop_ids:
+            row.stop_id, row.finish_reason = token_id, "stop"
+            break
+        row.ids.append(token_id)
+        if watch is not None and watch(token_id):
+            row.finish_reason = "stop"
+            break
+    row.finish_reason = row.finish_reason or reason
+    return row.ids[first:]

@@ -1,0 +1,35 @@
+"""What `backend` may say, wherever a model is run; without torch, for configs.
+
+leveret         our own engine (the default)
+transformers    the model as transformers defines and runs it
+llama.cpp       a GGUF file, through llama-cpp-python
+http://...      a server that speaks the OpenAI API: vLLM, llama.cpp's, Leveret's, another machine's
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from leveret.spelling import suggest
+
+OWN, TRANSFORMERS, LLAMA_CPP = "leveret", "transformers", "llama.cpp"
+LOCAL = (OWN, TRANSFORMERS, LLAMA_CPP)
+
+
+def is_url(name: str) -> bool:
+    """Whether a backend is a server."""
+    return name.startswith(("http://", "https://"))
+
+
+def checked_name(name: str) -> str:
+    """The name itself; ValueError when there is no such backend."""
+    if name in LOCAL or is_url(name):
+        return name
+    meant = suggest(name, LOCAL)
+    guess = f" (did you mean {meant}?)" if meant else ""
+    raise ValueError(f"backend {name!r} is not known{guess}: {', '.join(LOCAL)}, or the URL of a server")
+
+
+BackendName = Annotated[str, AfterValidator(checked_name)]
