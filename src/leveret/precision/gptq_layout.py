@@ -27,6 +27,9 @@ from leveret.kernels.int_matmul import GroupedIntegers
 
 CheckpointFormat = Literal["gptq", "gptq_v2"]
 
+OWN_METHOD = "leveret"
+"""`quant_method` of a file that no other reader should try: its embedding is in eight bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GptqStorage:
@@ -44,6 +47,8 @@ class GptqStorage:
     """Whether zero points are stored minus one ("gptq") or as they are ("gptq_v2")."""
     lm_head: bool = False
     """Whether the output matrix is quantized too."""
+    embedding_in_8_bits: bool = False
+    """Whether the embedding is stored in eight bits (`int8_table.py`), which only this project reads."""
     skipped: tuple[str, ...] = ()
     """Regular expressions of module names kept in full precision (`dynamic` entries that begin with "-:")."""
 
@@ -51,7 +56,7 @@ class GptqStorage:
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "quantization_config") -> GptqStorage:
         """Read the dictionary of a config.json; ConfigError for anything this project cannot read exactly."""
         method = data.get("quant_method")
-        if method != "gptq":
+        if method not in ("gptq", OWN_METHOD):
             raise ConfigError(
                 f"{source}: quant_method {method!r} is not one that can be loaded",
                 hint="'gptq', 'awq' and 'bitsandbytes' (nf4) can; start from the unquantized model",
@@ -70,13 +75,14 @@ class GptqStorage:
             desc_act=bool(data.get("desc_act", False)),
             checkpoint_format=cast(CheckpointFormat, layout),
             lm_head=bool(data.get("lm_head", False)),
+            embedding_in_8_bits=method == OWN_METHOD and data.get("embedding_bits") == 8,
             skipped=_skipped(data.get("dynamic") or {}, source),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary for config.json, with the keys GPTQModel, vLLM and transformers read."""
         data: dict[str, Any] = {
-            "quant_method": "gptq",
+            "quant_method": OWN_METHOD if self.embedding_in_8_bits else "gptq",
             "bits": self.bits,
             "group_size": -1 if self.group_size is None else self.group_size,
             "sym": self.symmetric,
@@ -85,6 +91,8 @@ class GptqStorage:
             "pack_dtype": "int32",
             "lm_head": self.lm_head,
         }
+        if self.embedding_in_8_bits:
+            data["embedding_bits"] = 8
         if self.skipped:
             data["dynamic"] = {f"-:{pattern}": {} for pattern in self.skipped}
         return data

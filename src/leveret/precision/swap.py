@@ -25,6 +25,7 @@ from leveret.precision.awq_layout import AwqStorage
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.int4 import Int4Linear
 from leveret.precision.int8 import Int8Linear
+from leveret.precision.int8_table import expect_table
 from leveret.precision.linear import IntegerStorage, Product, QuantizedLinear
 from leveret.precision.nf4 import NF4Linear, Scratch
 from leveret.precision.nf4_layout import KEPT_WHOLE, METHOD, Nf4Storage
@@ -78,6 +79,8 @@ def prepare_quantized(
     if isinstance(storage, Nf4Storage):
         _prepare_nf4(model, storage, stored_name or str)
         return
+    if isinstance(storage, GptqStorage) and storage.embedding_in_8_bits:
+        expect_table(model.get_submodule("embed_tokens"))
     for name, linear in quantizable(model, storage, stored_name).items():
         try:
             empty = _class_of(storage)(

@@ -38,6 +38,8 @@ class QuantizeConfig(Config):
     """Regular expressions of layers to leave alone, found anywhere in the name (`layers\\.0\\.`, `down_proj`)."""
     quantize_lm_head: bool = False
     """Quantize the output matrix too. Not possible when it is tied to the embedding."""
+    quantize_embedding: bool = False
+    """Store the embedding in 8 bits, for a small file. Only leveret reads it then; not with awq or nf4."""
     other_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the tensors that stay whole (embedding, norms); by default as stored."""
     calibration: list[Path] = Field(default_factory=list)
@@ -62,6 +64,8 @@ class QuantizeConfig(Config):
     def _some_methods_have_one_form(self) -> QuantizeConfig:
         if self.method in ("nf4", "awq") and (self.bits != 4 or self.quantize_lm_head):
             raise ValueError(f"method {self.method} has 4 bits and leaves the output matrix whole")
+        if self.method in ("nf4", "awq") and self.quantize_embedding:
+            raise ValueError(f"method {self.method} leaves the embedding whole")
         return self
 
     @model_validator(mode="after")

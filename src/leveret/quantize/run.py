@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.engine.perplexity import Window, perplexity, windows_from_files
@@ -23,6 +25,7 @@ from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write
 from leveret.precision.awq_layout import AwqStorage
 from leveret.precision.gptq_layout import GptqStorage
+from leveret.precision.int8_table import round_table, store_table, table_of
 from leveret.precision.linear import IntegerStorage
 from leveret.precision.nf4_layout import KEPT_WHOLE, Nf4Storage
 from leveret.precision.swap import KEPT_NAMES, Storage, choose_product
@@ -64,6 +67,7 @@ def run(config: QuantizeConfig, console: Console) -> StageResult:
         model, layers = _quantize(config, source, storage, console)
     else:
         model, layers, before = _calibrate(config, source, storage, calibration, windows, console)
+    table = _round_embedding(model) if config.quantize_embedding else None
     console.info(choose_product(model))
     after = perplexity(model, windows) if windows else None
     report: dict[str, Any] = {
@@ -79,6 +83,8 @@ def run(config: QuantizeConfig, console: Console) -> StageResult:
         "rounded_alone": sum(layer.reason is not None for layer in layers),
         "layers": [asdict(layer) for layer in layers],
     }
+    if table is not None:
+        store_table(model.embed_tokens, *table)
     with atomic_directory(config.output) as draft:
         save_model(model, draft, generation=_generation(source), quantization_config=storage.to_dict())
         _carry_over(source, draft)
@@ -95,7 +101,9 @@ def _storage(config: QuantizeConfig, source: Path, console: Console) -> Storage:
         raise ConfigError(f"{source} is quantized already", hint="start from the model it was made of")
     model = read_config(source)
     if config.quantize_lm_head and model.tie_word_embeddings:
-        raise ConfigError("quantize_lm_head: the output matrix is the embedding, which is not quantized")
+        raise ConfigError(
+            "quantize_lm_head: the output matrix is the embedding", hint="quantize_embedding stores it in 8 bits"
+        )
     if config.method == "nf4":
         if unused := sorted({"group_size", "symmetric", "search"} & config.model_fields_set):
             console.warn(f"method nf4 does not use {', '.join(unused)}: blocks of 64, levels of their own")
@@ -111,6 +119,7 @@ def _storage(config: QuantizeConfig, source: Path, console: Console) -> Storage:
         symmetric=config.symmetric,
         desc_act=config.desc_act and config.method == "gptq",
         lm_head=config.quantize_lm_head,
+        embedding_in_8_bits=config.quantize_embedding,
         skipped=(*routers, *(f".*(?:{pattern})" for pattern in config.skip)),
     )
 
@@ -137,6 +146,14 @@ def _calibration(config: QuantizeConfig, source: Path, console: Console) -> Cali
     line = f"calibration: {calibration.tokens:,} tokens of {calibration.documents:,} documents"
     console.info(line + (f"; {held_out:,} tokens are held out for perplexity" if held_out else ""))
     return calibration
+
+
+def _round_embedding(model: Decoder) -> tuple[Tensor, Tensor]:
+    """What a file will hold of the embedding; the model's becomes what is read from it."""
+    table = round_table(model.embed_tokens.weight)
+    model.embed_tokens.weight = nn.Parameter(table_of(*table))
+    model.tie_weights()
+    return table
 
 
 def _calibration_facts(config: QuantizeConfig, calibration: Calibration | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.token_rows import fold_rows
+from leveret.precision.int8_table import write_out_table
 from leveret.precision.swap import prepare_quantized
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.fingerprint import fingerprint_of
@@ -117,6 +118,7 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
                 tied_head = value
             else:
                 assign(model, name, value)
+    write_out_table(model.embed_tokens)
     embedding = model.embed_tokens.weight
     if tied_head is not None and not torch.equal(tied_head.to(embedding.dtype), embedding):
         raise UnexpectedWeights(

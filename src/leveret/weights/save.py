@@ -50,7 +50,7 @@ def save_model(
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     drafts = _write_drafts(fuse(model, family), directory, shard_bytes)
-    config = family.config_to_hf(model.config) | {"torch_dtype": str(model.embed_tokens.weight.dtype)[6:]}
+    config = family.config_to_hf(model.config) | {"torch_dtype": str(model.norm.weight.dtype)[6:]}
     if quantization_config is not None:
         config["quantization_config"] = dict(quantization_config)
     (directory / "config.json").unlink(missing_ok=True)
