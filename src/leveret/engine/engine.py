@@ -19,10 +19,12 @@ from torch import Tensor
 from leveret.engine.backend import Backend
 from leveret.engine.blocks import BlockPool
 from leveret.engine.config import EngineConfig
+from leveret.engine.draft import DraftModel
 from leveret.engine.request import Request
 from leveret.engine.row import Progress, Row
 from leveret.engine.runner import Runner, fingerprint
 from leveret.engine.scheduler import Scheduler, Turn
+from leveret.engine.speculative import Guesser, Lookup, Speculation
 from leveret.engine.stats import EngineStats
 from leveret.model.decoder import Decoder
 from leveret.model.paged_cache import Feed, PagedCache
@@ -35,10 +37,16 @@ class Engine(Backend):
     """KV-cached, batched generation over one model. Several threads may use it; one step runs at a time."""
 
     def __init__(
-        self, model: Decoder, config: EngineConfig | None = None, *, context_tokens: int | None = None
+        self,
+        model: Decoder,
+        config: EngineConfig | None = None,
+        *,
+        draft: Decoder | None = None,
+        context_tokens: int | None = None,
     ) -> None:
         """The engine neither moves the model nor changes its mode; its weights may change while no request runs.
 
+        draft: the model of `config.draft_model`; this file reads no directories.
         context_tokens: most tokens of a prompt and its answer together; None: what the model can hold.
         """
         self._model = model
@@ -51,6 +59,7 @@ class Engine(Backend):
         self._runner: Runner | None = None
         self._fingerprint: tuple[object, ...] = ()
         self._scheduler = self._new_scheduler()
+        self._speculation = self._new_speculation(draft)
 
     @property
     def context_tokens(self) -> int:
@@ -105,14 +114,14 @@ class Engine(Backend):
                 if row.finish_reason is None:
                     row.finish_reason = "cancelled"
                     self._counts["cancelled"] += 1
-                    self._scheduler.remove(row)
+                    self._leave(row)
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
         """Go on with all rows: feed those whose turn it is, choose an id for each that has read all of its own."""
         with self._lock:
             runner = self._ready()
-            turns = self._scheduler.plan(lambda _: {})
+            turns = self._scheduler.plan(self._speculation.guess)
             if not turns:
                 return []
             runner.cache.clear(self._scheduler.fresh)
@@ -143,14 +152,19 @@ class Engine(Backend):
             self._scheduler.fed(row, turn.count + right)
             self._counts.update(generated=len(ids), drafted=len(turn.draft), accepted=right)
             if len(scores):
+                self._speculation.learn(row, len(turn.draft), right)
                 progress.append(self._progress(row, ids))
         return progress
+
+    def _leave(self, row: Row) -> None:
+        self._scheduler.remove(row)
+        self._speculation.drop(row)
 
     def _progress(self, row: Row, ids: list[int]) -> Progress:
         if row.finish_reason is None:
             return Progress(row=row, ids=ids, completion=None)
         self._counts["finished"] += 1
-        self._scheduler.remove(row)
+        self._leave(row)
         return Progress(row=row, ids=ids, completion=row.completion())
 
     def _ready(self) -> Runner:
@@ -172,6 +186,13 @@ class Engine(Backend):
             prefill_chunk_tokens=self._config.prefill_chunk_tokens,
             reuse=self._config.reuse_prefixes,
         )
+
+    def _new_speculation(self, draft: Decoder | None) -> Speculation:
+        guessers: list[Guesser] = [] if self._config.speculation is None else [Lookup()]
+        if draft is not None:
+            capacity = self._num_blocks * self._config.cache_block_tokens
+            guessers.append(DraftModel(draft, vocab_size=self._model.config.vocab_size, capacity_tokens=capacity))
+        return Speculation(guessers)
 
     def _salt(self, request: Request) -> bytes:
         """With dynamic NTK, keys depend on how long a request may become: only requests alike in that share them."""

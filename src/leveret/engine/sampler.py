@@ -16,6 +16,7 @@ never on its neighbours in the batch.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -56,6 +57,14 @@ class RowSampler:
         """True when choosing is nothing but argmax, which the engine does for all such rows at once."""
         changed = self._seen is not None or self._counts is not None or self._params.logit_bias or len(self._banned)
         return self._params.greedy and not changed and self._constraint is None and self._record is None
+
+    def fork(self) -> RowSampler:
+        """A sampler for guesses: it chooses as this one would from here on, without the constraint and the record."""
+        twin = copy.copy(self)
+        twin._constraint = twin._record = None
+        twin._seen, twin._counts = copy.copy(self._seen), copy.copy(self._counts)
+        twin._generator = self._generator.clone_state()
+        return twin
 
     def forced(self) -> int | None:
         """The next id when the constraint leaves no choice: no logits are needed for it."""
