@@ -83,6 +83,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "second": comparison.second,
         "kind": comparison.kind,
         "passed": comparison.passed,
+        "seconds": round(comparison.seconds, 2),
         "checks": [vars(check) for check in comparison.checks],
         "figures": {name: value if math.isfinite(value) else None for name, value in comparison.figures.items()},
         "parting": _parting(comparison.parting),

@@ -24,6 +24,9 @@ import torch.nn.functional as F
 RESAMPLES = 1000
 """Bootstrap draws for the interval."""
 
+POSITIONS_AT_ONCE = 64
+"""Positions whose probabilities are in memory in float64 at a time."""
+
 LEAST_LOGPROB = -30.0
 """Servers round what is less likely than this, or call it minus infinity."""
 
@@ -72,20 +75,25 @@ class Interval:
 def compare_logits(
     name: str, ids: Sequence[int], first_TV: torch.Tensor, second_TV: torch.Tensor, *, is_text: bool
 ) -> SequenceDivergence:
-    """Compare the logits of two forms over the same ids; computed in float64."""
-    first, second = first_TV.double(), second_TV.double()
-    log_first, log_second = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)
-    kl = (log_first.exp() * (log_first - log_second)).sum(-1).clamp(min=0)
-    targets = torch.tensor(list(ids[1:]), dtype=torch.long)
-    losses = [float(F.nll_loss(side[: len(targets)], targets, reduction="sum")) for side in (log_first, log_second)]
+    """Compare the logits of two forms over the same ids; computed in float64, some positions at a time."""
+    kls, differences, losses = [], [], [0.0, 0.0]
+    for start in range(0, len(ids), POSITIONS_AT_ONCE):
+        part = slice(start, start + POSITIONS_AT_ONCE)
+        first, second = first_TV[part].double(), second_TV[part].double()
+        log_first, log_second = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)
+        kls.append((log_first.exp() * (log_first - log_second)).sum(-1).clamp(min=0))
+        differences.append((first - second).abs().amax(-1))
+        targets = torch.tensor(list(ids[start + 1 : start + 1 + POSITIONS_AT_ONCE]), dtype=torch.long)
+        for side, log_side in enumerate((log_first, log_second)):
+            losses[side] += float(F.nll_loss(log_side[: len(targets)], targets, reduction="sum"))
     return SequenceDivergence(
         name=name,
         is_text=is_text,
         ids=tuple(ids),
-        kl_T=kl.numpy(),
-        difference_T=(first - second).abs().amax(-1).numpy(),
-        largest_logit=float(first.abs().max()),
-        same_choice_T=(first.argmax(-1) == second.argmax(-1)).numpy(),
+        kl_T=torch.cat(kls).numpy(),
+        difference_T=torch.cat(differences).numpy(),
+        largest_logit=float(first_TV.abs().max()),
+        same_choice_T=(first_TV.argmax(-1) == second_TV.argmax(-1)).numpy(),
         losses=(losses[0], losses[1]),
     )
 

@@ -73,6 +73,8 @@ class Comparison:
     figures: dict[str, float]
     """The same as numbers: kl_nats and its interval, perplexities, largest difference ..."""
     parting: Parting | None
+    seconds: float = 0.0
+    """What loading the second form and comparing took."""
 
     @property
     def passed(self) -> bool:

@@ -7,6 +7,8 @@ before a failure is raised, so that they say what failed.
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from typing import Any
 
 from leveret.certify.card import write_card
@@ -18,6 +20,7 @@ from leveret.certify.findings import Comparison
 from leveret.certify.form import Form
 from leveret.certify.forms import load_form, transformers_can_read
 from leveret.certify.references import TRANSFORMERS_PREFIX, is_server
+from leveret.certify.remembered import Remembered
 from leveret.certify.server import Server
 from leveret.certify.thresholds import numerics_for
 from leveret.certify.zoo import Fixture, zoo
@@ -35,14 +38,15 @@ SMUGGLED_TOKENS = 3
 def run(config: CertifyConfig, console: Console) -> StageResult:
     """Compare all forms; returns the verdict, or raises CertificateError after everything is written."""
     references, notes = _references(config)
-    first = load_form(references[0])
+    first = Remembered(load_form(references[0]))
     described, comparisons = [describe_form(first)], []
     fixtures, windows = _inputs(config, first)
     with console.progress("certify", len(references) - 1, "pair") as progress:
         for done, reference in enumerate(references[1:], start=1):
+            begun = time.perf_counter()
             description, comparison = _compared(config, first, reference, fixtures, windows)
             described.append(description)
-            comparisons.append(comparison)
+            comparisons.append(replace(comparison, seconds=time.perf_counter() - begun))
             progress.update(done, last="passed" if comparison.passed else "FAILED")
     first.close()
     certificate = Certificate(forms=tuple(described), comparisons=tuple(comparisons), notes=tuple(notes))
