@@ -11,6 +11,9 @@ import pytest
 
 from leveret.engine.text import TextModel
 
+from .test_guard import metrics
+
+CANCELLED = 'leveret_engine_cancelled_requests_total{model="phone"}'
 BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500}
 
 
@@ -48,6 +51,14 @@ def test_a_client_that_goes_away_frees_its_place_at_once(
         assert response.readline().startswith(b"data: ")
         response.close()
     wait_for(url, 1)
+    assert held_tokens(url) > 0
+    before = metrics(url)[CANCELLED]
     connection.close()
     wait_for(url, 0)
     assert len(steps) < 1500
+    assert held_tokens(url) == 0 and metrics(url)[CANCELLED] == before + 1
+
+
+def held_tokens(url: str) -> float:
+    """Room that answers under way take in the cache."""
+    return metrics(url)['leveret_engine_used_tokens{model="phone"}']

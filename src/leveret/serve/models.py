@@ -8,6 +8,7 @@ the server runs; what is being answered with an adapter that is unloaded is answ
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,15 @@ def configured(model: TextModel, config: ServeConfig) -> TextModel:
 
     Raises ConfigError or TemplateError when it cannot have them.
     """
+    defaults = model.defaults
+    if (most := config.max_answer_tokens) is not None:
+        defaults = replace(defaults, max_tokens=min(most, defaults.max_tokens))
     model = TextModel(
         model.model,
         model.tokenizer,
         template=model.template if config.chat_template is None else _template(config.chat_template, model),
         tools=model.tools,
-        defaults=model.defaults,
+        defaults=defaults,
         name=model.name,
     )
     longest, tokens = model.model.config.max_position_embeddings, config.max_model_len
