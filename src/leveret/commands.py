@@ -153,7 +153,7 @@ COMMANDS: dict[str, Command] = {
         _verb("merge", "merge", "MergeConfig", "Make one model of several."),
         _verb("quantize", "quantize", "QuantizeConfig", "Store a model's weights in 8 or 4 bits."),
         _verb("convert", "convert", "ConvertConfig", "Make a model directory of .bin, .safetensors or .gguf files."),
-        _verb("export", "export", "ExportConfig", "Write a model for llama.cpp and Ollama."),
+        _verb("export", "export", "ExportConfig", "Write a model for llama.cpp, transformers, vLLM or MLC-LLM."),
         _verb("certify", "certify", "CertifyConfig", "Prove that two forms of a model give the same answers."),
         _verb("evaluate", "evaluate", "EvaluateConfig", "Score a model."),
         _desk("chat", "ChatConfig", "Talk to a model in the terminal."),

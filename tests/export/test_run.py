@@ -13,7 +13,6 @@ from leveret.chat.template import ChatTemplate, builtin_template
 from leveret.config import parse_config
 from leveret.console import Console
 from leveret.errors import MissingExtra, TokenizerError
-from leveret.export import run as export
 from leveret.export.config import ExportConfig, GgufType
 from leveret.export.run import run
 from leveret.model.config import ModelConfig
@@ -63,7 +62,9 @@ def exported(source: Path, output: Path, **changes: object) -> dict[str, object]
 
 def test_a_folder_has_the_file_its_modelfile_and_the_commands(directory: Path, tmp_path: Path) -> None:
     summary = exported(directory, tmp_path / "out")
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["Modelfile", "hopper-bf16.gguf", "run.sh"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "Modelfile", "README.md", "hopper-bf16.gguf", "run.sh",
+    ]  # fmt: skip
     assert summary["type"] == "bf16" and summary["pre_tokenizer"] in dict(RULES)
     keys = open_gguf(tmp_path / "out/hopper-bf16.gguf").keys
     tokenizer = Tokenizer.load(directory)
@@ -116,4 +117,3 @@ def test_a_tokenizer_that_no_rule_fits_is_refused_with_a_text(
     monkeypatch.setattr(gguf_tokenizer, "RULES", (("deepest", (r".",)),))
     with pytest.raises(TokenizerError, match=r"'deepest', gives other ids for .* for example"):
         exported(directory, tmp_path / "out")
-    assert export.FILE_TYPES[0] == "f32"

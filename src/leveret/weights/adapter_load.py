@@ -69,6 +69,11 @@ def load_adapter(model: Decoder, folder: str | Path, *, fingerprint: str | None 
         _round_to(model, model.norm.weight.dtype)
 
 
+def tensors_by_module(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of an adapter: {module in the files: {suffix: tensor}}."""
+    return _by_module(_read(folder / TENSORS)[0], folder)
+
+
 def _read(file: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors, and the fingerprint of the model they were trained on, if it was kept."""
     if not file.is_file():
