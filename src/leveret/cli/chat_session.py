@@ -16,6 +16,7 @@ from typing import Any
 
 from leveret.chat.messages import ToolCall
 from leveret.cli.chat_config import ChatConfig
+from leveret.cli.chat_tools import DRY_RUN, ChatTools, TerminalLoop, list_tools
 from leveret.cli.fields import keys_of
 from leveret.cli.sampling_config import SamplingConfig
 from leveret.config import parse_config, suggest
@@ -24,7 +25,6 @@ from leveret.engine.conversation import Conversation
 from leveret.engine.defaults import SamplingOptions
 from leveret.engine.text import Job, TextModel
 from leveret.errors import LeveretError, RequestError
-from leveret.tools.call_text import describe_call
 
 COMMANDS = {
     "/help": "this list",
@@ -44,25 +44,29 @@ COMMANDS = {
 class Session:
     """One conversation on the terminal."""
 
-    def __init__(self, model: TextModel, config: ChatConfig, console: Console) -> None:
+    def __init__(self, model: TextModel, config: ChatConfig, console: Console, offer: ChatTools = DRY_RUN) -> None:
         """Raises RequestError when the model cannot chat, or has no tools and they are asked for."""
         self._model = model
         self._config = config
         self._console = console
         base = model.template is None if config.mode is None else config.mode == "base"
-        tools = model.tools is not None and not base if config.tools is None else config.tools
-        self._talk = Conversation(model=model, system=config.system, tools=tools, base=base)
+        tools = model.tools is not None and not base if config.tools is None else config.tools is not False
+        self._talk = Conversation(model=model, system=config.system, tools=tools, offered=offer.offered, base=base)
+        self._offer = offer
+        self._loop = TerminalLoop(offer, console)
         self.num_answers = 0
         self._settle()
         if not base:
-            model.prepare_chat([{"role": "user", "content": "Hello"}], tools="all" if tools else None)
+            model.prepare_chat([{"role": "user", "content": "Hello"}], tools=offer.offered if tools else None)
 
     @property
     def mode(self) -> str:
         """What a message leads to, in words."""
         if self._talk.base:
             return "continues the text"
-        return "calls tools (dry run)" if self._talk.tools else "answers in text"
+        if not self._talk.tools:
+            return "answers in text"
+        return "calls tools" if self._offer.runs else "calls tools (dry run)"
 
     def handle(self, line: str) -> bool:
         """Obey a command or answer a message; False to leave."""
@@ -91,7 +95,9 @@ class Session:
 
     def _answer(self, text: str) -> None:
         self._talk.ask(text)
+        self._loop.begin()
         if not self._write_answer():
+            self._talk.take_back_answer()
             self._talk.take_back_question()
 
     def _write_answer(self) -> bool:
@@ -109,7 +115,7 @@ class Session:
             return False
         self.num_answers += 1
         self._talk.record(text, calls)
-        return True
+        return not (ended and self._loop.goes_on(self._talk, calls)) or self._write_answer()
 
     def _stream(self, job: Job) -> tuple[str, list[ToolCall], bool]:
         """Print the answer; returns its text and calls, and whether it came to an end by itself."""
@@ -121,7 +127,7 @@ class Session:
                     print(delta.content, end="", flush=True)
                     if delta.tool_call is not None:
                         calls.append(delta.tool_call)
-                        print(describe_call(delta.tool_call), flush=True)
+                        print(self._offer.describe(delta.tool_call), flush=True)
                     reason = delta.finish_reason or reason
             note = " (stopped)" if stopped() else " ... (cut off at max_tokens)" if reason == "length" else ""
         silent = "(no tool fits)" if self._talk.tools and not (text or calls or note) else ""
@@ -185,16 +191,15 @@ class Session:
             self._console.info(f"the model now {self.mode}")
 
     def _set_tools(self, word: str) -> None:
-        if self._model.tools is None:
+        if self._model.tools is None and self._offer.offered == "all":
             self._console.warn(f"{self._model.name} has no tools")
         elif word in ("on", "off"):
             self._talk.tools, self._talk.base = word == "on", False
             self._settle()
             self._console.info(f"the model now {self.mode}")
         else:
-            for tool in self._model.tools:
-                names = ", ".join(each.name for each in tool.parameters)
-                print(f"  {tool.name}({names})  {tool.description}", flush=True)
+            for line in list_tools(self._offer.offered, self._model.tools):
+                print(f"  {line}", flush=True)
 
     def _settle(self) -> None:
         """A way of answering that has changed begins a new conversation."""

@@ -9,10 +9,15 @@ from leveret.errors import ToolError
 from leveret.tools.android import plan
 
 
+def name_call(call: ToolCall) -> str:
+    """A call as a programmer would write it."""
+    arguments = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in call.arguments.items())
+    return f"{call.name}({arguments})"
+
+
 def describe_call(call: ToolCall) -> str:
     """A call as a programmer would write it, and below it what an Android phone would be told."""
-    arguments = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in call.arguments.items())
-    lines = [f"{call.name}({arguments})"]
+    lines = [name_call(call)]
     try:
         intent = plan(call)
     except ToolError:

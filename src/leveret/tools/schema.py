@@ -26,7 +26,7 @@ from leveret.tools.parameter_schema import read_parameter
 from leveret.tools.signature import tool_from_function
 from leveret.tools.tool import FORMATS, Parameter, Tool
 
-__all__ = ["FORMATS", "Parameter", "Tool", "ToolSet", "tool_from_function", "tools_from_json"]
+__all__ = ["FORMATS", "Parameter", "Tool", "ToolSet", "declarations", "tool_from_function", "tools_from_json"]
 
 FILE_NAME = "tools.json"
 
@@ -111,16 +111,23 @@ class ToolSet:
 def tools_from_json(source: str | Path | Sequence[Any] | Mapping[str, Any]) -> list[Tool]:
     """Tools from a JSON file, or from its content: a list of declarations, one declaration, or {"tools": [...]}.
 
-    The answer of an MCP server to `tools/list` is read as it is, with or without its envelope. Each may be an OpenAI entry ({"type": "function", "function": {...}}), its inner object, or an MCP tool
-    ({"name", "inputSchema"}). Raises ToolError naming the tool and the parameter it cannot express.
+    The answer of an MCP server to `tools/list` is read as it is, with or without its envelope. Each may be an OpenAI
+    entry ({"type": "function", "function": {...}}), its inner object, or an MCP tool ({"name", "inputSchema"}).
+    Raises ToolError naming the tool and the parameter it cannot express.
     """
+    content = declarations(source)
+    return [_read_tool(entry, number) for number, entry in enumerate(content, start=1)]
+
+
+def declarations(source: str | Path | Sequence[Any] | Mapping[str, Any]) -> Sequence[Any]:
+    """The declarations in a JSON file or its content, as they are; they may hold more than a `Tool` can express."""
     content = _read_json(Path(source)) if isinstance(source, str | Path) else source
     if isinstance(content, Mapping):
         content = content["result"] if isinstance(content.get("result"), Mapping) else content  # MCP's tools/list
         content = content.get("tools", [content])
     if isinstance(content, str) or not isinstance(content, Sequence):
         raise ToolError(f"tool declarations must be a list, not {type(content).__name__}")
-    return [_read_tool(entry, number) for number, entry in enumerate(content, start=1)]
+    return content
 
 
 def _read_tool(entry: Any, number: int) -> Tool:
