@@ -26,6 +26,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str = "cpu",
     adapter: str | Path | None = None,
+    backend: str = "leveret",
 ) -> TextModel:
     """Load a model directory, or a model of the Hugging Face hub by name, to generate, chat and call tools.
 
@@ -34,8 +35,9 @@ def load(
         dtype: type of the weights in memory ("float32", torch.bfloat16 ...); None as stored.
         device: "cpu", "cuda:0" ...
         adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
+        backend: who runs it: "leveret", "transformers", "llama.cpp" (path: a GGUF file), or the URL of a server.
     """
     # Imported here because it brings torch, which `import leveret` must not cost.
     from leveret.engine.text import TextModel
 
-    return TextModel.load(path, dtype=dtype, device=device, adapter=adapter)
+    return TextModel.load(path, dtype=dtype, device=device, adapter=adapter, backend=backend)

@@ -1,6 +1,7 @@
 """`leveret chat`: talk to a model in the terminal, or pipe messages in, one a line.
 
-Answers appear as they are generated. Tool calls are shown with what a phone would do for them, and nothing is done.
+Answers appear as they are generated. Tool calls are shown with what a phone would do for them, and nothing is done
+unless a Python file of functions is given (chat_tools.py).
 A conversation that has outgrown the context loses its oldest turns, and says so. A base model continues what is typed.
 """
 
@@ -11,6 +12,7 @@ import sys
 from leveret.cli.chat_config import ChatConfig
 from leveret.cli.chat_lines import messages
 from leveret.cli.chat_session import Session
+from leveret.cli.chat_tools import chat_tools
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.engine.text import TextModel
@@ -18,11 +20,12 @@ from leveret.engine.text import TextModel
 
 def run(config: ChatConfig, console: Console) -> StageResult:
     """Answer until the input ends."""
-    model = TextModel.load(config.model, dtype=config.dtype, device=config.device)
-    session = Session(model, config, console)
-    if sys.stdin.isatty():
-        console.info(f"{model.name}: {session.mode}; /help lists the commands, /exit leaves")
-    for line in messages():
-        if line and not session.handle(line):
-            break
+    model = TextModel.load(config.model, dtype=config.dtype, device=config.device, backend=config.backend)
+    with chat_tools(config, console) as tools:
+        session = Session(model, config, console, tools)
+        if sys.stdin.isatty():
+            console.info(f"{model.name}: {session.mode}; /help lists the commands, /exit leaves")
+        for line in messages():
+            if line and not session.handle(line):
+                break
     return StageResult(output=None, summary={"answers": session.num_answers})

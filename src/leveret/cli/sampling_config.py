@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from leveret.config import Config
+from leveret.engine.backends.names import OWN, BackendName
 from leveret.engine.defaults import SamplingOptions
 
 
@@ -35,6 +36,8 @@ class SamplingConfig(Config):
     """Type of the weights in memory; by default as stored."""
     device: str = "cpu"
     """Where the model runs."""
+    backend: BackendName = OWN
+    """Who runs it: leveret, transformers, llama.cpp (the model is a GGUF file then), or the URL of a server with it."""
 
     def options(self) -> SamplingOptions:
         """The sampling options that were given."""

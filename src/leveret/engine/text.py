@@ -28,6 +28,9 @@ import torch
 from leveret.chat.messages import Message, ToolCall, checked_text, messages_from
 from leveret.chat.template import ChatTemplate
 from leveret.engine.assembler import TextAssembler
+from leveret.engine.backend import Backend
+from leveret.engine.backends.names import OWN, checked_name
+from leveret.engine.backends.opening import open_parts
 from leveret.engine.defaults import SamplingOptions, with_options
 from leveret.engine.engine import Engine
 from leveret.engine.prompting import USUAL, PromptShape, chat_ids, find_parts
@@ -38,7 +41,7 @@ from leveret.engine.structure import AnswerOptions, Structure, split_options
 from leveret.engine.tool_calls import OfferedTools, ToolChoice, last_query
 from leveret.engine.tool_desk import ToolDesk
 from leveret.engine.tool_offer import offer_from
-from leveret.errors import RequestError
+from leveret.errors import ConfigError, RequestError
 from leveret.hub import model_under, resolve_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
@@ -68,7 +71,7 @@ class TextModel:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Decoder | Backend,
         tokenizer: Tokenizer,
         *,
         template: ChatTemplate | None = None,
@@ -76,9 +79,10 @@ class TextModel:
         defaults: SamplingParams | None = None,
         name: str = "leveret",
     ) -> None:
-        """Parts that belong together; `load` finds them in a directory."""
-        self.model = model
-        """Called with token ids (B, T) it gives logits (B, T, V)."""
+        """Parts that belong together; `load` finds them in a directory. A Decoder runs in an engine of its own."""
+        self._decoder = model if isinstance(model, Decoder) else None
+        self.engine: Backend = model if isinstance(model, Backend) else Engine(model)
+        """What runs the model; our own engine or another program behind the same interface."""
         self.tokenizer = tokenizer
         self.template = template
         """None for a base model that has no chat template."""
@@ -88,7 +92,6 @@ class TextModel:
         """Sampling where the caller says nothing."""
         self.name = name
         """Name of the model's directory."""
-        self.engine = Engine(model)
         self._adds_bos = _adds_bos(tokenizer)
         self.dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
 
@@ -100,6 +103,7 @@ class TextModel:
         dtype: torch.dtype | str | None = None,
         device: str = "cpu",
         adapter: str | Path | None = None,
+        backend: str = OWN,
     ) -> TextModel:
         """Load a model directory, or a model of the Hugging Face hub by name.
 
@@ -108,8 +112,14 @@ class TextModel:
             dtype: type of the weights in memory ("float32", torch.bfloat16 ...); None as stored.
             device: "cpu", "cuda:0" ...
             adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
+            backend: "leveret"; "transformers"; "llama.cpp" (path: a GGUF file); or the URL of a server that has the
+                model, of which then only tokenizer, template and defaults are read here.
         Raises HubError, WeightsError, TokenizerError, TemplateError or ToolError, naming the file that is wrong.
         """
+        if checked_name(backend) != OWN:
+            if adapter is not None:
+                raise ConfigError("an adapter is for our own engine", hint=f"merge it first: leveret export {adapter}")
+            return cls(**vars(open_parts(path, backend, dtype=dtype, device=device)))
         directory = resolve_model(str(path))
         top = directory if adapter is None else resolve_model(str(adapter))
         return cls(
@@ -117,6 +127,17 @@ class TextModel:
             **vars(find_parts((top, model_under(directory)))),
             name=top.resolve().name,
         )
+
+    @property
+    def model(self) -> Decoder:
+        """Called with token ids (B, T) it gives logits (B, T, V). RequestError when another program has the model."""
+        if self._decoder is None:
+            raise RequestError(
+                f"{self.name} is run by another program (backend): there are no weights here to compute this with",
+                code="unsupported",
+                hint="run it with backend=leveret",
+            )
+        return self._decoder
 
     def generate(self, prompt: str, **options: Unpack[AnswerOptions]) -> str:
         """The continuation of a text, without the text. Raises RequestError when the request cannot be served."""
@@ -290,7 +311,7 @@ class TextModel:
             self.tokenizer,
             self.template,
             self.dialect,
-            num_ids=self.model.config.vocab_size,
+            num_ids=self.engine.vocab_size,
             stop_ids=(*template, *self.defaults.stop_ids),
         )
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from leveret.config import Config, Positional, Rehearsal
+from leveret.engine.backends.names import OWN, BackendName, is_url
 
 
 class EvaluateConfig(Config):
@@ -25,6 +26,8 @@ class EvaluateConfig(Config):
     """Let the model write valid calls only. Off: it writes what it likes, and what does not parse is counted."""
     any_order: bool = False
     """Take the calls of a combined request in any order."""
+    backend: BackendName = OWN
+    """Who runs it: leveret, transformers, llama.cpp (the model is a GGUF file then), or the URL of a server with it."""
     max_requests: Annotated[int | None, Field(ge=1), Rehearsal(16)] = None
     """Requests that are used of each file, the first ones. null: all."""
     max_text_bytes: Annotated[int | None, Field(ge=1), Rehearsal(4096)] = None
@@ -38,6 +41,10 @@ class EvaluateConfig(Config):
     def _something_to_measure(self) -> EvaluateConfig:
         if not self.tools and not self.text:
             raise ValueError("nothing to measure: give --tools requests.jsonl or --text held_out.jsonl")
+        if self.text and self.backend != OWN:
+            raise ValueError(f"text is measured by backend=leveret only, not by {self.backend}: leave one of them out")
+        if self.tools and self.constrained and is_url(self.backend):
+            raise ValueError("a server chooses its tokens itself: with the URL of one, say constrained=false")
         for name, files in (("tools", self.tools), ("text", self.text)):
             if len(set(files)) < len(files):
                 raise ValueError(f"{name}: the same file is named twice")

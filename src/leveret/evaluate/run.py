@@ -34,7 +34,7 @@ REPORT, FAILURES = "evaluation.json", "failures.jsonl"
 
 def run(config: EvaluateConfig, console: Console) -> StageResult:
     """Measure what the config asks for; returns the main figures of each file."""
-    directory = resolve_model(config.model)
+    directory = Path(config.model) if Path(config.model).is_file() else resolve_model(config.model)
     inputs = _inputs(config, directory)
     report, failures = _recorded(config, inputs)
     if report is None:
@@ -55,7 +55,7 @@ def run(config: EvaluateConfig, console: Console) -> StageResult:
 def _measure(
     config: EvaluateConfig, directory: Path, inputs: dict[str, str], console: Console
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    model = TextModel.load(directory)
+    model = TextModel.load(directory, backend=config.backend)
     evaluations = {name: _tool_calls(config, model, file, console) for name, file in _named(config.tools)}
     texts = {name: _text(config, model, file, console) for name, file in _named(config.text)}
     report = {
@@ -66,6 +66,7 @@ def _measure(
             "template": None if model.template is None else _template_record(model.template.source),
             "decoding": "greedy",
             "constrained": config.constrained,
+            "backend": config.backend,
             "call_order": "any" if config.any_order else "as asked",
             "exact": "same tools and arguments; texts equal after Unicode NFC and without outer white space",
             "lenient": "as exact, without letter case, punctuation and spacing",
@@ -143,7 +144,11 @@ def _inputs(config: EvaluateConfig, directory: Path) -> dict[str, str]:
         raise DataError("no such file", path=missing)
     files = {str(file): sha256_file(file) for file in (*config.tools, *config.text)}
     settings = config.model_dump(mode="json", exclude={"output", "shown_failures"})
-    return {**files, "model": hash_tree(directory), "settings": fingerprint(settings)}
+    return {
+        **files,
+        "model": (sha256_file if directory.is_file() else hash_tree)(directory),
+        "settings": fingerprint(settings),
+    }
 
 
 def _recorded(config: EvaluateConfig, inputs: dict[str, str]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from leveret.engine.engine import Engine
+from leveret.engine.backend import Backend
 from leveret.engine.logprobs import score_prompt
 from leveret.engine.reply import Delta
 from leveret.engine.row import Progress, Row
@@ -59,7 +59,7 @@ class _Place:
 
     ticket: Ticket
     index: int
-    engine: Engine
+    engine: Backend
     last: float | None = None
     """When its last token came."""
 
@@ -168,7 +168,7 @@ class Worker:
             ticket.listener(index, [Delta(prompt_scores=tuple(scores))])
         self._places[model.engine.submit(job.request)] = _Place(ticket=ticket, index=index, engine=model.engine)
 
-    def _engines(self) -> set[Engine]:
+    def _engines(self) -> set[Backend]:
         """The engines that have work."""
         return {place.engine for place in tuple(self._places.values())}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,7 @@ class LlamaCppSequences:
 
         Raises MissingExtra without llama-cpp-python, WeightsError when llama.cpp cannot load the file.
         """
-        library = self._library = require("llama_cpp", extra="llama-cpp", purpose="the backend llama.cpp")
-        self._quiet = library.llama_log_callback(lambda level, text, data: None)
-        library.llama_log_set(self._quiet, ctypes.c_void_p(0))
-        library.llama_backend_init()
+        library = self._library = _started()[0]
         self._model: Any = library.llama_model_load_from_file(str(file).encode(), library.llama_model_default_params())
         if not self._model:
             raise WeightsError(f"llama.cpp cannot load {file}", hint="look at it with: leveret inspect " + str(file))
@@ -106,3 +104,13 @@ class LlamaCppSequences:
         """After the id at this place of the batch; copied, as the next batch overwrites it."""
         found = self._library.llama_get_logits_ith(self._context, place)
         return np.ctypeslib.as_array(found, shape=(self.vocab_size,)).copy()
+
+
+@cache
+def _started() -> tuple[Any, Any]:
+    """The library, initialized, and what silences it: a callback that must live as long as the process does."""
+    library = require("llama_cpp", extra="llama-cpp", purpose="the backend llama.cpp")
+    silence = library.llama_log_callback(lambda level, text, data: None)
+    library.llama_log_set(silence, ctypes.c_void_p(0))
+    library.llama_backend_init()
+    return library, silence

@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from leveret.engine.backend import Backend
 from leveret.engine.backends.names import LLAMA_CPP, TRANSFORMERS, is_url
+from leveret.engine.prompting import Parts, find_parts
 from leveret.errors import ConfigError
+from leveret.hub import resolve_model
 from leveret.tokenizer.files import Tokenizer
+from leveret.weights.gguf_file import open_gguf
+from leveret.weights.gguf_read import restore_companions
+from leveret.weights.load import read_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedParts(Parts):
+    """What a TextModel is made of."""
+
+    model: Backend
+    name: str
+
+
+def open_parts(path: str | Path, backend: str, *, dtype: str | torch.dtype | None, device: str) -> OpenedParts:
+    """A model at `path`, a directory, a name or a GGUF file, to be run by `backend`, which is not our own engine."""
+    model = Path(path) if Path(path).is_file() else resolve_model(str(path))
+    parts = _parts_of(model)
+    opened = open_backend(backend, model, parts.tokenizer, dtype=dtype, device=device)
+    return OpenedParts(**vars(parts), model=opened, name=model.resolve().name)
+
+
+def _parts_of(model: Path) -> Parts:
+    """Of a directory, or as they are written in a GGUF file; ConfigError when its tokenizer cannot be rebuilt."""
+    if model.is_dir():
+        return find_parts((model,))
+    with tempfile.TemporaryDirectory() as folder:
+        restore_companions(open_gguf(model), Path(folder))
+        if not (Path(folder) / "tokenizer.json").is_file():
+            raise ConfigError(
+                f"the tokenizer in {model} is one that only llama.cpp reads",
+                hint="name the model's directory, and as backend the URL of llama.cpp's own server",
+            )
+        return find_parts((Path(folder),))
 
 
 def open_backend(
@@ -47,6 +84,4 @@ def open_backend(
 
 
 def _context_tokens(model: Path) -> int | None:
-    from leveret.weights.load import read_config
-
     return read_config(model).max_position_embeddings if (model / "config.json").is_file() else None
