@@ -258,8 +258,9 @@ def test_a_function_is_declared_as_openai_or_mcp_declares_it() -> None:
         assert declared.entry["function"] == {
             "name": "f",
             "description": "F",
-            "parameters": {"additionalProperties": False, **schema},
+            "parameters": schema,
         }
+        assert json.loads(declared.schema.source) == {"additionalProperties": False, **schema}
     known = offer_from([entry(TIMER), mcp, "take_photo"], TOOLS)
     assert known.functional == ("set_timer", "take_photo") and [each.name for each in known.declared] == ["f"]
 

@@ -145,11 +145,10 @@ def _declared(tool: Any, place: int) -> Declared:
         schema = {"type": "object", "properties": {}}
     if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
         raise RequestError(f"{param} must be a schema of type object", param=param, code="invalid_schema")
-    if "properties" in schema:  # a call has the declared arguments, unless others are invited
-        schema = {"additionalProperties": False, **schema}
     told = {key: function[key] for key in ("name", "description") if function.get(key) is not None}
     entry = {"type": "function", "function": {**told, "parameters": schema}}
-    read = Structure.json({"type": "object", **schema}, param=param)
+    closed = {"additionalProperties": False} if "properties" in schema else {}  # no others, unless they are invited
+    read = Structure.json({"type": "object", **closed, **schema}, param=param)
     return Declared(name=function["name"], schema=read, entry=entry)
 
 

@@ -40,7 +40,7 @@ class HermesDialect:
 
     def instructions(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """What a model is told of the tools, one declaration a line."""
-        declared = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        declared = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
         return (
             f"These functions can be called:\n<tools>\n{declared}\n</tools>\n"
             f"To call one, write its name and its arguments as JSON:\n{_START}\n"
