@@ -97,7 +97,7 @@ def from_directory(reference: str, path: Path, adapter: Path | None = None) -> L
         adapter or path,
         model,
         Tokenizer.load(_first_with("tokenizer.json", folders)),
-        numerics_of(model.embed_tokens.weight.dtype, stored_bits(quantization)),
+        numerics_of(model.norm.weight.dtype, stored_bits(quantization)),
         _declared_stops(_first_with("generation_config.json", folders), model),
     )
 
