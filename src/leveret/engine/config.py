@@ -25,5 +25,8 @@ class EngineConfig(Config):
     speculation: Literal["lookup"] | None = "lookup"
     """Guess tokens by what followed the last time in the text, and check several in one step; pauses while it does not
     pay."""
+    batch_invariant: bool = False
+    """The same request gives the same tokens, to the last bit of every number, alone and in company. It costs speed:
+    prompts are read a block at a time, and nothing is guessed."""
     draft_model: str | None = None
     """A small model with the same tokenizer that guesses tokens too: a directory, or a name on the hub."""

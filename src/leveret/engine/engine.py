@@ -20,6 +20,7 @@ from leveret.engine.backend import Backend
 from leveret.engine.blocks import BlockPool
 from leveret.engine.config import EngineConfig
 from leveret.engine.draft import DraftModel
+from leveret.engine.invariant import InvariantRunner
 from leveret.engine.request import Request
 from leveret.engine.row import Progress, Row
 from leveret.engine.runner import Runner, fingerprint
@@ -56,7 +57,7 @@ class Engine(Backend):
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._arrivals = 0
-        self._runner: Runner | None = None
+        self._runner: Runner | InvariantRunner | None = None
         self._fingerprint: tuple[object, ...] = ()
         self._scheduler = self._new_scheduler()
         self._speculation = self._new_speculation(draft)
@@ -167,14 +168,15 @@ class Engine(Backend):
         self._leave(row)
         return Progress(row=row, ids=ids, completion=row.completion())
 
-    def _ready(self) -> Runner:
+    def _ready(self) -> Runner | InvariantRunner:
         """The runner of the model as it is. Between two requests the model may have changed; then nothing is kept."""
         if self._runner is not None and self._scheduler.running:
             return self._runner
         now = fingerprint(self._model)
         if self._runner is None or now != self._fingerprint:
             size = self._config.cache_block_tokens
-            self._fingerprint, self._runner = now, Runner(self._model, num_blocks=self._num_blocks, block_tokens=size)
+            make = InvariantRunner if self._config.batch_invariant else Runner
+            self._fingerprint, self._runner = now, make(self._model, num_blocks=self._num_blocks, block_tokens=size)
             self._scheduler.pool.forget_all()
         return self._runner
 
@@ -185,9 +187,12 @@ class Engine(Backend):
             max_rows=self._config.max_rows,
             prefill_chunk_tokens=self._config.prefill_chunk_tokens,
             reuse=self._config.reuse_prefixes,
+            reuse_answers=not self._config.batch_invariant,
         )
 
     def _new_speculation(self, draft: Decoder | None) -> Speculation:
+        if self._config.batch_invariant:
+            return Speculation([])
         guessers: list[Guesser] = [] if self._config.speculation is None else [Lookup()]
         if draft is not None:
             capacity = self._num_blocks * self._config.cache_block_tokens
@@ -217,7 +222,13 @@ def _choose(turn: Turn, logits: Tensor, likeliest: Sequence[int]) -> tuple[list[
 def _feed(turn: Turn) -> Feed:
     row = turn.row
     ids = row.ids[row.num_cached : row.num_cached + turn.count]
-    return Feed(ids=(*ids, *turn.draft), start=row.num_cached, table=row.table, planned_length=row.planned_length)
+    return Feed(
+        ids=(*ids, *turn.draft),
+        start=row.num_cached,
+        table=row.table,
+        planned_length=row.planned_length,
+        chosen_from=len(row.request.prompt_ids),
+    )
 
 
 def _wanted(turn: Turn) -> int:

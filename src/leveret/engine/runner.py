@@ -30,12 +30,17 @@ class Runner:
         self._model = model
         self._compiled_step = CompiledStep.of(model)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the model has a compiled step."""
+        return self._compiled_step is not None
+
     def __call__(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
         """Feed all; the logits after the last `wanted` ids of each feed, one behind the other, (sum of wanted, V)."""
         few = [index for index, feed in enumerate(feeds) if self._few(feed)]
         many = sorted(set(range(len(feeds))) - set(few), key=lambda index: len(feeds[index].ids))
         found: dict[int, Tensor] = {}
-        for indices, forward in ((few, self._by_compiled_step), (many, self._by_modules)):
+        for indices, forward in ((few, self.by_compiled_step), (many, self.by_modules)):
             if indices:
                 logits = forward([feeds[index] for index in indices], [wanted[index] for index in indices])
                 parts = torch.split(logits, [wanted[index] for index in indices])
@@ -45,12 +50,14 @@ class Runner:
     def _few(self, feed: Feed) -> bool:
         return self._compiled_step is not None and len(feed.ids) <= MOST_COMPILED_TOKENS
 
-    def _by_compiled_step(self, feeds: list[Feed], wanted: list[int]) -> Tensor:
+    def by_compiled_step(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
+        """Feed all by the compiled step; the wanted logits."""
         assert self._compiled_step is not None
         logits = self._compiled_step(PagedRows(self.cache, feeds))
         return logits if len(logits) == sum(wanted) else logits[_places(feeds, wanted)]
 
-    def _by_modules(self, feeds: list[Feed], wanted: list[int]) -> Tensor:
+    def by_modules(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
+        """Feed all in one forward of the model; the wanted logits."""
         rows = PagedRows(self.cache, feeds)
         hidden = self._model.hidden(rows.ids, cache=rows)[0]  # (T, H)
         logits: Tensor = self._model.lm_head(hidden[_places(feeds, wanted)])

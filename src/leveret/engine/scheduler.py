@@ -47,9 +47,16 @@ class Scheduler:
     """The queue of rows that wait, and the rows that run."""
 
     def __init__(
-        self, pool: BlockPool, *, block_tokens: int, max_rows: int, prefill_chunk_tokens: int, reuse: bool
+        self,
+        pool: BlockPool,
+        *,
+        block_tokens: int,
+        max_rows: int,
+        prefill_chunk_tokens: int,
+        reuse: bool,
+        reuse_answers: bool = True,
     ) -> None:
-        """`reuse`: False gives every row blocks of its own."""
+        """`reuse`: False gives every row blocks of its own; `reuse_answers`: False shares blocks of prompts only."""
         self.pool = pool
         self.waiting: list[Row] = []
         self.running: list[Row] = []
@@ -61,6 +68,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._budget = max(prefill_chunk_tokens, block_tokens)
         self._reuse = reuse
+        self._reuse_answers = reuse_answers
 
     def add(self, row: Row) -> None:
         """Let a row wait for its place; the order is that of arrival."""
@@ -99,7 +107,8 @@ class Scheduler:
         """A row has `count` more tokens in the cache, all of them ids it keeps; its full blocks can now be found."""
         first, row.num_cached = row.num_cached // self._size, row.num_cached + count
         if self._reuse:
-            for block in range(first, row.num_cached // self._size):
+            end = row.num_cached if self._reuse_answers else min(row.num_cached, len(row.request.prompt_ids))
+            for block in range(first, end // self._size):
                 self.pool.publish(row.table[block], row.name(block, self._size))
 
     def _admit(self) -> None:

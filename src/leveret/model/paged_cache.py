@@ -41,6 +41,8 @@ class Feed:
     """Its blocks, enough for the new tokens too."""
     planned_length: int
     """The length it is to reach; fixes the base of dynamic NTK (`rope.py`), which must not drift."""
+    chosen_from: int = 0
+    """The place of the first id that is no longer the prompt's; which it is matters to engine/invariant.py only."""
 
 
 @dataclass(frozen=True, kw_only=True)
