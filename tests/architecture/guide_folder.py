@@ -5,6 +5,8 @@ text/train.txt, text/held_out.txt
 conversations.jsonl        messages
 requests.jsonl             {"query", "calls"}, what `leveret evaluate --tools` reads
 tools.json                 the phone's tool set
+my_tools.py                functions that `leveret chat` runs
+person.json                a JSON Schema
 phrases.en.yaml, phrases.zh.yaml   its phrase books
 tiny.yaml                  a recipe of quick stages
 """
@@ -31,6 +33,28 @@ REQUESTS = [
     {"query": "打开前置摄像头拍照", "calls": [{"name": "take_photo", "arguments": {"camera": "front"}}]},
     {"query": "Why is the sky blue?", "calls": []},
 ]
+MY_TOOLS = """\
+from leveret.tools.act import act
+
+
+def add(a: int, b: int) -> int:
+    \"""Add two numbers.\"""
+    return a + b
+
+
+@act
+def remember(text: str) -> str:
+    \"""Write a note.\"""
+    with open("notes.txt", "a", encoding="utf-8") as notes:
+        notes.write(text)
+    return "noted"
+"""
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
 RECIPE = """\
 name: tiny
 stages:
@@ -50,6 +74,8 @@ def build(folder: Path) -> None:
     _write_lines(folder / "requests.jsonl", REQUESTS)
     for name in ("tools.json", "phrases.en.yaml", "phrases.zh.yaml"):
         shutil.copy(ROOT / "recipes/phone" / name, folder / name)
+    (folder / "my_tools.py").write_text(MY_TOOLS, encoding="utf-8")
+    (folder / "person.json").write_text(json.dumps(PERSON), encoding="utf-8")
     (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
 
 
@@ -80,7 +106,7 @@ def _model(directory: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
     )
