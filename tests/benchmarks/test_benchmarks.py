@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = sorted(BENCHMARKS.glob("*_cpu.py"))
-PEERS = {"merge_cpu": "mergekit", "sft_cpu": "trl", "engine_cpu": "llama_cpp"}
+ALONE = ("certify_cpu",)
+"""Scripts that compare with no other program."""
+SCRIPTS = sorted(script for script in BENCHMARKS.glob("*_cpu.py") if script.stem not in ALONE)
+PEERS = {"merge_cpu": "mergekit", "sft_cpu": "trl", "engine_cpu": "llama_cpp", "quantize_cpu": "gptqmodel"}
 """Of scripts whose peer is not transformers."""
 
 
@@ -43,6 +45,23 @@ def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) 
         assert 0 < low <= work["ratio"] <= high
     assert min(figures["peak_memory_bytes"].values()) > 0
     assert figures["machine"]["llama_cpp_python" if peer == "llama_cpp" else peer]
+
+
+@pytest.mark.slow
+def test_certifying_six_forms_gives_each_its_verdict(tmp_path: Path) -> None:
+    for package in ("transformers", "llama_cpp"):
+        pytest.importorskip(package, reason="it reads one of the forms")
+    file = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "certify_cpu.py"), "--quick", "--json", str(file)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert set(figures["checks"].values()) == {"yes"} and len(figures["seconds_by_form"]) == 5
 
 
 @pytest.mark.slow
