@@ -159,6 +159,9 @@ COMMANDS: dict[str, Command] = {
         _desk("chat", "ChatConfig", "Talk to a model in the terminal."),
         _desk("generate", "GenerateConfig", "Continue a text.", stage=True),
         _verb("serve", "serve", "ServeConfig", "Answer at an OpenAI-compatible endpoint."),
+        _desk(
+            "show", "ShowConfig", "Show runs in a browser: curves, label X-ray, certificate, evaluation.", stage=True
+        ),
         _desk("inspect", "InspectConfig", "Say what a model, shard, checkpoint or run folder holds.", stage=True),
         _desk("doctor", "DoctorConfig", "Check this machine and this installation."),
     )

@@ -18,7 +18,7 @@ from leveret.config import Config, Positional, nested_config, rehearsed
 
 from .source import ROOT, SOURCE, module_name, parsed, python_files
 
-NO_VERBS = {"run", "rehearse", "validate", "chat", "generate", "inspect", "doctor"}
+NO_VERBS = {"run", "rehearse", "validate", "chat", "generate", "inspect", "show", "doctor"}
 """Commands that have no folder of their name; `tokenizer` is the verb of the folder `vocabulary`."""
 
 TOPICS = {"README", "adapters", "fp8", "python", "data_formats"}

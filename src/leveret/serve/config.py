@@ -55,6 +55,8 @@ class ServeConfig(Config):
     """Longest time from a request to the end of its answer; beyond it the answer ends with an error, status 503."""
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Told to stop, the server refuses new requests and gives the answers under way so long to end."""
+    runs: Path | None = None
+    """Show the runs in this folder at /runs: curves, label X-ray, certificate, evaluation. Nothing is ever written."""
     page: bool = True
     """Offer a page to talk to the model at /gradio, where Gradio is installed (`pip install "leveret[web]"`)."""
     ask: list[str] = Field(default_factory=list)

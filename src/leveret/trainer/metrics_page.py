@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leveret.trainer.expert_load_page import load_figure
@@ -19,7 +19,7 @@ _WIDTH, _HEIGHT = 560, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 30
 _MOST_POINTS = 400
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink:#1c2330; --soft:#667085; --line:#e4e7ec; --card:#fff; --page:#f7f8fa;
   --a:#2563eb; --b:#d97706; }
 @media (prefers-color-scheme: dark) { :root { --ink:#e6e9ef; --soft:#98a2b3; --line:#2c3442; --card:#171c26;
@@ -77,23 +77,31 @@ def render_page(title: str, lines: Sequence[dict[str, Any]], *, total_steps: int
     """The whole page. `lines` are those of metrics.jsonl; while `status` is "running" the page reloads itself."""
     step = max((line["step"] for line in lines), default=0)
     refresh = '<meta http-equiv="refresh" content="5">' if status == "running" else ""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{refresh}'
+        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        f"<p>{html.escape(status)}: step {step:,} of {total_steps:,}</p>"
+        f'<div class="track"><div style="width:{100 * step / max(total_steps, 1):.1f}%"></div></div>'
+        f"<main>{figures(lines, total_steps=total_steps)}</main></body></html>\n"
+    )
+
+
+def figures(lines: Sequence[dict[str, Any]], *, total_steps: int, say: Callable[[str], str] = str) -> str:
+    """The curves and the last values, as figures that `STYLE` dresses; `say` translates the words on them."""
     latest: dict[str, Any] = {}
     for line in lines:
         latest |= line
     shown = (*_CHARTS, _CHART_OF_EXPERTS) if "busiest_expert" in latest else _CHARTS
-    charts = "".join(_figure(chart, lines, total_steps) for chart in shown) + load_figure(lines)
+    charts = "".join(_figure(_said(chart, say), lines, total_steps) for chart in shown) + load_figure(lines)
     rows = "".join(
         f"<tr><td>{html.escape(key)}<td>{_short(value)}" for key, value in latest.items() if not isinstance(value, list)
     )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{refresh}'
-        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        f"<p>{html.escape(status)}: step {step:,} of {total_steps:,}</p>"
-        f'<div class="track"><div style="width:{100 * step / max(total_steps, 1):.1f}%"></div></div>'
-        f"<main>{charts}<figure><figcaption>last values</figcaption><table>{rows}</table></figure></main>"
-        "</body></html>\n"
-    )
+    return f"{charts}<figure><figcaption>{say('last values')}</figcaption><table>{rows}</table></figure>"
+
+
+def _said(chart: _Chart, say: Callable[[str], str]) -> _Chart:
+    return replace(chart, title=say(chart.title), names=tuple(say(name) for name in chart.names))
 
 
 def _figure(chart: _Chart, lines: Sequence[dict[str, Any]], total_steps: int) -> str:

@@ -1,1 +1,1 @@
-"""Pages for people on the server: a conversation at /gradio, what guards it, its words."""
+"""Pages for people on the server: a conversation at /gradio, runs at /runs, what guards them, their words."""

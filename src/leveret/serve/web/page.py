@@ -35,15 +35,15 @@ Update = dict[str, Any]
 class Page:
     """The components of one page and their events."""
 
-    def __init__(self, talk: Talk, name: str, *, most_running: int) -> None:
-        """`most_running`: answers at the same time."""
-        self._talk, self._name = talk, name
+    def __init__(self, talk: Talk, name: str, *, most_running: int, runs: bool) -> None:
+        """`most_running`: answers at the same time; `runs`: whether there are pages of runs to lead to."""
+        self._talk, self._name, self._runs = talk, name, runs
         words = WORDS["en"]
         with gr.Blocks(analytics_enabled=False, title=f"{name} · Leveret", fill_width=True) as self.blocks:
             self._turns = gr.State((), time_to_live=SECONDS_KEPT)
             with gr.Row(elem_id="head"):
                 with gr.Column(scale=4, min_width=280):
-                    self._head = gr.Markdown(self._heading(words))
+                    self._head = gr.Markdown(self._heading(words, "en"))
                 with gr.Column(scale=1, min_width=200):
                     self._language = gr.Radio(
                         [(name, code) for code, name in LANGUAGES.items()],
@@ -136,7 +136,7 @@ class Page:
             self._top_k: "top_k", self._penalty: "repetition_penalty",
         }  # fmt: skip
         return {
-            self._head: {"value": self._heading(words)},
+            self._head: {"value": self._heading(words, language)},
             self._chat: {"placeholder": words.empty.format(self._name)},
             self._message: {"label": words.message, "placeholder": words.message_hint},
             self._send: {"value": words.send},
@@ -152,9 +152,10 @@ class Page:
             },
         }
 
-    def _heading(self, words: Words) -> str:
+    def _heading(self, words: Words, language: Language) -> str:
         intro = words.intro_base if self._talk.base else words.intro_chat
-        return f"## {self._name}\n{intro}"
+        runs = f" · [{words.runs}](/runs?lang={language})" if self._runs else ""
+        return f"## {self._name}\n{intro}{runs}"
 
 
 def _slider(low: float, high: float, value: float, step: float, key: str, words: Words) -> gr.Slider:

@@ -1,4 +1,4 @@
-"""The pages, put on the application of the API: /gradio, behind its door. `add_pages` is all `app.py` knows.
+"""The pages, /gradio and /runs, put on the application of the API behind their door; `app.py` knows `add_pages` only.
 
 Gradio is imported, and its page built, when the page is first opened, in a thread: the API starts at once and pays
 nothing. Where Gradio is not installed, /gradio says which command brings it, and the rest works.
@@ -20,7 +20,8 @@ from leveret.engine.text import TextModel
 from leveret.errors import MissingExtra
 from leveret.extras import require
 from leveret.serve.config import ServeConfig
-from leveret.serve.web.door import GRADIO_POLICY, LOGIN, Door, log_in
+from leveret.serve.web.door import GRADIO_POLICY, LOGIN, STILL_POLICY, Door, log_in
+from leveret.serve.web.runs import runs_app
 from leveret.serve.web.talk import Talk
 from leveret.serve.worker import Ticket
 
@@ -39,9 +40,11 @@ def add_pages(app: FastAPI, model: TextModel, config: ServeConfig, submit: Calla
     if config.page:
         talk = Talk(model=model, submit=submit)
         name = config.served_model_name or model.name
-        gradio = GradioPage(talk, name, most_running=config.max_concurrent_requests)
+        gradio = GradioPage(talk, name, most_running=config.max_concurrent_requests, runs=config.runs is not None)
         pages[PATH] = Door(gradio, api_keys=keys, most_bytes=most, policy=GRADIO_POLICY)
         app.router.lifespan_context = _closing(app.router.lifespan_context, gradio)
+    if config.runs is not None:
+        pages["/runs"] = Door(runs_app(config.runs), api_keys=keys, most_bytes=most, policy=STILL_POLICY)
     if pages:
         app.add_middleware(_Pages, pages=pages)
         _add_side_doors(app, keys)
@@ -83,8 +86,9 @@ class _Pages:
 class GradioPage:
     """An ASGI application that becomes the Gradio page when it is first asked for it."""
 
-    def __init__(self, talk: Talk, name: str, *, most_running: int) -> None:
-        self._talk, self._name, self._most_running = talk, name, most_running
+    def __init__(self, talk: Talk, name: str, *, most_running: int, runs: bool) -> None:
+        self._talk, self._name = talk, name
+        self._most_running, self._runs = most_running, runs
         self._lock = asyncio.Lock()
         self._app: FastAPI | None = None
         self._life: asyncio.Task[None] | None = None
@@ -123,7 +127,7 @@ class GradioPage:
         require("gradio", extra="web", purpose="the page at /gradio")
         from leveret.serve.web.mounted import mounted
 
-        return mounted(self._talk, self._name, PATH, most_running=self._most_running)
+        return mounted(self._talk, self._name, PATH, most_running=self._most_running, runs=self._runs)
 
     async def _live(self, app: FastAPI, started: asyncio.Event) -> None:
         """Gradio's own start and end, both in one task, as its context wants."""

@@ -9,7 +9,9 @@ STYLE = """
 body { margin:0 auto; max-width:1180px; padding:24px; background:var(--page); color:var(--ink);
   font:15px/1.55 system-ui, "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif; }
 a { color:var(--a); } h1 { font-size:22px; margin:0 0 4px; overflow-wrap:anywhere; }
-h2 { font-size:17px; margin:32px 0 10px; } h3 { font-size:15px; margin:18px 0 6px; }
+h2 { font-size:17px; margin:32px 0 10px; } h3 { font-size:15px; margin:20px 0 6px; }
+h4 { font-size:14px; font-weight:500; margin:14px 0 6px; overflow-wrap:anywhere; }
+details { margin:0 0 14px; } summary { cursor:pointer; color:var(--soft); margin:0 0 8px; }
 p { margin:0 0 12px; } .soft { color:var(--soft); } .good { color:var(--good); } .bad { color:var(--bad); }
 nav { display:flex; gap:16px; justify-content:space-between; flex-wrap:wrap; margin:0 0 16px; color:var(--soft); }
 .card { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:14px; margin:0 0 14px;

@@ -41,6 +41,7 @@ class Words:
     error: str
     forgotten: str
     call: str
+    runs: str
 
 
 WORDS: dict[Language, Words] = {
@@ -75,6 +76,7 @@ WORDS: dict[Language, Words] = {
         error="Not answered",
         forgotten="The conversation has outgrown the model's context: its oldest turns are forgotten.",
         call="Calls {}",
+        runs="Runs",
     ),
     "zh": Words(
         intro_chat="一切都在这台服务器上运行，别人看不到你的对话。刷新页面即开始新的对话。",
@@ -107,5 +109,6 @@ WORDS: dict[Language, Words] = {
         error="没能回答",
         forgotten="对话超出了模型的上下文：最早的几轮已被忘掉。",
         call="调用 {}",
+        runs="训练记录",
     ),
 }
