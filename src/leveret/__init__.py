@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from leveret.engine.config import EngineConfig
     from leveret.engine.text import TextModel
 
 __all__ = ["load"]
@@ -27,6 +28,7 @@ def load(
     device: str = "cpu",
     adapter: str | Path | None = None,
     backend: str = "leveret",
+    engine: EngineConfig | None = None,
 ) -> TextModel:
     """Load a model directory, or a model of the Hugging Face hub by name, to generate, chat and call tools.
 
@@ -36,8 +38,9 @@ def load(
         device: "cpu", "cuda:0" ...
         adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
         backend: who runs it: "leveret", "transformers", "llama.cpp" (path: a GGUF file), or the URL of a server.
+        engine: how our own engine works (`leveret.engine.config.EngineConfig`): its cache, speculation and the like.
     """
     # Imported here because it brings torch, which `import leveret` must not cost.
     from leveret.engine.text import TextModel
 
-    return TextModel.load(path, dtype=dtype, device=device, adapter=adapter, backend=backend)
+    return TextModel.load(path, dtype=dtype, device=device, adapter=adapter, backend=backend, engine=engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from leveret.engine.speculative import MOST_GUESSES, Lookup, Pace, Speculation
 from leveret.errors import ConfigError
 from leveret.model.config import MoeConfig
 from leveret.model.decoder import Decoder
+from leveret.weights.save import save_model
 
 from .conftest import random_decoder, tiny_config
 from .test_engine import Sequence
@@ -148,6 +150,14 @@ def test_stop_ids_and_max_tokens_end_an_answer_in_the_middle_of_right_guesses(mo
 def test_a_draft_model_of_another_vocabulary_is_refused(model: Decoder) -> None:
     with pytest.raises(ConfigError, match=r"draft_model has a vocabulary of 50 tokens and the model one of 97"):
         Engine(model, PLAIN, draft=random_decoder(tiny_config(50)))
+
+
+def test_a_draft_model_is_read_from_the_folder_that_the_config_names(tmp_path: Path) -> None:
+    model = random_decoder(tiny_config(97, max_position_embeddings=128))
+    save_model(model, tmp_path / "draft")
+    engine = Engine(model, PLAIN.model_copy(update={"draft_model": str(tmp_path / "draft")}))
+    answer = engine.generate([request(REPEATING)])[0]
+    assert engine.stats.accepted_tokens > 20 and answer == Engine(model, PLAIN).generate([request(REPEATING)])[0]
 
 
 def test_lookup_takes_the_latest_place_and_goes_on_in_circles() -> None:

@@ -15,11 +15,12 @@ import torch
 import leveret
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import builtin_template, template_for
+from leveret.engine.config import EngineConfig
 from leveret.engine.defaults import read_defaults
 from leveret.engine.reply import reply_from
 from leveret.engine.request import Completion
 from leveret.engine.text import TextModel
-from leveret.errors import RequestError, WeightsError
+from leveret.errors import ConfigError, RequestError, WeightsError
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
 
@@ -320,3 +321,10 @@ def test_special_tokens_are_shown_when_asked_for(model: TextModel) -> None:
     options: dict[str, Any] = {"max_tokens": 2, "logit_bias": {model.tokenizer.id_of(token): 100}}
     assert model.generate("Set", **options) == ""
     assert model.generate("Set", skip_special_tokens=False, **options) == 2 * token
+
+
+def test_the_keys_of_the_engine_reach_it_and_are_refused_for_other_backends(model_dir: Path) -> None:
+    model = TextModel.load(model_dir, engine=EngineConfig(cache_memory_mib=1))
+    assert model.engine.stats.cache_bytes <= 1 << 20
+    with pytest.raises(ConfigError, match="the engine keys are for our own engine, and the backend is transformers"):
+        TextModel.load(model_dir, backend="transformers", engine=EngineConfig(speculation=None))

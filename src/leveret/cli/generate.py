@@ -11,7 +11,9 @@ from leveret.paths import atomic_write
 
 def run(config: GenerateConfig, console: Console) -> StageResult:
     """Print the continuation on the standard output; nothing else goes there."""
-    model = TextModel.load(config.model, dtype=config.dtype, device=config.device, backend=config.backend)
+    model = TextModel.load(
+        config.model, dtype=config.dtype, device=config.device, backend=config.backend, engine=config.engine
+    )
     pieces = []
     for piece in model.stream(config.prompt, **config.options(), **config.form()):
         print(piece, end="", flush=True)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from leveret.config import Config
 from leveret.engine.backends.names import OWN, BackendName
+from leveret.engine.config import EngineConfig
 from leveret.engine.defaults import SamplingOptions
 
 
@@ -38,6 +39,8 @@ class SamplingConfig(Config):
     """Where the model runs."""
     backend: BackendName = OWN
     """Who runs it: leveret, transformers, llama.cpp (the model is a GGUF file then), or the URL of a server with it."""
+    engine: EngineConfig = EngineConfig()
+    """How our own engine works."""
 
     def options(self) -> SamplingOptions:
         """The sampling options that were given."""

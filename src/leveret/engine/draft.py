@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from leveret.engine.blocks import BlockPool
+from leveret.engine.config import EngineConfig
 from leveret.engine.row import Row
 from leveret.engine.runner import Runner
 from leveret.engine.sampler import RowSampler
 from leveret.errors import ConfigError
+from leveret.hub import resolve_model
 from leveret.model.decoder import Decoder
 from leveret.model.paged_cache import Feed
+from leveret.weights.load import load_model
 
 BLOCK_TOKENS = 32
 CHUNK_TOKENS = 512
@@ -106,6 +109,17 @@ class DraftModel:
         if self._runner is None:
             self._runner = Runner(self._model, num_blocks=self._pool.num_blocks, block_tokens=BLOCK_TOKENS)
         return self._runner
+
+
+def draft_model(model: Decoder, config: EngineConfig) -> Decoder | None:
+    """The model that the config wants to guess for `model`, in the same type and on the same device, if it wants one.
+
+    Raises HubError or WeightsError when it cannot be read.
+    """
+    if config.draft_model is None or config.batch_invariant:
+        return None
+    weight = model.embed_tokens.weight
+    return load_model(resolve_model(config.draft_model), dtype=weight.dtype, device=str(weight.device)).eval()
 
 
 def _chosen(logits: Tensor, sampler: RowSampler | None) -> int:

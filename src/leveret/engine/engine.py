@@ -19,7 +19,7 @@ from torch import Tensor
 from leveret.engine.backend import Backend
 from leveret.engine.blocks import BlockPool
 from leveret.engine.config import EngineConfig
-from leveret.engine.draft import DraftModel
+from leveret.engine.draft import DraftModel, draft_model
 from leveret.engine.invariant import InvariantRunner
 from leveret.engine.request import Request
 from leveret.engine.row import Progress, Row
@@ -47,7 +47,7 @@ class Engine(Backend):
     ) -> None:
         """The engine neither moves the model nor changes its mode; its weights may change while no request runs.
 
-        draft: the model of `config.draft_model`; this file reads no directories.
+        draft: a model that guesses, in place of the one that `config.draft_model` names.
         context_tokens: most tokens of a prompt and its answer together; None: what the model can hold.
         """
         self._model = model
@@ -60,7 +60,7 @@ class Engine(Backend):
         self._runner: Runner | InvariantRunner | None = None
         self._fingerprint: tuple[object, ...] = ()
         self._scheduler = self._new_scheduler()
-        self._speculation = self._new_speculation(draft)
+        self._speculation = self._new_speculation(draft or draft_model(model, self._config))
 
     @property
     def context_tokens(self) -> int:

@@ -31,6 +31,7 @@ from leveret.engine.assembler import TextAssembler
 from leveret.engine.backend import Backend
 from leveret.engine.backends.names import OWN, checked_name
 from leveret.engine.backends.opening import open_parts
+from leveret.engine.config import EngineConfig
 from leveret.engine.defaults import SamplingOptions, with_options
 from leveret.engine.engine import Engine
 from leveret.engine.prompting import USUAL, PromptShape, chat_ids, find_parts
@@ -78,10 +79,11 @@ class TextModel:
         tools: ToolSet | None = None,
         defaults: SamplingParams | None = None,
         name: str = "leveret",
+        engine: EngineConfig | None = None,
     ) -> None:
         """Parts that belong together; `load` finds them in a directory. A Decoder runs in an engine of its own."""
         self._decoder = model if isinstance(model, Decoder) else None
-        self.engine: Backend = model if isinstance(model, Backend) else Engine(model)
+        self.engine: Backend = model if isinstance(model, Backend) else Engine(model, engine)
         """What runs the model; our own engine or another program behind the same interface."""
         self.tokenizer = tokenizer
         self.template = template
@@ -104,6 +106,7 @@ class TextModel:
         device: str = "cpu",
         adapter: str | Path | None = None,
         backend: str = OWN,
+        engine: EngineConfig | None = None,
     ) -> TextModel:
         """Load a model directory, or a model of the Hugging Face hub by name.
 
@@ -114,11 +117,14 @@ class TextModel:
             adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
             backend: "leveret"; "transformers"; "llama.cpp" (path: a GGUF file); or the URL of a server that has the
                 model, of which then only tokenizer, template and defaults are read here.
+            engine: how our own engine works; None: the defaults of `EngineConfig`.
         Raises HubError, WeightsError, TokenizerError, TemplateError or ToolError, naming the file that is wrong.
         """
         if checked_name(backend) != OWN:
             if adapter is not None:
                 raise ConfigError("an adapter is for our own engine", hint=f"merge it first: leveret export {adapter}")
+            if engine not in (None, EngineConfig()):
+                raise ConfigError(f"the engine keys are for our own engine, and the backend is {backend}")
             return cls(**vars(open_parts(path, backend, dtype=dtype, device=device)))
         directory = resolve_model(str(path))
         top = directory if adapter is None else resolve_model(str(adapter))
@@ -126,6 +132,7 @@ class TextModel:
             load_model(directory, dtype=dtype, device=device, adapter=None if adapter is None else top).eval(),
             **vars(find_parts((top, model_under(directory)))),
             name=top.resolve().name,
+            engine=engine,
         )
 
     @property
