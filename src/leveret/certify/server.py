@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -128,19 +129,26 @@ class Server:
         return self.url.removesuffix("/v1")
 
     @cached_property
-    def _id_of_text(self) -> dict[str, int | None]:
-        """The id of each token's text; None where several ids have it."""
-        found: dict[str, int | None] = {}
+    def _id_of_bytes(self) -> dict[bytes, int | None]:
+        """The id of each token's bytes; None where several ids have them."""
+        found: dict[bytes, int | None] = {}
         for index in range(self.tokenizer.vocab_size):
-            text = self.tokenizer.decode([index])
-            found[text] = None if text in found or "\ufffd" in text else index
+            data = self.tokenizer.bytes_of(index, skip_special=False)
+            found[data] = None if data in found else index
         return found
+
+    def _id(self, token: str) -> int | None:
+        """By its number (vLLM's way when asked), or its text, or its bytes where it is no text (OpenAI's way)."""
+        if token.startswith("token_id:"):
+            return int(token.removeprefix("token_id:"))
+        if re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", token):
+            return self._id_of_bytes.get(bytes.fromhex(token.removeprefix("bytes:").replace("\\x", "")))
+        return self._id_of_bytes.get(token.encode())
 
     def _by_ids(self, top: Mapping[str, float] | None) -> dict[int, float]:
         found = {}
-        for text, logprob in (top or {}).items():
-            index = int(text[9:]) if text.startswith("token_id:") else self._id_of_text.get(text)
-            if index is not None:
+        for token, logprob in (top or {}).items():
+            if (index := self._id(token)) is not None:
                 found[index] = float(logprob)
         return found
 
@@ -154,10 +162,7 @@ class Server:
                 for step in given["content"]
             )
         tokens, tops = given.get("tokens") or (), given.get("top_logprobs") or ()
-        return tuple(
-            (next(iter(self._by_ids({token: 0.0})), None), self._by_ids(top))
-            for token, top in zip(tokens, tops, strict=False)
-        )
+        return tuple((self._id(token), self._by_ids(top)) for token, top in zip(tokens, tops, strict=False))
 
     def _completion(self, body: Body, extras: Sequence[Body]) -> Body | None:
         """The first choice of a completion; with each of `extras`, as some servers refuse fields they do not know."""
