@@ -208,6 +208,58 @@ def test_the_place_of_code_is_taken_out_and_python_files_are_left_behind(tokeniz
     assert not (tmp_path / "out/modeling.py").exists()
 
 
+def test_a_tied_head_is_left_out_when_it_is_the_embedding_and_refused_when_it_is_not(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    source = make(tmp_path / "m", tokenizer, tie_word_embeddings=True)
+    edit(source, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    converted(source, tmp_path / "out")
+    assert "lm_head.weight" not in load_file(tmp_path / "out/model.safetensors")
+    assert load_model(tmp_path / "out").config.tie_word_embeddings
+    edit(source, lambda tensors: tensors["lm_head.weight"].add_(1))
+    with pytest.raises(UnexpectedWeights, match="ties the head to the embedding"):
+        converted(source, tmp_path / "again")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A .bin of 134 MB takes at most 30 MB more than a tiny one, which takes what PyTorch loads when it is used."""
+    tiny = make(tmp_path / "tiny", tokenizer)
+    config = ModelConfig(
+        family="llama", vocab_size=8192, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2,
+        num_attention_heads=8, num_key_value_heads=2,
+    )  # fmt: skip
+    source = tmp_path / "m"
+    source.mkdir()
+    values = family_for("llama").config_to_hf(config)
+    (source / "config.json").write_text(json.dumps(values))
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
+    names = {family_for("llama").stored_name(name): shape for name, shape in shapes.items()}
+    torch.save({name: torch.ones(shape) for name, shape in names.items()}, source / "pytorch_model.bin")
+    assert (source / "pytorch_model.bin").stat().st_size > 134e6
+    code = f"""
+import torch
+from pathlib import Path
+from leveret.console import Console
+from leveret.convert.config import ConvertConfig
+from leveret.convert.run import run
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+def convert(source):
+    run(ConvertConfig(model=source, output=Path({str(tmp_path / "out")!r}), dtype="bfloat16"), Console(quiet=True))
+convert({str(tiny)!r})
+before = peak()
+convert({str(source)!r})
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert int(done.stdout) < 30e6, done.stdout + done.stderr
+
+
 def edit(folder: Path, change: Any) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

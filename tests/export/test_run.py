@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate, builtin_template
@@ -117,3 +120,17 @@ def test_a_tokenizer_that_no_rule_fits_is_refused_with_a_text(
     monkeypatch.setattr(gguf_tokenizer, "RULES", (("deepest", (r".",)),))
     with pytest.raises(TokenizerError, match=r"'deepest', gives other ids for .* for example"):
         exported(directory, tmp_path / "out")
+
+
+def test_a_conversation_gets_no_bos_from_llama_cpp_if_its_template_writes_none(directory: Path, tmp_path: Path) -> None:
+    """Huozi's case: the tokenizer begins a text with BOS, the template does not; the file says one thing for both."""
+    source = tmp_path / "m"
+    shutil.copytree(directory, source)
+    engine = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    engine.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", engine.token_to_id("<s>"))])
+    engine.save(str(source / "tokenizer.json"))
+    exported(source, tmp_path / "out")
+    assert open_gguf(tmp_path / "out/m-bf16.gguf").keys["tokenizer.ggml.add_bos_token"] is True
+    assert "--jinja -cnv --override-kv tokenizer.ggml.add_bos_token=bool:false" in (tmp_path / "out/run.sh").read_text()
+    exported(directory, tmp_path / "plain")
+    assert "--override-kv" not in (tmp_path / "plain/run.sh").read_text()

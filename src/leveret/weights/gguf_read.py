@@ -21,12 +21,12 @@ from torch import Tensor
 from leveret.errors import MissingWeights, ShapeMismatch, UnexpectedWeights, WeightsError
 from leveret.paths import atomic_write
 from leveret.tokenizer.files import Tokenizer
+from leveret.weights import model_tensors
 from leveret.weights.gguf import CARRIED_KEY
 from leveret.weights.gguf_file import GgufFile, gguf_package
 from leveret.weights.gguf_layout import Array, Place, half_split, places
 from leveret.weights.gguf_metadata import CONFIG_KEY, ROPE_TENSOR, config_from
 from leveret.weights.gguf_rebuilt import rebuilt
-from leveret.weights.model_tensors import BLOCK_VALUES
 from leveret.weights.safetensors import name_some
 
 WHOLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -74,7 +74,7 @@ class GgufTensors:
         if len(place.shape) == 1:
             yield 0, _flat(self._decoded(place, data))
             return
-        step = max(1, BLOCK_VALUES // columns)
+        step = max(1, model_tensors.BLOCK_VALUES // columns)
         for row in range(0, place.shape[-2], step):
             yield row * columns, _flat(self._decoded(place, data[row : row + step]))
 

@@ -28,8 +28,8 @@ from leveret.weights.placing import HEAD, match_names
 from leveret.weights.reader import WeightReader
 from leveret.weights.safetensors import WeightFiles
 
-BLOCK_VALUES = 1 << 22
-"""Values of a block: 16 MiB in float32."""
+BLOCK_VALUES = 1 << 20
+"""Values of a block: 4 MiB in float32."""
 
 
 class ModelTensors(Protocol):
