@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from leveret.engine.text import TextModel
 from leveret.errors import LeveretError, RequestError
@@ -49,7 +50,7 @@ def create_app(model: TextModel, config: ServeConfig) -> FastAPI:
     app = FastAPI(title="Leveret", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.handlers = handlers
     app.add_exception_handler(Exception, _answer_error)
-    for kind in (LeveretError, HTTPException):
+    for kind in (LeveretError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _answer_error)
     endpoints = _add_routes(app, handlers)
     add_pages(app, model, config, handlers.submit)
@@ -88,6 +89,8 @@ def _add_routes(app: FastAPI, handlers: Handlers) -> frozenset[str]:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # gone before its request was whole: nobody reads this
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         error = RequestError(f"{request.method} {request.url.path}: {error.detail}", code=code)

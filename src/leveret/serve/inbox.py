@@ -40,13 +40,13 @@ class Inbox:
 async def events(request: Request, ticket: Ticket, inbox: Inbox) -> AsyncGenerator[tuple[int, list[Delta]]]:
     """Events of a ticket until all its jobs have ended or the client has gone; cancels the ticket on the way out."""
     gone = asyncio.create_task(_disconnected(request))
+    arrival: asyncio.Task[tuple[int, list[Delta]]] | None = None
     unfinished = len(ticket.jobs)
     try:
         while unfinished:
             arrival = asyncio.create_task(inbox.get())
             await asyncio.wait({arrival, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not arrival.done():
-                arrival.cancel()
                 return
             index, deltas = arrival.result()
             unfinished -= deltas[-1].finish_reason is not None
@@ -54,6 +54,8 @@ async def events(request: Request, ticket: Ticket, inbox: Inbox) -> AsyncGenerat
     finally:
         ticket.cancel()
         gone.cancel()
+        if arrival is not None:  # this task itself may have been cancelled while it waited
+            arrival.cancel()
 
 
 async def _disconnected(request: Request) -> None:

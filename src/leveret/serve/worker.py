@@ -136,15 +136,19 @@ class Worker:
     def _loop(self) -> None:
         while (admitted := self._admit()) is not None:
             try:
-                for ticket, index in admitted:
-                    self._start(ticket, index)
-                self._drop_unwanted()
-                for engine in self._engines():
-                    self._deliver(engine.step())
+                self._round(admitted)
             except Exception as error:  # whatever a step raises ends the requests in flight, not the thread
                 logging.getLogger(__name__).exception("a step failed; the requests in flight end with an error")
                 self._fail_all(error, admitted)
+            del admitted  # a thread that sleeps holds on to nobody's request
         self._fail_all(_shutting_down())
+
+    def _round(self, admitted: Sequence[tuple[Ticket, int]]) -> None:
+        for ticket, index in admitted:
+            self._start(ticket, index)
+        self._drop_unwanted()
+        for engine in self._engines():
+            self._deliver(engine.step())
 
     def _admit(self) -> list[tuple[Ticket, int]] | None:
         """The waiting jobs that there is room for; sleeps when there is nothing to do. None when closing."""
