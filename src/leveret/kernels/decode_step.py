@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leveret.kernels.integer_product import CompiledWeight
+from leveret.kernels.integer_product import TILE, CompiledWeight
 from leveret.kernels.native.library import compiled, pointer, size
 
 STEP = 32
@@ -155,11 +155,11 @@ def _linear(weight: DecodeWeight) -> _Linear:
     if isinstance(weight, Tensor):
         outputs, inputs = weight.shape
         return _Linear(bits=16, inputs=inputs, outputs=outputs, columns=outputs, group=inputs, data=weight.data_ptr())
-    groups, padded = weight.scales.shape
+    tiles, groups, _ = weight.scales.shape
     return _Linear(
         bits=weight.bits,
         inputs=weight.in_features,
-        outputs=padded,
+        outputs=tiles * TILE,
         columns=weight.out_features,
         group=weight.in_features // groups,
         data=weight.words.data_ptr(),

@@ -47,9 +47,9 @@ class CompiledWeight:
     words: Tensor
     """(tiles, I * bits / 32, TILE) int32: the levels of consecutive inputs, the first in the lowest bits."""
     scales: Tensor
-    """(G, tiles * TILE) float16."""
+    """(tiles, G, TILE) float16."""
     zeros: Tensor | None
-    """(G, tiles * TILE) uint8; None: half of the levels, everywhere."""
+    """(tiles, G, TILE) uint8; None: half of the levels, everywhere."""
     order: Tensor | None
     """(I,) which input comes where, if groups are not in order."""
     bits: int
@@ -83,8 +83,8 @@ def pack_compiled(weight: GroupedIntegers, activations: Activations = "exact") -
     middle = 2 ** (weight.bits - 1)
     return CompiledWeight(
         words=_words(levels, weight.bits),
-        scales=_padded(weight.scales_GO.to(torch.float16)),
-        zeros=None if bool((weight.zeros_GO == middle).all()) else _padded(weight.zeros_GO.to(torch.uint8)),
+        scales=_in_tiles(weight.scales_GO.to(torch.float16)),
+        zeros=None if bool((weight.zeros_GO == middle).all()) else _in_tiles(weight.zeros_GO.to(torch.uint8)),
         order=None if in_order else order,
         bits=weight.bits,
         in_features=inputs,
@@ -108,8 +108,8 @@ def pack_words(
         tiles[whole, :, : outputs % TILE] = words[:, whole * TILE :]
     return CompiledWeight(
         words=tiles,
-        scales=_padded(scales.to(torch.float16)),
-        zeros=None if bool((zeros == 2 ** (bits - 1)).all()) else _padded(zeros.to(torch.uint8)),
+        scales=_in_tiles(scales.to(torch.float16)),
+        zeros=None if bool((zeros == 2 ** (bits - 1)).all()) else _in_tiles(zeros.to(torch.uint8)),
         order=None,
         bits=bits,
         in_features=rows * 32 // bits,
@@ -132,8 +132,8 @@ def multiply_compiled(x: Tensor, weight: CompiledWeight) -> Tensor:
     library.leveret_integer_product(
         pointer(rows), size(rows.shape[0]), int(bfloat16), way, weight.bits,
         pointer(weight.words), pointer(weight.scales), pointer(weight.zeros), ctypes.c_float(2 ** (weight.bits - 1)),
-        size(weight.in_features), size(weight.scales.shape[1]),
-        size(weight.in_features // weight.scales.shape[0]), pointer(weight.order), pointer(out),
+        size(weight.in_features), size(weight.scales.shape[0] * TILE),
+        size(weight.in_features // weight.scales.shape[1]), pointer(weight.order), pointer(out),
         size(weight.out_features), torch.get_num_threads(),
     )  # fmt: skip
     return out.reshape(*x.shape[:-1], weight.out_features)
@@ -142,7 +142,7 @@ def multiply_compiled(x: Tensor, weight: CompiledWeight) -> Tensor:
 def rounded_activations(x: Tensor, weight: CompiledWeight) -> Tensor:
     """x (..., I) as an "int8" product sees it, in float32: the twin of what the kernels do to it."""
     order = torch.arange(weight.in_features) if weight.order is None else weight.order
-    size = activation_block(weight.in_features // weight.scales.shape[0])
+    size = activation_block(weight.in_features // weight.scales.shape[1])
     blocks = x.float()[..., order].view(*x.shape[:-1], -1, size)
     highest = blocks.abs().amax(-1, keepdim=True)
     numbers = (blocks * (127 / highest)).nan_to_num(0).round()
@@ -169,6 +169,7 @@ def _words(levels: Tensor, bits: int) -> Tensor:
     return words
 
 
-def _padded(values: Tensor) -> Tensor:
-    """(G, O) -> (G, tiles * TILE), with zeros."""
-    return torch.nn.functional.pad(values, (0, -values.shape[1] % TILE)).contiguous()
+def _in_tiles(values: Tensor) -> Tensor:
+    """(G, O) -> (tiles, G, TILE), with zeros: a tile finds all of its own in one place."""
+    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % TILE))
+    return padded.view(len(values), -1, TILE).transpose(0, 1).contiguous()

@@ -16,14 +16,14 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 128;  // inputs, at most
+constexpr int64_t BLOCK = 128;           // inputs, at most
+constexpr int64_t CHUNK = 2 * BLOCK;     // inputs whose levels of four bits are written out in bytes at a time
+constexpr int64_t FEW_EIGHTS = 8;        // more rows pay for tiles
 #if defined(__AVX512F__)
-constexpr int EIGHTS_TOGETHER = 6, EIGHTS_AS_STORED = 4;  // rows
+constexpr int EIGHTS_TOGETHER = 6, EIGHTS_AS_STORED = 2;  // rows
 #else
 constexpr int EIGHTS_TOGETHER = 1, EIGHTS_AS_STORED = 1;
 #endif
-constexpr int64_t FEW_EIGHTS = 8;  // more rows pay for tiles
-constexpr word EVERY_BYTE = 0x01010101u;
 
 typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
@@ -133,50 +133,61 @@ inline ints add_four(ints sum, ints levels, word numbers) {
 #endif
 }
 
-// What the sums of one block and one tile are multiplied with, and what is taken from them first.
-struct BlockScales {
-    floats scales[REGISTERS];
-    ints zeros[REGISTERS];
+// What the sums of the blocks of a chunk are multiplied with, for one tile, and what the levels are counted from.
+struct ChunkScales {
+    bool alike;  // `zero` is the zero of all
+    int32_t zero;
+    float scales[CHUNK / 32][TILE];
+    int32_t zeros[CHUNK / 32][TILE];
 
-    BlockScales(const Weight& weight, int64_t tile, int64_t first) {
-        int64_t place = first / weight.group * weight.outputs + tile * TILE;
-        for (int c = 0; c < REGISTERS; c++) {
-            scales[c] = load_halves(weight.scales + place + c * LANES);
-            zeros[c] = __builtin_convertvector(zero_of(weight, place + c * LANES), ints);
+    void read(const Weight& weight, int64_t tile, int64_t first, int64_t size, int64_t blocks) {
+        alike = weight.zeros == nullptr;
+        zero = int32_t(weight.zero);
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t place = weight.place(tile, (first + block * size) / weight.group);
+            for (int c = 0; c < TILE; c += LANES) {
+                store(load_halves(weight.scales + place + c), scales[block] + c);
+                if (!alike) *(ints*)(zeros[block] + c) = __builtin_convertvector(load_bytes(weight.zeros + place + c), ints);
+            }
         }
+    }
+
+    // What a sum of products with levels begins with, so that it ends as one with level - zero.
+    ints begin(int64_t block, int c, int32_t total) const {
+        return alike ? ints{} - zero * total : *(const ints*)(zeros[block] + c * LANES) * -total;
     }
 };
 
-inline void add_scaled(ints whole, const BlockScales& by, int c, float scale, int32_t total, float* out) {
-    floats exact = __builtin_convertvector(whole - by.zeros[c] * total, floats);
-    store(load(out) + exact * (by.scales[c] * scale), out);
-}
-
-// Adds one block's part to sums (R, TILE) of rows from `row` on. levels (words of the block, TILE).
+// Adds what `blocks` blocks, from `first` on, give to sums (R, TILE) of rows from `row` on. levels (words, TILE).
 template <int BITS, int R>
-void add_block(const word* levels, const BlockScales& by, const Eights& x, int64_t row, int64_t block, float* sums) {
-    int64_t count = x.words / x.blocks;
-    const word* numbers = x.numbers + row * x.words + block * count;
-    ints whole[R][REGISTERS] = {};
-    for (int64_t k = 0; k < count; k += 8 / BITS, levels += TILE) {
-        ints stored[REGISTERS];
-        for (int c = 0; c < REGISTERS; c++) stored[c] = *(const ints*)(levels + c * LANES);
-        if (BITS == 8) {
-            for (int r = 0; r < R; r++)
-                for (int c = 0; c < REGISTERS; c++) whole[r][c] = add_four(whole[r][c], stored[c], numbers[r * x.words + k]);
-        } else {
-            for (int half = 0; half < 2; half++)
-                for (int c = 0; c < REGISTERS; c++) {
-                    ints four = (stored[c] >> (4 * half)) & 0x0f0f0f0f;
-                    for (int r = 0; r < R; r++)
-                        whole[r][c] = add_four(whole[r][c], four, numbers[r * x.words + k + half]);
-                }
+void add_blocks(const word* levels, const ChunkScales& by, const Eights& x, int64_t row, int64_t first, int64_t blocks,
+                float* sums) {
+    const int64_t count = x.words / x.blocks, words = x.words, stride = x.blocks;
+    const word* numbers = x.numbers + row * words + first * count;
+    const float* scales = x.scales + row * stride + first;
+    const int32_t* totals = x.totals + row * stride + first;
+    sums += row * TILE;
+    for (int64_t block = 0; block < blocks; block++, numbers += count, scales++, totals++) {
+        ints whole[R][REGISTERS];
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < REGISTERS; c++) whole[r][c] = by.begin(block, c, totals[r * stride]);
+        for (int64_t k = 0; k < count; k += 8 / BITS, levels += TILE) {
+            ints stored[REGISTERS];
+            for (int c = 0; c < REGISTERS; c++) stored[c] = *(const ints*)(levels + c * LANES);
+            for (int half = 0; half < 8 / BITS; half++) {
+                ints level[REGISTERS];
+                for (int c = 0; c < REGISTERS; c++) level[c] = BITS == 8 ? stored[c] : (stored[c] >> (4 * half)) & 0x0f0f0f0f;
+                for (int r = 0; r < R; r++)
+                    for (int c = 0; c < REGISTERS; c++)
+                        whole[r][c] = add_four(whole[r][c], level[c], numbers[r * words + k + half]);
+            }
         }
-    }
-    for (int r = 0; r < R; r++) {
-        int64_t place = (row + r) * x.blocks + block;
-        for (int c = 0; c < REGISTERS; c++)
-            add_scaled(whole[r][c], by, c, x.scales[place], x.totals[place], sums + (row + r) * TILE + c * LANES);
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < REGISTERS; c++) {
+                floats scale = load(by.scales[block] + c * LANES) * scales[r * stride];
+                float* out = sums + r * TILE + c * LANES;
+                store(load(out) + __builtin_convertvector(whole[r][c], floats) * scale, out);
+            }
     }
 }
 
@@ -191,9 +202,9 @@ inline void write_bytes(const word* levels, int64_t count, word* to) {
 }
 
 #if defined(LEVERET_TILES)
-// The same as add_block<8> for all rows, in AMX tiles; whole: room for (32, TILE).
-inline void add_block_in_tiles(const word* levels, const BlockScales& by, const Eights& x, int64_t rows, int64_t block,
-                               int32_t* whole, float* sums) {
+// The same as add_blocks<8> for all rows and one block, in AMX tiles; whole: room for (32, TILE).
+inline void add_block_in_tiles(const word* levels, const ChunkScales& by, int64_t at, const Eights& x, int64_t rows,
+                               int64_t block, int32_t* whole, float* sums) {
     int64_t count = x.words / x.blocks;
     for (int64_t m = 0; m < rows; m += 32) {
         const word* numbers = x.numbers + m * x.words + block * count;
@@ -201,50 +212,72 @@ inline void add_block_in_tiles(const word* levels, const BlockScales& by, const 
             auto multiply = rows - m > 16 ? tile_product<true, true> : tile_product<false, true>;
             multiply(numbers, x.words, levels + n, TILE, count, reinterpret_cast<float*>(whole) + n, TILE, false);
         }
-        for (int64_t row = m; row < std::min(m + 32, rows); row++) {
-            int64_t place = row * x.blocks + block;
-            for (int c = 0; c < REGISTERS; c++)
-                add_scaled(*(const ints*)(whole + (row - m) * TILE + c * LANES), by, c, x.scales[place], x.totals[place],
-                           sums + row * TILE + c * LANES);
-        }
+        for (int64_t row = m; row < std::min(m + 32, rows); row++)
+            for (int c = 0; c < REGISTERS; c++) {
+                ints sum = *(const ints*)(whole + (row - m) * TILE + c * LANES) + by.begin(at, c, x.totals[row * x.blocks + block]);
+                floats scale = load(by.scales[at] + c * LANES) * x.scales[row * x.blocks + block];
+                float* out = sums + row * TILE + c * LANES;
+                store(load(out) + __builtin_convertvector(sum, floats) * scale, out);
+            }
     }
 }
 #endif
 
+// Memory that is needed soon, asked for a little at a time: while one chunk is multiplied, the next one comes.
+struct Coming {
+    const char *next, *end;
+    int64_t step;
+
+    Coming(const void* from, int64_t bytes, int64_t times)
+        : next(static_cast<const char*>(from)), end(next + bytes), step((bytes / 64 + times - 1) / times * 64) {}
+
+    void ask() {
+        for (const char* last = std::min(end, next + step); next < last; next += 64) __builtin_prefetch(next);
+    }
+};
+
+// As many rows as there are, R at a time.
 template <int BITS, int R>
-void add_rows(const word* levels, const BlockScales& by, const Eights& x, int64_t& row, int64_t rows, int64_t block,
-              float* sums) {
-    for (; row + R <= rows; row += R) add_block<BITS, R>(levels, by, x, row, block, sums);
+void add_rows(const word* levels, const ChunkScales& by, const Eights& x, int64_t& row, int64_t rows, int64_t first,
+              int64_t blocks, Coming& coming, float* sums) {
+    for (; row + R <= rows; row += R) {
+        coming.ask();
+        add_blocks<BITS, R>(levels, by, x, row, first, blocks, sums);
+    }
 }
 
-// sums (rows, TILE) of one tile. right: room for BLOCK / 4 * TILE words, and as much again with tiles.
+// sums (rows, TILE) of one tile. right: room for CHUNK / 4 * TILE words, and with tiles for 32 * TILE more.
 template <int BITS>
 void eights_of_tile(const Weight& weight, int64_t tile, const Eights& x, int64_t rows, word* right, float* sums) {
     std::memset(sums, 0, sizeof(float) * size_t(rows * TILE));
-    int64_t size = weight.inputs / x.blocks, stored = size * BITS / 32;
-    for (int64_t block = 0; block < x.blocks; block++) {
-        BlockScales by(weight, tile, block * size);
-        const word* levels = weight.words + (tile * x.blocks + block) * stored * TILE;
-        int64_t row = 0;
+    int64_t size = weight.inputs / x.blocks, words = size * BITS / 32, together = CHUNK / size;
+    ChunkScales by;
+    for (int64_t first = 0; first < x.blocks; first += together) {
+        int64_t blocks = std::min(together, x.blocks - first), row = 0;
+        by.read(weight, tile, first * size, size, blocks);
+        const word* levels = weight.words + (tile * x.blocks + first) * words * TILE;
+        int64_t bytes = blocks * words * TILE * 4;
+        Coming coming(levels + blocks * words * TILE, rows > 1 ? bytes : 0, (rows + EIGHTS_TOGETHER - 1) / EIGHTS_TOGETHER);
         if (BITS == 4 && rows <= EIGHTS_AS_STORED) {
-            if (EIGHTS_AS_STORED >= 4) add_rows<BITS, 4>(levels, by, x, row, rows, block, sums);
-            if (EIGHTS_AS_STORED >= 2) add_rows<BITS, 2>(levels, by, x, row, rows, block, sums);
-            add_rows<BITS, 1>(levels, by, x, row, rows, block, sums);
+            if (EIGHTS_AS_STORED >= 2) add_rows<BITS, 2>(levels, by, x, row, rows, first, blocks, coming, sums);
+            add_rows<BITS, 1>(levels, by, x, row, rows, first, blocks, coming, sums);
             continue;
         }
         if (BITS == 4) {
-            write_bytes(levels, stored, right);
+            write_bytes(levels, words * blocks, right);
             levels = right;
         }
 #if defined(LEVERET_TILES)
         if (rows > FEW_EIGHTS && size % 64 == 0) {
-            add_block_in_tiles(levels, by, x, rows, block, reinterpret_cast<int32_t*>(right + BLOCK / 4 * TILE), sums);
+            int32_t* whole = reinterpret_cast<int32_t*>(right + CHUNK / 4 * TILE);
+            for (int64_t at = 0; at < blocks; at++)
+                add_block_in_tiles(levels + at * size / 4 * TILE, by, at, x, rows, first + at, whole, sums);
             continue;
         }
 #endif
-        add_rows<8, EIGHTS_TOGETHER>(levels, by, x, row, rows, block, sums);
-        if (EIGHTS_TOGETHER > 2) add_rows<8, 2>(levels, by, x, row, rows, block, sums);
-        add_rows<8, 1>(levels, by, x, row, rows, block, sums);
+        add_rows<8, EIGHTS_TOGETHER>(levels, by, x, row, rows, first, blocks, coming, sums);
+        if (EIGHTS_TOGETHER > 2) add_rows<8, 2>(levels, by, x, row, rows, first, blocks, coming, sums);
+        add_rows<8, 1>(levels, by, x, row, rows, first, blocks, coming, sums);
     }
 }
 

@@ -51,7 +51,7 @@ void multiply_eights(const Weight& weight, const Number* x, const int64_t* order
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
-        std::vector<word> right(size_t(BLOCK / 2 * TILE));
+        std::vector<word> right(size_t((CHUNK / 4 + 32) * TILE));
         std::vector<float> sums(size_t(rows * TILE));
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < rows * eights.blocks; part++) {

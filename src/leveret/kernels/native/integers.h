@@ -58,10 +58,13 @@ floats load_bytes(const uint8_t* from) {
 
 struct Weight {
     const word* words;      // (outputs / TILE, inputs * BITS / 32, TILE)
-    const uint16_t* scales;  // (groups, outputs) float16
-    const uint8_t* zeros;    // (groups, outputs), or null: `zero` for all
+    const uint16_t* scales;  // (outputs / TILE, groups, TILE) float16
+    const uint8_t* zeros;    // the same shape, or null: `zero` for all
     float zero;
     int64_t inputs, outputs, group;  // outputs: rounded up to whole tiles
+
+    // Where the scales of a tile's group begin.
+    int64_t place(int64_t tile, int64_t number) const { return (tile * (inputs / group) + number) * TILE; }
 };
 
 // What the levels of a word's field `j` are worth.
@@ -115,7 +118,7 @@ void few_rows(const Weight& weight, const Levels<BITS>& levels, int64_t tile, co
             of_group[r] = sum_of(sum);
         }
         for (int c = 0; c < REGISTERS; c++) {
-            int64_t place = g * weight.outputs + tile * TILE + c * LANES;
+            int64_t place = weight.place(tile, g) + c * LANES;
             floats scale = load_halves(weight.scales + place), zero = zero_of(weight, place);
             for (int r = 0; r < R; r++) {
                 float* out = sums + r * TILE + c * LANES;
@@ -131,7 +134,7 @@ void write_out(const Weight& weight, const Levels<BITS>& levels, int64_t tile, i
     constexpr int FIELDS = Levels<BITS>::FIELDS;
     const word* words = weight.words + (tile * (weight.inputs / FIELDS) + first / FIELDS) * TILE;
     for (int64_t k = 0; k < count / FIELDS; k++, words += TILE) {
-        int64_t row = (first + k * FIELDS) / weight.group * weight.outputs + tile * TILE;
+        int64_t row = weight.place(tile, (first + k * FIELDS) / weight.group);
         for (int c = 0; c < REGISTERS; c++) {
             ints stored = *(const ints*)(words + c * LANES);
             floats scale = load_halves(weight.scales + row + c * LANES), zero = zero_of(weight, row + c * LANES);
