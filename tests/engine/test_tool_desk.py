@@ -222,6 +222,16 @@ def test_elsewhere_the_system_message_lists_them_and_results_come_from_the_user(
     assert model.tokenizer.eos_id not in special and special.count(model.tokenizer.id_of("<api_0>")) == 1
 
 
+def test_a_template_that_wants_the_name_of_a_result_gets_it(native: TextModel) -> None:
+    """OpenAI's clients give the id of the call only."""
+    named = NATIVE.replace("'|>' + message.content", "'|>' + message.name|default('', true) + ':' + message.content")
+    model = TextModel(native.model, native.tokenizer, template=ChatTemplate(named))
+    call = {"id": "c1", "type": "function", "function": {"name": "find_route", "arguments": "{}"}}
+    talk = [USER, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "no", "tool_call_id": "c1"}]
+    prompt = model.tokenizer.decode(model.prepare_chat(talk, tools=[entry(ROUTE)]).request.prompt_ids)
+    assert "<|tool|>find_route:no<|end|>" in prompt
+
+
 def test_no_choice_and_no_tools_leave_the_prompt_alone(native: TextModel) -> None:
     bare = native.prepare_chat([USER]).request
     for keys in ({"tools": []}, {"tools": [entry(ROUTE)], "tool_choice": "none"}):

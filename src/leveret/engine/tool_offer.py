@@ -27,7 +27,7 @@ DEFAULT_DIALECT = "hermes"
 
 _PROBE = "leveret_probe"
 _PROBE_TOOL = {"name": _PROBE, "description": "?", "parameters": {"type": "object", "properties": {}}}
-_PROBE_CALL = ToolCall(_PROBE, {"x": "leveret0value"})
+_PROBE_CALL = ToolCall(_PROBE, {"x": "leveret0value"}, id="leveret00")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,8 @@ def writing_of(template: ChatTemplate) -> Writing:
         for name in dialect_names():
             dialect = dialect_named(name)
             try:
-                if dialect.parse(_up_to_end(whole[len(prompt) :], dialect))[1] == [_PROBE_CALL]:
+                calls = dialect.parse(_up_to_end(whole[len(prompt) :], dialect))[1]
+                if [(call.name, call.arguments) for call in calls] == [(_PROBE, _PROBE_CALL.arguments)]:
                     return Writing(dialect=dialect, native=True)
             except ToolError:
                 continue
@@ -123,6 +124,8 @@ def conversation_for(
             if previous is not None and previous.role == "tool":  # results in a row are one message
                 result = f"{shown.pop().content}\n{result}"
             shown.append(Message("user", result))
+        elif message.role == "tool" and message.name is None:
+            shown.append(replace(message, name=_name_of_call(messages, message.tool_call_id)))
         else:
             shown.append(message)
     return shown if writing.native else _with_instructions(shown, offer, writing.dialect)
@@ -145,7 +148,7 @@ def _declared(tool: Any, place: int) -> Declared:
         schema = {"type": "object", "properties": {}}
     if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
         raise RequestError(f"{param} must be a schema of type object", param=param, code="invalid_schema")
-    told = {key: function[key] for key in ("name", "description") if function.get(key) is not None}
+    told = {"name": function["name"], "description": function.get("description") or ""}  # some templates need both
     entry = {"type": "function", "function": {**told, "parameters": schema}}
     closed = {"additionalProperties": False} if "properties" in schema else {}  # no others, unless they are invited
     read = Structure.json({"type": "object", **closed, **schema}, param=param)
@@ -156,6 +159,12 @@ def _up_to_end(text: str, dialect: Dialect) -> str:
     """The text up to the last end marker, without what the template writes after a reply."""
     end = text.rfind(dialect.end_marker)
     return text if end < 0 else text[: end + len(dialect.end_marker)]
+
+
+def _name_of_call(messages: Sequence[Message], call_id: str | None) -> str | None:
+    """The function that a result is of: OpenAI's clients say the id of its call, some templates want the name."""
+    calls = [call for message in messages for call in message.tool_calls if call.id is not None]
+    return next((call.name for call in reversed(calls) if call.id == call_id), None)
 
 
 def _queries(messages: Sequence[Message], message: Message) -> list[Message]:

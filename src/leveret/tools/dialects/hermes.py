@@ -40,7 +40,9 @@ class HermesDialect:
 
     def instructions(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """What a model is told of the tools, one declaration a line."""
-        declared = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+        functions = [tool.get("function", tool) for tool in tools]
+        said = ({key: value for key, value in function.items() if value != ""} for function in functions)
+        declared = "\n".join(json.dumps(function, ensure_ascii=False) for function in said)
         return (
             f"These functions can be called:\n<tools>\n{declared}\n</tools>\n"
             f"To call one, write its name and its arguments as JSON:\n{_START}\n"
