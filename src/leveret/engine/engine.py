@@ -129,7 +129,7 @@ class Engine(Backend):
             wanted = [_wanted(turn) for turn in turns]
             logits = runner([_feed(turn) for turn in turns], wanted)
             self._counts["steps"] += 1
-            return self._taken(turns, torch.split(logits, wanted), logits)
+            return self._taken(turns, wanted, logits)
 
     def forget(self) -> None:
         """Reuse nothing that was computed before. Needed only after changes to weights that PyTorch cannot notice."""
@@ -141,18 +141,20 @@ class Engine(Backend):
             return super()._limit()
         return "KV cache", ", or give the cache more (cache_memory_mib)"
 
-    def _taken(self, turns: Sequence[Turn], logits: Sequence[Tensor], together: Tensor) -> list[Progress]:
+    def _taken(self, turns: Sequence[Turn], wanted: Sequence[int], logits: Tensor) -> list[Progress]:
         """Let the rows that have read all of their ids choose, and note what every row has read."""
-        best = together.argmax(dim=-1).tolist() if any(turn.row.sampler.plain for turn in turns) else []
-        progress, at = [], 0
-        for turn, scores in zip(turns, logits, strict=True):
-            row, likeliest, at = turn.row, best[at : at + len(scores)], at + len(scores)
+        best = logits.argmax(dim=-1).tolist() if any(turn.row.sampler.plain for turn in turns) else []
+        progress, counts, at = [], self._counts, 0
+        for turn, count in zip(turns, wanted, strict=True):
+            row, own, at = turn.row, slice(at, at + count), at + count
             if row.num_pending > 1 or not row.num_generated:
-                self._counts["prefill"] += turn.count
-            ids, right = _choose(turn, scores, likeliest) if len(scores) else ([], 0)
+                counts["prefill"] += turn.count
+            ids, right = _choose(turn, logits[own], best[own]) if count else ([], 0)
             self._scheduler.fed(row, turn.count + right)
-            self._counts.update(generated=len(ids), drafted=len(turn.draft), accepted=right)
-            if len(scores):
+            if count:
+                counts["generated"] += len(ids)
+                counts["drafted"] += len(turn.draft)
+                counts["accepted"] += right
                 self._speculation.learn(row, len(turn.draft), right)
                 progress.append(self._progress(row, ids))
         return progress

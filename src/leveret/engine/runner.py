@@ -38,6 +38,8 @@ class Runner:
     def __call__(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
         """Feed all; the logits after the last `wanted` ids of each feed, one behind the other, (sum of wanted, V)."""
         few = [index for index, feed in enumerate(feeds) if self._few(feed)]
+        if len(few) == len(feeds):
+            return self.by_compiled_step(feeds, wanted)
         many = sorted(set(range(len(feeds))) - set(few), key=lambda index: len(feeds[index].ids))
         found: dict[int, Tensor] = {}
         for indices, forward in ((few, self.by_compiled_step), (many, self.by_modules)):
@@ -54,7 +56,7 @@ class Runner:
         """Feed all by the compiled step; the wanted logits."""
         assert self._compiled_step is not None
         logits = self._compiled_step(PagedRows(self.cache, feeds))
-        return logits if len(logits) == sum(wanted) else logits[_places(feeds, wanted)]
+        return logits if logits.shape[0] == sum(wanted) else logits[_places(feeds, wanted)]
 
     def by_modules(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
         """Feed all in one forward of the model; the wanted logits."""
