@@ -146,7 +146,7 @@ def test_unusable_files_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="leveret tokenizer"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(TokenizerError, match="sentencepiece"):
+    with pytest.raises(TokenizerError, match="leveret convert"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):

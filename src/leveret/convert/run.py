@@ -15,6 +15,7 @@ from typing import Any
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.convert.config import ConvertConfig
+from leveret.convert.older_tokenizer import write_tokenizer_json
 from leveret.convert.sources import Source, open_source
 from leveret.errors import ConfigError
 from leveret.model.families import family_for
@@ -36,6 +37,8 @@ def run(config: ConvertConfig, console: Console) -> StageResult:
         with atomic_directory(config.output) as draft:
             report = _write(config, source, draft, console)
             source.write_companions(draft)
+            if (made := write_tokenizer_json(draft)) is not None:
+                source.notes.append(made)
             atomic_write(draft / "config.json", _json(_config_values(config, source)))
             atomic_write(draft / RECORD, _json(_record(config, source, report, draft)))
             _check(draft, source)

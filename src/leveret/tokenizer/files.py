@@ -65,11 +65,11 @@ class Tokenizer:
             directory = model_under(directory)
         path = directory / "tokenizer.json"
         if not path.is_file():
-            slow = directory / "tokenizer.model"
+            older = next((name for name in ("tokenizer.model", "merges.txt") if (directory / name).is_file()), None)
             raise TokenizerError(
                 f"there is no tokenizer.json in {directory}",
-                hint=f"{slow} is a sentencepiece file: load it once with transformers and save_pretrained() it"
-                if slow.is_file()
+                hint=f"{older} is of an older form: `leveret convert {directory} output=...` makes a directory with one"
+                if older
                 else "name a model directory, or train a tokenizer with `leveret tokenizer`",
             )
         config = _read_json(directory / "tokenizer_config.json")
