@@ -64,7 +64,7 @@ def render_card(
 def metadata(config: CertifyConfig, model: ModelFacts) -> str:
     """The YAML header that the hub reads."""
     tags = ["leveret", model.config.family, *(["tool-calling"] if model.tools else [])]
-    tags += [f"{model.quantization['bits']}-bit", "gptq"] if model.quantization else []
+    tags += [f"{model.quantization.bits}-bit", model.quantization.layout] if model.quantization else []
     library = "transformers" if model.config.family in TRANSFORMERS_FAMILIES else "leveret"
     lines = ["---", "language:", *(f"- {language}" for language in config.languages), f"license: {config.license}"]
     lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in tags)]
@@ -103,7 +103,7 @@ def _what_it_is(config: CertifyConfig, model: ModelFacts, certificate: Certifica
     if model.parameters.active != model.parameters.total:
         what += f", {number(model.parameters.active)} of them active for a token"
     if model.quantization:
-        what += f", its linear layers stored in {model.quantization['bits']} bits"
+        what += f", its linear layers stored in {model.quantization.bits} bits"
     what += f" ({model.bytes_on_disk / 1e6:,.1f} MB)."
     if model.tools:
         functions = "function" if len(model.tools) == 1 else "functions"
@@ -132,9 +132,7 @@ def _architecture(model: ModelFacts) -> str:
     if config.sliding_window is not None:
         rows.append(("sliding window", f"{config.sliding_window:,} tokens"))
     if model.quantization:
-        group = model.quantization["group_size"]
-        layout = f"{model.quantization['bits']} bits, {f'groups of {group}' if group > 0 else 'one group an output'}"
-        rows.append(("quantized layers", f"{layout}, GPTQ layout"))
+        rows += [("quantized layers", model.quantization.description), *model.quantization.rows]
     return "## Architecture\n\n" + table(("", ""), rows)
 
 
@@ -183,8 +181,7 @@ def _how_to_run(title: str, model: ModelFacts) -> str:
         f"```python\n{python}\n```",
     ]
     if model.quantization:
-        parts.append("The weights are in the standard GPTQ layout, which GPTQModel, vLLM and transformers (with")
-        parts[-1] += " GPTQModel installed) read."
+        parts.append(model.quantization.readers)
     elif model.config.family in TRANSFORMERS_FAMILIES:
         loading = f'AutoModelForCausalLM.from_pretrained("{title}", dtype="auto")'
         parts.append(f"transformers loads it too: `{loading}`.")

@@ -36,7 +36,7 @@ def _what(model: ModelFacts) -> str:
     if model.parameters.active != model.parameters.total:
         text += f"，每个词元使用其中 {number(model.parameters.active)} 个"
     if model.quantization:
-        text += f"，线性层以 {model.quantization['bits']} 位存储"
+        text += f"，线性层以 {model.quantization.bits} 位存储"
     text += f"，文件大小 {model.bytes_on_disk / 1e6:,.1f} MB。"
     if model.tools:
         text += f"可调用 {len(model.tools)} 个函数：{'、'.join(f'`{name}`' for name in model.tools)}。"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leveret.certify.card_quantization import QuantizationFacts, quantization_facts
 from leveret.certify.card_scores import scores_of
 from leveret.errors import DataError
 from leveret.hub import model_under
@@ -37,8 +38,8 @@ class ModelFacts:
     """Size of the weight files."""
     dtype: str
     """Number format of weights that are not quantized."""
-    quantization: dict[str, Any] | None
-    """`quantization_config`, if there is one."""
+    quantization: QuantizationFacts | None
+    """If its weights are quantized."""
     tools: tuple[str, ...]
     """Names of the functions it calls."""
 
@@ -72,7 +73,7 @@ def model_facts(directory: Path) -> ModelFacts:
         parameters=count(config),
         bytes_on_disk=sum((base / file).stat().st_size for file in set(files.file_of.values())),
         dtype=str(values.get("dtype") or values.get("torch_dtype") or "unknown"),
-        quantization=values.get("quantization_config"),
+        quantization=quantization_facts(base, values.get("quantization_config")),
         tools=ToolSet.load(directory).names if (directory / "tools.json").is_file() else (),
     )
 

@@ -115,8 +115,9 @@ class GptqStorage:
 
     def zero_points(self, qzeros: torch.Tensor) -> torch.Tensor:
         """The zero points (G, O) int32 that are stored so."""
-        zeros: torch.Tensor = _unpack_words(qzeros.T, self.bits).T + _stored_offset(self.checkpoint_format)
-        return zeros & (2**self.bits - 1)
+        stored = _unpack_words(qzeros.T, self.bits).T
+        zeros: torch.Tensor = (stored + _stored_offset(self.checkpoint_format)) & (2**self.bits - 1)
+        return zeros
 
 
 def packed_shapes(in_features: int, out_features: int, storage: GptqStorage) -> dict[str, tuple[int, ...]]:
