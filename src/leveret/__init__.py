@@ -27,6 +27,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str = "cpu",
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     backend: str = "leveret",
     engine: EngineConfig | None = None,
 ) -> TextModel:
@@ -37,10 +38,13 @@ def load(
         dtype: type of the weights in memory ("float32", torch.bfloat16 ...); None as stored.
         device: "cpu", "cuda:0" ...
         adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
+        quantize: "int8", "int4" or "nf4" to keep the matrices in that many bits; None as stored.
         backend: who runs it: "leveret", "transformers", "llama.cpp" (path: a GGUF file), or the URL of a server.
         engine: how our own engine works (`leveret.engine.config.EngineConfig`): its cache, speculation and the like.
     """
     # Imported here because it brings torch, which `import leveret` must not cost.
     from leveret.engine.text import TextModel
 
-    return TextModel.load(path, dtype=dtype, device=device, adapter=adapter, backend=backend, engine=engine)
+    return TextModel.load(
+        path, dtype=dtype, device=device, adapter=adapter, quantize=quantize, backend=backend, engine=engine
+    )

@@ -21,7 +21,13 @@ from leveret.engine.text import TextModel
 def run(config: ChatConfig, console: Console) -> StageResult:
     """Answer until the input ends."""
     model = TextModel.load(
-        config.model, dtype=config.dtype, device=config.device, backend=config.backend, engine=config.engine
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        adapter=config.adapter,
+        quantize=config.quantize,
+        backend=config.backend,
+        engine=config.engine,
     )
     with chat_tools(config, console) as tools:
         session = Session(model, config, console, tools)

@@ -12,7 +12,13 @@ from leveret.paths import atomic_write
 def run(config: GenerateConfig, console: Console) -> StageResult:
     """Print the continuation on the standard output; nothing else goes there."""
     model = TextModel.load(
-        config.model, dtype=config.dtype, device=config.device, backend=config.backend, engine=config.engine
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        adapter=config.adapter,
+        quantize=config.quantize,
+        backend=config.backend,
+        engine=config.engine,
     )
     pieces = []
     for piece in model.stream(config.prompt, **config.options(), **config.form()):

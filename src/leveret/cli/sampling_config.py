@@ -8,6 +8,7 @@ from leveret.config import Config
 from leveret.engine.backends.names import OWN, BackendName
 from leveret.engine.config import EngineConfig
 from leveret.engine.defaults import SamplingOptions
+from leveret.precision.names import InMemory
 
 
 class SamplingConfig(Config):
@@ -37,6 +38,10 @@ class SamplingConfig(Config):
     """Type of the weights in memory; by default as stored."""
     device: str = "cpu"
     """Where the model runs."""
+    adapter: str | None = None
+    """Folder with an adapter to put on the model; a model path that is such a folder needs none."""
+    quantize: InMemory | None = None
+    """Round the matrices to so few bits as they are loaded; by default as stored. Storing them so starts sooner."""
     backend: BackendName = OWN
     """Who runs it: leveret, transformers, llama.cpp (the model is a GGUF file then), or the URL of a server with it."""
     engine: EngineConfig = EngineConfig()

@@ -82,7 +82,7 @@ class TextModel:
         engine: EngineConfig | None = None,
     ) -> None:
         """Parts that belong together; `load` finds them in a directory. A Decoder runs in an engine of its own."""
-        self._decoder = model if isinstance(model, Decoder) else None
+        self._decoder = model.model if isinstance(model, Engine) else model if isinstance(model, Decoder) else None
         self.engine: Backend = model if isinstance(model, Backend) else Engine(model, engine)
         """What runs the model; our own engine or another program behind the same interface."""
         self.tokenizer = tokenizer
@@ -105,6 +105,7 @@ class TextModel:
         dtype: torch.dtype | str | None = None,
         device: str = "cpu",
         adapter: str | Path | None = None,
+        quantize: str | None = None,
         backend: str = OWN,
         engine: EngineConfig | None = None,
     ) -> TextModel:
@@ -115,21 +116,27 @@ class TextModel:
             dtype: type of the weights in memory ("float32", torch.bfloat16 ...); None as stored.
             device: "cpu", "cuda:0" ...
             adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
+            quantize: "int8", "int4" or "nf4": what the matrices are rounded to as they are loaded; None as stored.
             backend: "leveret"; "transformers"; "llama.cpp" (path: a GGUF file); or the URL of a server that has the
                 model, of which then only tokenizer, template and defaults are read here.
             engine: how our own engine works; None: the defaults of `EngineConfig`.
         Raises HubError, WeightsError, TokenizerError, TemplateError or ToolError, naming the file that is wrong.
         """
         if checked_name(backend) != OWN:
-            if adapter is not None:
-                raise ConfigError("an adapter is for our own engine", hint=f"merge it first: leveret export {adapter}")
+            if adapter is not None or quantize is not None:
+                raise ConfigError(
+                    "an adapter, or quantizing at load, is for our own engine",
+                    hint="merge the adapter first (leveret export), or quantize first (leveret quantize)",
+                )
             if engine not in (None, EngineConfig()):
                 raise ConfigError(f"the engine keys are for our own engine, and the backend is {backend}")
             return cls(**vars(open_parts(path, backend, dtype=dtype, device=device)))
         directory = resolve_model(str(path))
         top = directory if adapter is None else resolve_model(str(adapter))
         return cls(
-            load_model(directory, dtype=dtype, device=device, adapter=None if adapter is None else top).eval(),
+            load_model(
+                directory, dtype=dtype, device=device, adapter=None if adapter is None else top, quantize=quantize
+            ),
             **vars(find_parts((top, model_under(directory)))),
             name=top.resolve().name,
             engine=engine,
@@ -149,6 +156,24 @@ class TextModel:
     def generate(self, prompt: str, **options: Unpack[AnswerOptions]) -> str:
         """The continuation of a text, without the text. Raises RequestError when the request cannot be served."""
         return self._run(self.prepare_text(prompt, **options)).content
+
+    def predict(
+        self,
+        text: str,
+        *,
+        history: Messages = (),
+        system: str | None = None,
+        base: bool | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> str:
+        """The answer to one message after what was said before (`history`, oldest first, which is not changed).
+
+        base: True continues the text instead; None does so for a model without a chat template.
+        """
+        if self.template is None if base is None else base:
+            return self.generate(text, **options)
+        leading = [] if system is None else [Message("system", system)]
+        return self.chat([*leading, *history, Message("user", text)], **options).content
 
     def chat(
         self,

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from leveret.config import Config, Positional
 from leveret.engine.config import EngineConfig
+from leveret.precision.names import InMemory
 
 
 class ServeConfig(Config):
@@ -34,6 +35,8 @@ class ServeConfig(Config):
     """Type of the weights in memory; by default as stored."""
     device: str = "cpu"
     """Where the model runs."""
+    quantize: InMemory | None = None
+    """Round the matrices to so few bits as they are loaded; by default as stored. Storing them so starts sooner."""
     api_key: str | None = Field(default=None, repr=False)
     """If set, requests must carry it as `Authorization: Bearer <key>`; several are separated by commas. The environment
     variable LEVERET_API_KEY does the same, and does not show in the list of processes."""

@@ -27,7 +27,7 @@ def run(config: ServeConfig, console: Console) -> StageResult:
         require(package, extra="serve", purpose="the server")
     if config.api_key is None and (key := os.environ.get(KEY_VARIABLE)):
         config = config.model_copy(update={"api_key": key})
-    model = TextModel.load(config.model, dtype=config.dtype, device=config.device)
+    model = TextModel.load(config.model, dtype=config.dtype, device=config.device, quantize=config.quantize)
     return _answer(model, config, console) if config.ask else _serve(model, config, console)
 
 

@@ -22,6 +22,7 @@ from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.token_rows import fold_rows
+from leveret.precision.at_load import quantize_in_memory
 from leveret.precision.int8_table import write_out_table
 from leveret.precision.swap import prepare_quantized
 from leveret.weights.adapter_load import load_adapter
@@ -51,11 +52,13 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     adapter: str | Path | None = None,
+    quantize: str | None = None,
 ) -> Decoder:
     """The model of a directory, ready for use (`eval`), on `device`.
 
     dtype: of the parameters; None: as the embedding is stored. Quantized tensors keep their own dtypes.
     adapter: a folder whose adapter is put on the model. A `path` that holds only an adapter brings the model under it.
+    quantize: "int8", "int4" or "nf4": what the matrices are rounded to, in memory, before the adapter is put on.
     ConfigError, MissingWeights, UnexpectedWeights, ShapeMismatch and CorruptedFile name the file and the tensors.
     """
     directory = Path(path)
@@ -70,6 +73,8 @@ def load_model(
     if quantization := values.get("quantization_config"):
         prepare_quantized(model, quantization, stored_name=family_for(config.family).stored_module)
     _fill(model, directory, wanted, torch.device(device))
+    if quantize is not None:
+        quantize_in_memory(model, quantize)
     if adapter is not None:
         load_adapter(model, adapter, fingerprint=fingerprint_of(directory))
         fold_rows(model)
