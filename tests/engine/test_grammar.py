@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, trainers
 
 from leveret.engine.grammar import GrammarBook, GrammarConstraint
 from leveret.engine.structure import Structure
 from leveret.engine.text import TextModel
 from leveret.errors import MissingExtra, RequestError
 from leveret.tokenizer.files import Tokenizer
+from leveret.tokenizer.train import train_byte_bpe
 
 PERSON = {
     "type": "object",
@@ -204,6 +207,51 @@ def test_what_cannot_be_compiled_is_refused_with_its_place(form: Structure, word
     with pytest.raises(RequestError, match=words) as caught:
         book.constraint(form, (1,))
     assert caught.value.param == form.param and "x-guidance" not in str(caught.value)
+
+
+def sentencepiece_like() -> Tokenizer:
+    """As Llama 2's: a space before every text and taken off again, pieces of characters, bytes for the rest."""
+    engine = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    engine.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    engine.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=pieces, show_progress=False)
+    engine.train_from_iterator(['{"name": "hare", "age": 5} 乌龟'] * 5, trainer)
+    content = json.loads(engine.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]
+    return Tokenizer(json.dumps(content), bos_token="<s>", eos_token="</s>")
+
+
+def lower_case() -> Tokenizer:
+    """A byte-level tokenizer that changes what it reads, so that it cannot be asked how a text is written."""
+    content = json.loads(train_byte_bpe(["NAME age 5"] * 3, vocab_size=280, special_tokens=["</s>"]).to_json())
+    content["normalizer"] = {"type": "Lowercase"}
+    return Tokenizer(json.dumps(content), eos_token="</s>")
+
+
+@pytest.mark.parametrize("build", [sentencepiece_like, lower_case])
+def test_tokenizers_that_write_otherwise_than_they_are_asked_keep_to_the_form(build: Callable[[], Tokenizer]) -> None:
+    tokenizer = build()
+    stop_ids = (tokenizer.eos_id,)
+    book = GrammarBook(tokenizer)
+    for seed in range(12):
+        choices = np.random.default_rng(seed).random(30).tolist()
+        ids = follow(book.constraint(Structure.json({**PERSON, "title": "Ü"}), stop_ids), choices, stop_ids, 400)
+        jsonschema.validate(json.loads(tokenizer.decode(ids)), PERSON)
+        text = tokenizer.decode(
+            follow(
+                book.constraint(Structure.of_regex(" ?A[a-c]{2} NAME x{3}"), stop_ids, prefix=""), choices, stop_ids, 50
+            )
+        )
+        assert re.fullmatch(" ?A[a-c]{2} NAME x{3}", text)
+    known = {"const": {"NAME": "an answer that is known"}}
+    constraint, steps = book.constraint(Structure.json(known), stop_ids), 0
+    while not constraint.finished:
+        steps += len(constraint.allowed_ids()) > 1
+        constraint.advance(int(constraint.allowed_ids()[0]))
+    assert steps <= 2, "what is certain is skipped all the same"
 
 
 def test_a_limit_of_the_library_cuts_the_answer_off_and_hurts_nobody_else(

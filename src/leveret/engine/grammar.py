@@ -49,7 +49,6 @@ class GrammarBook:
         """
         self._library = require("llguidance", extra="grammar", purpose="an answer of a given form")
         self._size = min(tokenizer.vocab_size, num_ids or tokenizer.vocab_size)
-        self._byte_level = not tokenizer.strips_first_space
         self._vocabulary = self._library.LLTokenizer(
             self._library.TokenizerWrapper(_Vocabulary(tokenizer, self._size)), n_vocab=self._size + 1
         )
@@ -57,7 +56,7 @@ class GrammarBook:
         self._special[[index for index in tokenizer.special_ids.values() if index < self._size]] = True
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
-        self.prefix = "" if self._byte_level else " "
+        self.prefix = " " if tokenizer.strips_first_space else ""
         """What decoding takes off the front of an answer, so that it must be written there."""
 
     def constraint(self, structure: Structure, stop_ids: Iterable[int], *, prefix: str = "") -> GrammarConstraint:
@@ -91,7 +90,7 @@ class GrammarBook:
         if allowed := list(tokens):
             special = special.copy()
             special[allowed] = False
-        return GrammarConstraint(matcher, special, stop_ids, skips_text=self._byte_level)
+        return GrammarConstraint(matcher, special, stop_ids)
 
     def grammar(self, structure: Structure, prefix: str = "") -> str:
         """The form in the library's notation."""
@@ -171,12 +170,11 @@ class GrammarBook:
 class GrammarConstraint:
     """Which ids may come next in one answer; an `engine.request.Constraint`."""
 
-    def __init__(self, matcher: Any, special: np.ndarray, stop_ids: Iterable[int], *, skips_text: bool) -> None:
-        """`special`: flags (V,) of ids that are never allowed; `skips_text`: forced text is tokenized at once."""
+    def __init__(self, matcher: Any, special: np.ndarray, stop_ids: Iterable[int]) -> None:
+        """`special`: flags (V,) of ids that are never allowed."""
         self._matcher = matcher
         self._special = special
         self._stop_ids = np.array(sorted(set(stop_ids)), dtype=np.int64)
-        self._skips_text = skips_text
         self._allowed: np.ndarray | None = None
         self._forced: list[int] = []
         self._ended = False
@@ -232,7 +230,7 @@ class GrammarConstraint:
     def _find_ids(self) -> np.ndarray:
         if self.finished:
             return self._stop_ids
-        if not self._forced and self._skips_text:
+        if not self._forced:
             self._forced = [index for index in self._matcher.compute_ff_tokens() if not self._special[index]]
         if self._forced:
             return np.array(self._forced[:1], dtype=np.int64)
@@ -257,21 +255,42 @@ class _Vocabulary:
     """A tokenizer as the library wants to see it; one id is added, for the end that we handle ourselves."""
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        special = {index for index in tokenizer.special_ids.values() if index < size}
-        texts = {index: text for text, index in tokenizer.special_ids.items()}
+        special = {index: text for text, index in tokenizer.special_ids.items() if index < size}
         self.tokens = [
-            texts[index].encode() if index in special else _bytes_of(tokenizer, index) for index in range(size)
+            special[index].encode() if index in special else _bytes_of(tokenizer, index) for index in range(size)
         ]
         self.tokens.append(b"<end of the answer>")
         self.special_token_ids = [*sorted(special), size]
         self.eos_token_id = size
         self.bos_token_id = None
         self._tokenizer = tokenizer
-        self._size = size
+        texts = {token: index for index, token in enumerate(self.tokens[:size]) if token and index not in special}
+        self._ids = texts  # of equal tokens the last: pieces come after the bytes that no piece covers
+        self._longest = max(map(len, texts), default=1)
 
     def __call__(self, text: str) -> list[int]:
-        """How the tokenizer writes a text."""
-        return [index for index in self._tokenizer.encode(text) if index < self._size]
+        """How the tokenizer writes a text in the midst of another; always tokens of exactly these bytes."""
+        data = text.encode()
+        for candidate, dropped in ((text, 0), (text, 1), (text.removeprefix(" "), 0)):
+            ids = self._tokenizer.encode(candidate)[dropped:]  # some put a space before every text
+            if all(index < self.eos_token_id for index in ids) and b"".join(map(self.tokens.__getitem__, ids)) == data:
+                return ids
+        return self._longest_tokens(data)
+
+    def _longest_tokens(self, data: bytes) -> list[int]:
+        """Always the longest token that fits, where the tokenizer cannot be asked (it may change what it reads)."""
+        ids: list[int] = []
+        position = 0
+        while position < len(data):
+            for length in range(min(self._longest, len(data) - position), 0, -1):
+                index = self._ids.get(data[position : position + length])
+                if index is not None:
+                    ids.append(index)
+                    position += length
+                    break
+            else:
+                return ids  # no token for this byte: what follows is left to the mask
+        return ids
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
