@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-ALONE = ("certify_cpu",)
+ALONE = ("certify_cpu", "prefix_cpu", "speculation_cpu")
 """Scripts that compare with no other program."""
 SCRIPTS = sorted(script for script in BENCHMARKS.glob("*_cpu.py") if script.stem not in ALONE)
 PEERS = {"merge_cpu": "mergekit", "sft_cpu": "trl", "engine_cpu": "llama_cpp", "quantize_cpu": "gptqmodel"}
@@ -81,6 +81,29 @@ def test_a_script_about_losses_trains_all_its_sides(script: str, sides: int, tmp
     assert len(runs) == sides
     first, *others = (tuple(run["losses"]) for (run,) in runs.values())
     assert all(each != first for each in others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "sides"), [("prefix_cpu", {"reuse", "plain"}), ("speculation_cpu", {"lookup", "plain"})]
+)
+def test_a_script_compares_the_engine_with_itself(script: str, sides: set[str], tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--json", str(file)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert set(figures["checks"].values()) == {"yes"} and len(figures["checks"]) == 2
+    assert all(set(work["sides"]) == sides for work in figures["works"].values())
+    if script == "prefix_cpu":
+        assert all(read["plain"] > 3 * read["reuse"] for read in figures["settings"]["tokens_read"].values())
+    else:
+        assert figures["settings"]["counts"]["quotes"]["accepted"] > 0
 
 
 class FakeSide:

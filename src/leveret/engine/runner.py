@@ -3,7 +3,7 @@
 Rows that take one token or a few go through the compiled step (compiled_step.py) together, where the model has one;
 pieces of prompts go through the model's modules, all in one row without padding (model/paged_cache.py). A step with
 both kinds reads the weights twice. A processor without a compiled step does it once: there everything is one forward.
-(On a CPU the reading of the weights is a few hundredths of what a piece of 512 tokens costs; docs/log.md.)
+(On a CPU the reading of the weights is a few hundredths of what a piece of 512 tokens costs.)
 """
 
 from __future__ import annotations
