@@ -24,7 +24,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import leveret
 from leveret.chat.messages import ToolCall
 from leveret.errors import ToolError
 
@@ -96,7 +95,7 @@ class Sandbox:
     def _ask(self, call: dict[str, Any] | None) -> dict[str, Any]:
         """The answer of one process; an outcome in words when it gave none."""
         task = {**self._limits, "file": str(self._file), "folder": self._scratch.name, "call": call}
-        package = str(Path(leveret.__file__).parents[1])
+        package = str(Path(__file__).resolve().parents[2])
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         environment |= {"HOME": self._scratch.name, "TMPDIR": self._scratch.name}
         with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
