@@ -18,7 +18,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ALONE = ("certify_cpu", "prefix_cpu", "speculation_cpu")
 """Scripts that compare with no other program."""
 SCRIPTS = sorted(script for script in BENCHMARKS.glob("*_cpu.py") if script.stem not in ALONE)
-PEERS = {"merge_cpu": "mergekit", "sft_cpu": "trl", "engine_cpu": "llama_cpp", "quantize_cpu": "gptqmodel"}
+PEERS = {
+    "merge_cpu": "mergekit",
+    "sft_cpu": "trl",
+    "engine_cpu": "llama_cpp",
+    "serve_cpu": "llama_cpp",
+    "quantize_cpu": "gptqmodel",
+}
 """Of scripts whose peer is not transformers."""
 
 
@@ -27,6 +33,8 @@ PEERS = {"merge_cpu": "mergekit", "sft_cpu": "trl", "engine_cpu": "llama_cpp", "
 def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) -> None:
     peer = PEERS.get(script.stem, "transformers")
     pytest.importorskip(peer, reason="the peer of this benchmark")
+    if script.stem == "serve_cpu":
+        pytest.importorskip("sse_starlette", reason="needed by the peer's server")
     file = tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, str(script), "--quick", "--json", str(file)],
