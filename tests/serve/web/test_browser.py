@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,3 +255,21 @@ def test_a_narrow_screen_shows_everything_without_scrolling_sideways(opened: Ope
     for part in ("#message", "#send", "#stop", "#retry", "#clear", "#temperature", "#repetition_penalty"):
         box = page.locator(part).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+        assert box["height"] < 60 or not part.startswith("#c")  # a button's words stay on one line
+
+
+def test_a_run_is_shown_with_its_xray_and_nothing_runs_in_it(model: TextModel, chromium: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "demo" / "train"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
+    (folder / "xray.html").write_text("<p id=seen>trained</p><script>document.getElementById('seen').remove()</script>")
+    with running(model, ServeConfig(model="phone", port=0, runs=tmp_path)) as url:
+        page = chromium.new_page(viewport={"width": 360, "height": 740}, locale="zh-CN")
+        page.goto(f"{url}/runs")
+        page.click("text=demo")
+        assert page.inner_text("h1") == "demo" and "损失" in page.inner_text("main")
+        assert page.frame_locator("iframe").locator("#seen").inner_text() == "trained"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.click("text=English")
+        assert "Label X-ray" in page.inner_text("body")
+        page.close()

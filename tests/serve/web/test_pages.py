@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import httpx
 import pytest
@@ -138,6 +141,34 @@ def test_the_login_leads_on_to_this_server_only(path: str, target: str) -> None:
 )  # fmt: skip
 def test_the_language_is_the_one_the_browser_likes_best(header: str, language: str) -> None:
     assert preferred(header) == language
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names and addresses of hosts that this process asks for or connects to."""
+    asked: list[str] = []
+    resolve, connect = socket.getaddrinfo, socket.socket.connect
+
+    def resolving(host: Any, *rest: Any, **named: Any) -> Any:
+        asked.append(str(host))
+        return resolve(host, *rest, **named)
+
+    def connecting(self: socket.socket, address: Any) -> None:
+        asked.append(str(address[0] if isinstance(address, tuple) else address))
+        return connect(self, address)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolving)
+    monkeypatch.setattr(socket.socket, "connect", connecting)
+    return asked
+
+
+@pytest.mark.slow
+def test_the_server_asks_no_other_host(model: TextModel, hosts: list[str]) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio, which is not installed")
+    with running(model, ServeConfig(model="phone", port=0)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/gradio/").status_code == 200
+        time.sleep(1)  # Gradio would report from a thread
+    assert hosts and set(hosts) <= {"127.0.0.1", "localhost"}
 
 
 @pytest.mark.slow

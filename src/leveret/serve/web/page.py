@@ -25,6 +25,7 @@ footer { display:none !important; }
 .gradio-container { width:100% !important; max-width:1240px !important; margin:0 auto !important; }
 #chat { min-height:300px; height:calc(100vh - 310px) !important; }
 #head { align-items:flex-start; } #head h2 { margin:0; } #head p { margin:0; }
+button { white-space:nowrap; }
 #language { float:right; padding-top:4px; }
 @media (max-width: 640px) { #chat { height:52vh !important; } #language { float:none; } }
 """
@@ -66,10 +67,12 @@ class Page:
             label=words.message, placeholder=words.message_hint, lines=1, max_lines=8, autofocus=True, elem_id="message"
         )
         with gr.Row():
-            self._send = gr.Button(words.send, variant="primary", elem_id="send", min_width=60, scale=2)
-            self._stop = gr.Button(words.stop, variant="stop", elem_id="stop", min_width=60, scale=2, interactive=False)
-            self._retry = gr.Button(words.retry, elem_id="retry", min_width=60)
-            self._clear = gr.Button(words.clear, elem_id="clear", min_width=60)
+            self._send = gr.Button(words.send, variant="primary", elem_id="send", min_width=120, scale=2)
+            self._stop = gr.Button(
+                words.stop, variant="stop", elem_id="stop", min_width=120, scale=2, interactive=False
+            )
+            self._retry = gr.Button(words.retry, elem_id="retry", min_width=120)
+            self._clear = gr.Button(words.clear, elem_id="clear", min_width=120)
 
     def _settings(self, words: Words, defaults: SamplingParams, context: int) -> None:
         base, tools = self._talk.base, self._talk.model.tools is not None
