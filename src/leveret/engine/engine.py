@@ -68,6 +68,11 @@ class Engine(Backend):
         return min(self._context_tokens, self._num_blocks * self._config.cache_block_tokens)
 
     @property
+    def model(self) -> Decoder:
+        """The model that it runs."""
+        return self._model
+
+    @property
     def vocab_size(self) -> int:
         """Ids that the model knows."""
         return self._model.config.vocab_size

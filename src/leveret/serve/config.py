@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from leveret.config import Config, Positional
+from leveret.engine.backends.names import OWN, VLLM, checked_server
 from leveret.engine.config import EngineConfig
 from leveret.precision.names import InMemory
 
@@ -37,6 +38,13 @@ class ServeConfig(Config):
     """Where the model runs."""
     quantize: InMemory | None = None
     """Round the matrices to so few bits as they are loaded; by default as stored. Storing them so starts sooner."""
+    backend: Annotated[str, AfterValidator(checked_server)] = OWN
+    """Who runs it: leveret, transformers, llama.cpp (the model is a GGUF file then), the URL of a server with it; vllm.
+
+    vllm starts vLLM's own server in place of this one, with the flags that say the same.
+    """
+    tensor_parallel_size: Annotated[int, Field(ge=1)] | None = None
+    """GPUs that vLLM spreads the model over; for backend=vllm."""
     api_key: str | None = Field(default=None, repr=False)
     """If set, requests must carry it as `Authorization: Bearer <key>`; several are separated by commas. The environment
     variable LEVERET_API_KEY does the same, and does not show in the list of processes."""
@@ -85,6 +93,10 @@ class ServeConfig(Config):
                 raise ValueError(f"adapter: {each!r} is not name=folder")
         if len(self.adapters) < len(self.adapter):
             raise ValueError("adapter: two adapters have one name")
+        if self.tensor_parallel_size is not None and self.backend != VLLM:
+            raise ValueError(f"tensor_parallel_size is for backend=vllm, and the backend is {self.backend}")
+        if self.adapter and self.backend not in (OWN, VLLM):
+            raise ValueError(f"adapters are for backend=leveret and vllm; {self.backend} serves one model")
         if self.api_key is not None and not self.api_keys:
             raise ValueError("api_key is empty: leave it out for a server without a key")
         return self

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from leveret.chat.template import ChatTemplate
+from leveret.engine.backend import Backend
+from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine
 from leveret.engine.prompting import find_parts
 from leveret.engine.stats import EngineStats
@@ -108,19 +110,29 @@ def configured(model: TextModel, config: ServeConfig) -> TextModel:
     defaults = model.defaults
     if (most := config.max_answer_tokens) is not None:
         defaults = replace(defaults, max_tokens=min(most, defaults.max_tokens))
+    engine = _engine(model, config)
     model = TextModel(
-        model.model,
+        engine,
         model.tokenizer,
         template=model.template if config.chat_template is None else _template(config.chat_template, model),
         tools=model.tools,
         defaults=defaults,
         name=model.name,
     )
-    longest, tokens = model.model.config.max_position_embeddings, config.max_model_len
+    return model
+
+
+def _engine(model: TextModel, config: ServeConfig) -> Backend:
+    """What runs a model for the server: our engine as the config has it, or the program that it has been given to."""
+    tokens = config.max_model_len
+    if not isinstance(model.engine, Engine):
+        if tokens is not None or config.engine != EngineConfig():
+            raise ConfigError(f"max_model_len and engine are for our own engine, and the backend is {config.backend}")
+        return model.engine
+    longest = model.model.config.max_position_embeddings
     if tokens is not None and tokens > longest:
         raise ConfigError(f"max_model_len is {tokens}, but the model's context holds {longest} tokens")
-    model.engine = Engine(model.model, config.engine, context_tokens=tokens)
-    return model
+    return Engine(model.model, config.engine, context_tokens=tokens)
 
 
 def _template(path: Path, model: TextModel) -> ChatTemplate:

@@ -11,11 +11,13 @@ from typing import Any
 from leveret.chat.messages import ToolCall
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.engine.backends.names import VLLM
 from leveret.engine.text import TextModel
 from leveret.extras import require
 from leveret.paths import atomic_write
 from leveret.serve.client import Answer, ask
 from leveret.serve.config import ServeConfig
+from leveret.serve.vllm import serve_by_vllm
 
 KEY_VARIABLE = "LEVERET_API_KEY"
 """An environment variable that says what `api_key` would."""
@@ -23,12 +25,21 @@ KEY_VARIABLE = "LEVERET_API_KEY"
 
 def run(config: ServeConfig, console: Console) -> StageResult:
     """Serve; returns when interrupted, or when the questions of `ask` are answered."""
+    if config.backend == VLLM:
+        serve_by_vllm(_with_key(config), console)
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, extra="serve", purpose="the server")
-    if config.api_key is None and (key := os.environ.get(KEY_VARIABLE)):
-        config = config.model_copy(update={"api_key": key})
-    model = TextModel.load(config.model, dtype=config.dtype, device=config.device, quantize=config.quantize)
+    config = _with_key(config)
+    model = TextModel.load(
+        config.model, dtype=config.dtype, device=config.device, quantize=config.quantize, backend=config.backend
+    )
     return _answer(model, config, console) if config.ask else _serve(model, config, console)
+
+
+def _with_key(config: ServeConfig) -> ServeConfig:
+    """The config, with the key that the environment has if it has none."""
+    key = os.environ.get(KEY_VARIABLE)
+    return config.model_copy(update={"api_key": key}) if key and config.api_key is None else config
 
 
 def _serve(model: TextModel, config: ServeConfig, console: Console) -> StageResult:

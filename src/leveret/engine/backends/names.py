@@ -16,6 +16,8 @@ from leveret.spelling import suggest
 
 OWN, TRANSFORMERS, LLAMA_CPP = "leveret", "transformers", "llama.cpp"
 LOCAL = (OWN, TRANSFORMERS, LLAMA_CPP)
+VLLM = "vllm"
+"""What `leveret serve` may hand everything to; what it then serves is a backend by its URL."""
 
 
 def is_url(name: str) -> bool:
@@ -30,6 +32,11 @@ def checked_name(name: str) -> str:
     meant = suggest(name, LOCAL)
     guess = f" (did you mean {meant}?)" if meant else ""
     raise ValueError(f"backend {name!r} is not known{guess}: {', '.join(LOCAL)}, or the URL of a server")
+
+
+def checked_server(name: str) -> str:
+    """A name for `leveret serve`: one of the others, or vllm."""
+    return name if name == VLLM else checked_name(name)
 
 
 BackendName = Annotated[str, AfterValidator(checked_name)]
