@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +23,7 @@ from leveret.model.decoder import Decoder
 from leveret.serve.config import ServeConfig
 from leveret.serve.running import running
 
+from .test_forms import gguf
 from .test_run import certify, verdicts
 
 MakeForm = Callable[..., Path]
@@ -81,7 +84,8 @@ class FakeServer:
         rows = self.form.logits(ids).log_softmax(-1)
         tops = [{f"token_id:{index}": float(row[index]) for index in row.topk(5).indices} for row in rows[:-1]]
         following = [float(row[index]) for row, index in zip(rows[:-1], ids[1:], strict=True)]
-        return {"token_logprobs": [None, *following], "top_logprobs": [None, *tops]}
+        tokens = [f"token_id:{index}" for index in ids]
+        return {"tokens": tokens, "token_logprobs": [None, *following], "top_logprobs": [None, *tops]}
 
     def steps(self, prompt: list[int], ids: tuple[int, ...], count: int) -> list[dict[str, Any]]:
         rows = self.form.logits([*prompt, *ids]).log_softmax(-1)[len(prompt) - 1 :]
@@ -223,6 +227,34 @@ def test_our_own_server_serves_the_model_that_it_was_given(make_form: MakeForm, 
         assert "same choice 100.0%" in checks(tmp_path / "out")["KL divergence"]["measured"]
         with pytest.raises(CertificateError, match="log probabilities, KL divergence"):
             certify(make_form("b", change=perturb), f"{url}/v1", server_numbers="exact")
+
+
+@pytest.mark.filterwarnings("ignore")  # of its packages' own making
+def test_the_server_of_llama_cpp_python_is_compared_by_text(make_form: MakeForm, tmp_path: Path) -> None:
+    """It takes no ids as a prompt, and goes on beyond what it was asked for until a character is whole."""
+    app = pytest.importorskip("llama_cpp.server.app", reason="its server's packages are not installed")
+    settings = pytest.importorskip("llama_cpp.server.settings")
+    uvicorn = pytest.importorskip("uvicorn")
+    model = settings.ModelSettings(
+        model=str(gguf(make_form("a"))), logits_all=True, n_ctx=512, n_threads=1, verbose=False, type_k=0, type_v=0
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    application = app.create_app(server_settings=settings.ServerSettings(), model_settings=[model])
+    server = uvicorn.Server(uvicorn.Config(application, log_level="critical"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        certify(tmp_path / "a", url, server_numbers="exact", output=tmp_path / "out")
+        found = verdicts(tmp_path / "out")
+        assert found["token ids"] == found["log probabilities"] == found["greedy text"] == "same"
+        with pytest.raises(CertificateError, match="log probabilities, KL divergence"):
+            certify(make_form("b", change=perturb), url, server_numbers="exact")
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def test_servers_that_are_not_there_or_stand_first_are_refused(make_form: MakeForm) -> None:

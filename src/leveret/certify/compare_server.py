@@ -23,6 +23,9 @@ from leveret.engine.perplexity import Window
 Answers = Sequence[tuple[Fixture, tuple[int, ...], Generated | None]]
 """Fixture, prompt, and what the server wrote after it."""
 
+SPARE = 4
+"""Ids that a server may write beyond what it is asked for, to end a character."""
+
 NO_SCORES = "the server gives no log probabilities of a prompt (echo) and none of its answers"
 
 
@@ -39,9 +42,11 @@ def compare_server(
     kind = kind_of(first.numerics, numerics)
     bounds = BOUNDS[kind]
     ids_check, ids_parting = _ids(first, server, fixtures)
-    encoded = room_for([(fixture, ids) for fixture in fixtures if (ids := first.encode(fixture))], first, greedy_tokens)
+    encoded = room_for(
+        [(fixture, ids) for fixture in fixtures if (ids := first.encode(fixture))], first, greedy_tokens + SPARE
+    )
     answers = [(fixture, ids, server.continue_greedily(ids, greedy_tokens)) for fixture, ids in _prompts(encoded)]
-    continued = first.continue_greedily([ids for _, ids, _ in answers], greedy_tokens)
+    continued = first.continue_greedily([ids for _, ids, _ in answers], greedy_tokens + SPARE)
     sequences, scored = _scored(first, server, encoded, windows), True
     if not sequences:
         sequences, scored = _along_answers(first, answers, continued), False
@@ -110,14 +115,16 @@ def _prompts(encoded: Encoded) -> Encoded:
 
 
 def _scored(first: Form, server: Server, encoded: Encoded, windows: Sequence[Window]) -> list[SequenceDivergence]:
-    """Everything that the server scores; empty at the first that it does not."""
+    """Everything that the server scores; empty when it does not score the first."""
     inputs = [(f"{fixture.kind} '{fixture.name}'", ids, False) for fixture, ids in encoded if len(ids) > 1]
     inputs += [(window.name, window.ids, True) for window in windows]
-    found = []
+    found: list[SequenceDivergence] = []
     for name, ids, is_text in inputs:
         scores = server.scores(ids)
-        if scores is None:
+        if scores is None and not found:
             return []
+        if scores is None:
+            continue
         told = [(score.following, score.top) for score in scores]
         found.append(compare_logprobs(name, ids, first.logits(ids), told, is_text=is_text))
     return found
@@ -195,8 +202,9 @@ def _greedy(
         if answer is None:
             continue
         compared += 1
-        ours, theirs = _text(first, _until_stop(first, ids)), _plain(first, answer.text)
-        if ours == theirs:
+        ends = _until_stop(first, ids)
+        ours, theirs = _text(first, ends[: len(ids) - SPARE]), _plain(first, answer.text)
+        if theirs.startswith(ours) and _text(first, ends).startswith(theirs):
             same += 1
             continue
         at = _first_difference(first, ids, theirs)
@@ -208,7 +216,7 @@ def _greedy(
             before = (*prompt, *ids[:at])
             parting = Parting(where=place, token_index=len(before), detail=detail, before=before)
     if not compared:
-        measured = "the server takes no token ids as a prompt"
+        measured = "the server takes no token ids as a prompt, and reads text into others"
         return Check(name="greedy text", measured=measured, bound="-", verdict="not compared"), None
     measured = f"{same} of {compared} continuations have equal text" + (f"; {ties} part at a tie" if ties else "")
     return Check(

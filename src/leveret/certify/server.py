@@ -10,7 +10,9 @@ the answer is None where a server has none of them:
     those of its answers     `logprobs`                            llama.cpp
     greedy text              temperature 0                         all
 
-A key is taken from the environment variable OPENAI_API_KEY, as OpenAI's own client does.
+A prompt is given as ids; to a server that takes only text (llama-cpp-python's), as text, and what it answers counts
+only if it read the text into as many ids. A key is taken from the environment variable OPENAI_API_KEY, as OpenAI's own
+client does.
 """
 
 from __future__ import annotations
@@ -30,11 +32,22 @@ from leveret.certify.zoo import Fixture
 from leveret.errors import LeveretError
 from leveret.tokenizer.files import Tokenizer
 
+Body = dict[str, Any]
+
 TIMEOUT_SECONDS = 600.0
 TOP = 5
 """Likeliest tokens that are asked for: OpenAI's own limit."""
 
-Body = dict[str, Any]
+BY_ID = {"return_tokens_as_token_ids": True}
+"""vLLM's; without it two ids of one text are not told apart."""
+
+EXTRAS: tuple[Body, ...] = (
+    {**BY_ID, "repetition_penalty": 1.0, "repeat_penalty": 1.0},
+    {"repetition_penalty": 1.0},
+    {"repeat_penalty": 1.0},
+    {},
+)
+"""Fields beyond OpenAI's, as many as a server takes: a model's own penalties would not be greedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +77,8 @@ class Server:
     tokenizer: Tokenizer
     refusals: list[str] = field(default_factory=list)
     """What it refused, in its own words."""
+    taken: dict[str, Body] = field(default_factory=dict)
+    """The extra fields that it took, for scores and for answers."""
 
     @cached_property
     def model(self) -> str | None:
@@ -98,13 +113,11 @@ class Server:
 
     def scores(self, ids: Sequence[int]) -> list[Scored] | None:
         """After each of the ids but the last, what it thinks comes next; None where it does not score a prompt."""
-        body = {"prompt": list(ids), "echo": True, "logprobs": TOP, "max_tokens": 1, "temperature": 0}
-        given = self._completion(body, (self._by_id, {}))
-        if given is None or not given.get("logprobs"):
+        body = {"echo": True, "logprobs": TOP, "max_tokens": 1, "temperature": 0}
+        given = (self._completion("scores", ids, body) or {}).get("logprobs")
+        if not given or not self._aligned(given.get("tokens"), ids):
             return None
-        logprobs, tops = given["logprobs"]["token_logprobs"], given["logprobs"]["top_logprobs"] or []
-        if len(logprobs) < len(ids):
-            return None  # it scored only what it generated
+        logprobs, tops = given["token_logprobs"], given["top_logprobs"] or []
         return [
             Scored(following=logprobs[at], top=self._by_ids(tops[at] if at < len(tops) else None))
             for at in range(1, len(ids))
@@ -112,13 +125,17 @@ class Server:
 
     def continue_greedily(self, ids: Sequence[int], max_tokens: int) -> Generated | None:
         """Its answer to a prompt of ids; None where it takes none."""
-        body = {"prompt": list(ids), "max_tokens": max_tokens, "temperature": 0}
-        given = self._completion(body, ({"logprobs": TOP} | self._by_id, {"logprobs": TOP}, {}))
+        body = {"max_tokens": max_tokens, "temperature": 0}
+        given = self._completion("answers", ids, body | {"logprobs": TOP}) or self._completion(
+            "bare answers", ids, body
+        )
         return None if given is None else Generated(text=str(given["text"]), steps=self._steps(given.get("logprobs")))
 
-    @property
-    def _by_id(self) -> Body:
-        return {"return_tokens_as_token_ids": True}  # vLLM's; without it two ids of one text are not told apart
+    @cached_property
+    def takes_ids(self) -> bool:
+        """Whether a prompt may be a list of ids."""
+        body = {"prompt": [self.tokenizer.encode("a")[0]], "max_tokens": 1} | self._named
+        return self._try(self.url + "/completions", body) is not None
 
     @property
     def _named(self) -> Body:
@@ -164,12 +181,29 @@ class Server:
         tokens, tops = given.get("tokens") or (), given.get("top_logprobs") or ()
         return tuple((self._id(token), self._by_ids(top)) for token, top in zip(tokens, tops, strict=False))
 
-    def _completion(self, body: Body, extras: Sequence[Body]) -> Body | None:
-        """The first choice of a completion; with each of `extras`, as some servers refuse fields they do not know."""
-        for extra in extras:
-            answer = self._try(self.url + "/completions", body | self._named | extra)
+    def _aligned(self, tokens: Sequence[str] | None, ids: Sequence[int]) -> bool:
+        """Whether a server's list begins with these ids, as far as their texts say."""
+        if tokens is None or len(tokens) < len(ids):
+            return False  # it scored only what it generated
+        for token, index in zip(tokens, ids, strict=False):
+            found = self._id(token)
+            if found is not None and found != index:
+                return False
+        return True
+
+    def _completion(self, purpose: str, ids: Sequence[int], body: Body) -> Body | None:
+        """The first choice of a completion, with as many of EXTRAS as the server takes."""
+        prompt: list[int] | str = list(ids)
+        if not self.takes_ids:
+            prompt = self.tokenizer.decode(list(ids))
+            if self.tokenizer.encode(prompt, allow_special=True) != list(ids):
+                return None
+        for extra in (self.taken[purpose],) if purpose in self.taken else EXTRAS:
+            answer = self._try(self.url + "/completions", {"prompt": prompt} | body | self._named | extra)
             if answer is not None:
-                return dict(answer["choices"][0])
+                self.taken[purpose] = extra
+                read = (answer.get("usage") or {}).get("prompt_tokens", len(ids))
+                return dict(answer["choices"][0]) if self.takes_ids or read == len(ids) else None
         return None
 
     def _tokens(self, body: Body) -> tuple[int, ...] | None:
