@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, trainers
 
+from leveret.engine.config import EngineConfig
+from leveret.engine.engine import Engine
 from leveret.engine.grammar import GrammarBook, GrammarConstraint
 from leveret.engine.structure import Structure
 from leveret.engine.text import TextModel
@@ -143,6 +145,20 @@ def test_what_is_certain_costs_no_step_of_the_model(model: TextModel) -> None:
     before = model.engine.stats.steps
     text = model.generate("x", schema=schema)
     assert text == '{"an answer": "a long text that is known"}' and model.engine.stats.steps == before + 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guessing_tokens_changes_no_answer_of_a_form(model: TextModel, temperature: float) -> None:
+    prompt = '{"名字": "ab", "age": 5, "pets": ["hare", "乌龟"]} ' * 3
+    answers = []
+    for speculation in ("lookup", None):
+        guessing = TextModel(model.model, model.tokenizer)
+        guessing.engine = Engine(model.model, EngineConfig(speculation=speculation))
+        keys = {"max_tokens": 60, "temperature": temperature, "seed": 5}
+        answers.append(
+            [guessing.generate(prompt, schema=PERSON, **keys), guessing.generate(prompt, regex="(ab|cd)+x", **keys)]
+        )
+    assert answers[0] == answers[1]
 
 
 def test_rolling_back_and_cloning_return_to_the_same_point(book: GrammarBook, tokenizer: Tokenizer) -> None:
