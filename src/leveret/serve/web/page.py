@@ -26,6 +26,7 @@ footer { display:none !important; }
 #chat { min-height:300px; height:calc(100vh - 310px) !important; }
 #head { align-items:flex-start; } #head h2 { margin:0; } #head p { margin:0; }
 button { white-space:nowrap; }
+#chat pre, #chat code { white-space:pre-wrap !important; overflow-wrap:anywhere; }
 #language { float:right; padding-top:4px; }
 @media (max-width: 640px) { #chat { height:52vh !important; } #language { float:none; } }
 """
