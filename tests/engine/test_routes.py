@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import pytest
@@ -197,3 +198,29 @@ def test_the_counters_add_up(decoder: Decoder) -> None:
     assert stats.prompt_tokens == sum(each.num_prompt_tokens for each in answers)
     assert stats.prefill_tokens + stats.reused_tokens == stats.prompt_tokens
     assert stats.kept_tokens > 0 and stats.waiting_requests == stats.running_requests == 0
+
+
+def test_what_another_caller_s_step_brought_is_not_lost(decoder: Decoder) -> None:
+    engine = Engine(decoder, SMALL)
+    stream = engine.stream(request((1, 2, 3), max_tokens=9))
+    ids = [next(stream)]
+    engine.generate([request((4, 5), max_tokens=30)])  # its steps end the stream's row too
+    assert (*ids, *stream) == Engine(decoder).generate([request((1, 2, 3), max_tokens=9)])[0].ids
+
+
+def test_threads_that_share_an_engine_each_get_their_own_answers(decoder: Decoder) -> None:
+    engine = Engine(decoder, SMALL)
+    prompts = prompts_that_share(4)
+    found: dict[int, list[tuple[int, ...]]] = {}
+
+    def ask(number: int) -> None:
+        found[number] = [tuple(engine.stream(request(prompts[number], max_tokens=9))) for _ in range(5)]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, prompt in enumerate(prompts):
+        assert found[number] == [Engine(decoder).generate([request(prompt, max_tokens=9)])[0].ids] * 5
+    assert engine.stats.used_tokens == 0 and engine.stats.finished_requests == 20

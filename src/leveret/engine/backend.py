@@ -73,7 +73,8 @@ class Backend(ABC):
         """Generated ids one by one, without the stop id. Closing the iterator ends the generation."""
         seen = 0
         for row in self.follow(request):
-            fresh, seen = row.generated[seen:], row.num_generated
+            fresh = row.generated[seen:]
+            seen += len(fresh)
             yield from fresh
 
     def follow(self, request: Request) -> Iterator[Row]:
@@ -114,8 +115,11 @@ class Backend(ABC):
     def _followed(self, request: Request) -> Iterator[Row]:
         row = self.submit(request)
         try:
-            while row.finish_reason is None:
-                self.step()
+            finished = False
+            while not finished:
+                if row.finish_reason is None:
+                    self.step()
+                finished = row.finish_reason is not None  # another's step may end it while its news are taken
                 yield row
         finally:
             self.cancel(row)
