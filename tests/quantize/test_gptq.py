@@ -38,7 +38,11 @@ def by_the_equations(weight: np.ndarray, hessian: np.ndarray, plan: GptqSettings
     """
     inputs = weight.shape[1]
     size = plan.group_size or inputs
-    order = np.argsort(-np.diag(hessian), kind="stable") if plan.descending else np.arange(inputs)
+    squares = np.diag(hessian)
+    order = np.argsort(-squares, kind="stable")
+    if not plan.descending:  # whole groups, those of large inputs first, and the columns of each in the same way
+        groups = sorted(range(inputs // size), key=lambda group: -squares[group * size : (group + 1) * size].mean())
+        order = np.concatenate([[i for i in order if i // size == group] for group in groups])
     left = weight[:, order].astype(np.float64)
     damped = hessian[np.ix_(order, order)] + plan.damp * np.diag(hessian).mean() * np.eye(inputs)
     rounded = np.zeros_like(left)

@@ -17,6 +17,10 @@ turn comes (one small product that reads them) instead of every column writing t
 their inputs (q, k and v; gate and up) are solved side by side, with one factorization. Before the factorization a
 share of H's mean diagonal is added to it (`damp`); an input that was always zero counts as if it were alone.
 
+Columns with large inputs come first, while there are many left to make up for them. With `desc_act` groups are formed
+in that order too, and the file must say which column is in which; else whole groups are ordered by the mean of their
+inputs' squares, and columns within each, so that groups stay as they lie.
+
 Scales of a group are chosen when its first column is reached, from the weights as they are then, with each column
 weighted by 1 / U_ii^2: what its error will cost after the rest has made up for it.
 
@@ -72,7 +76,7 @@ def solve_gptq(weight: Tensor, hessian: Tensor, settings: GptqSettings) -> Group
     for what, numbers in (("weights", weight), ("inputs", hessian)):
         if not bool(torch.isfinite(numbers).all()):
             raise WeightsError(f"some {what} are not finite: GPTQ cannot round it")
-    order = _order(hessian, descending=settings.descending)
+    order = _order(hessian, size, descending=settings.descending)
     upper = _inverse_factor(hessian, order, settings.damp)
     work = weight.detach().T.float()[order].contiguous()  # (I, O)
     levels = torch.empty((inputs, outputs), dtype=torch.uint8)
@@ -82,11 +86,17 @@ def solve_gptq(weight: Tensor, hessian: Tensor, settings: GptqSettings) -> Group
         if end < inputs:
             work[end:].addmm_(upper[start:end, end:].T, lost, alpha=-1)
     back = torch.argsort(order)
+    if settings.descending:
+        group_of_input = back // size
+    else:
+        group_of_input = torch.arange(inputs) // size
+        groups = torch.argsort(order[::size] // size)
+        scales, zeros = scales[groups], zeros[groups]
     return GroupedIntegers(
         levels_OI=levels[back].T.contiguous(),
         scales_GO=scales.to(torch.float16),
         zeros_GO=zeros.to(torch.int32),
-        group_of_input=(back // size).to(torch.int32),
+        group_of_input=group_of_input.to(torch.int32),
         bits=settings.bits,
     )
 
@@ -174,11 +184,14 @@ def _grid_of(group: Tensor, upper: Tensor, first: int, settings: GptqSettings) -
     return scale.flatten(), zero.flatten()
 
 
-def _order(hessian: Tensor, *, descending: bool) -> Tensor:
-    """Columns in the order in which they are rounded."""
-    if not descending:
-        return torch.arange(len(hessian))
-    return torch.argsort(hessian.diagonal(), descending=True, stable=True)
+def _order(hessian: Tensor, size: int, *, descending: bool) -> Tensor:
+    """Columns in the order in which they are rounded; whole groups of `size` stay together unless `descending`."""
+    squares = hessian.diagonal()
+    if descending:
+        return torch.argsort(squares, descending=True, stable=True)
+    within = torch.argsort(squares.view(-1, size), dim=1, descending=True, stable=True)  # (G, S)
+    groups = torch.argsort(squares.view(-1, size).mean(dim=1), descending=True, stable=True)
+    return (groups.unsqueeze(1) * size + within[groups]).flatten()
 
 
 def _inverse_factor(hessian: Tensor, order: Tensor, damp: float) -> Tensor:
