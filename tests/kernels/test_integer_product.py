@@ -15,6 +15,8 @@ from leveret.kernels.integer_product import (
     multiply_compiled,
     pack_compiled,
     pack_words,
+    round_compiled,
+    round_plain,
     rounded_activations,
 )
 from leveret.kernels.native import library
@@ -110,6 +112,25 @@ def test_words_that_lie_along_the_inputs_are_packed_without_unpacking(bits: int,
     assert torch.equal(mine.words, theirs.words) and torch.equal(mine.scales, theirs.scales)
     assert torch.equal(mine.zeros, theirs.zeros)
     assert (mine.in_features, mine.out_features, mine.order) == (320, outputs, None)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+def test_a_matrix_is_rounded_to_eight_bits_as_its_twin_does_it(build: str, size: float) -> None:
+    weight = (torch.randn(100, 320, generator=torch.Generator().manual_seed(0)) * size).bfloat16()
+    weight[3] = 0
+    mine, plain = round_compiled(weight, group_size=64), round_plain(weight, group_size=64)
+    theirs = pack_compiled(plain, "int8")
+    assert theirs is not None and theirs.zeros is None
+    assert torch.equal(mine.scales, theirs.scales)
+    levels = [
+        packed.words.view(torch.uint8).int()[:1] for packed in (mine, theirs)
+    ]
+    assert (levels[0] - levels[1]).abs().max() <= 1 and (levels[0] != levels[1]).float().mean() < 1e-3
+    if size > 1e-4:
+        assert (dequantize(plain, torch.float32) - weight.float()).norm() / weight.float().norm() < 1e-2
+    x = torch.randn(9, 320).bfloat16()
+    found, exact = multiply_compiled(x, mine), multiply_compiled(x, theirs)
+    assert (found.double() - exact.double()).norm() <= 2e-3 * exact.double().norm()
 
 
 def test_blocks_of_activations_divide_the_groups() -> None:

@@ -118,6 +118,44 @@ def pack_words(
     )
 
 
+def round_compiled(weight: Tensor, *, group_size: int = LONGEST_BLOCK) -> CompiledWeight:
+    """A matrix (O, I) of bfloat16 in eight bits, for products with rounded activations; `round_plain` is its twin.
+
+    As fast as memory, for a matrix that is kept whole in the file and read once a token.
+    """
+    outputs, inputs = weight.shape
+    assert weight.dtype == torch.bfloat16 and weight.is_contiguous() and inputs % group_size == 0 == group_size % STEP
+    tiles = -(-outputs // TILE)
+    words = torch.empty((tiles, inputs // 4, TILE), dtype=torch.int32)
+    scales = torch.empty((tiles, inputs // group_size, TILE), dtype=torch.float16)
+    library = compiled()
+    assert library is not None
+    library.leveret_round_weight(
+        pointer(weight), size(outputs), size(inputs), size(group_size), pointer(words), pointer(scales),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return CompiledWeight(
+        words=words, scales=scales, zeros=None, order=None, bits=8, in_features=inputs, out_features=outputs,
+        activations="int8",
+    )  # fmt: skip
+
+
+def round_plain(weight: Tensor, *, group_size: int = LONGEST_BLOCK) -> GroupedIntegers:
+    """Each group's largest number becomes 127 or -127, around level 128."""
+    groups = weight.float().view(len(weight), -1, group_size)  # (O, G, I / G)
+    scales = (groups.abs().amax(-1) / 127).to(torch.float16)
+    factors = torch.where(scales == 0, 0.0, 1 / scales.float())
+    levels = (groups * factors.unsqueeze(-1)).round().clamp(-128, 127) + 128
+    inputs = weight.shape[1]
+    return GroupedIntegers(
+        levels_OI=levels.flatten(1).to(torch.uint8),
+        scales_GO=scales.T,
+        zeros_GO=torch.full_like(scales.T, 128, dtype=torch.int32),
+        group_of_input=torch.arange(inputs, dtype=torch.int32) // group_size,
+        bits=8,
+    )
+
+
 def multiply_compiled(x: Tensor, weight: CompiledWeight) -> Tensor:
     """`x @ weight.T` for x (..., I) in bfloat16 or float32; returns (..., O) in the dtype of x. No gradient."""
     rows = x.reshape(-1, x.shape[-1])  # (M, I)

@@ -8,6 +8,7 @@
 
 namespace {
 
+constexpr int64_t HEADS = 4;  // that read a key together
 constexpr int64_t FEW = 8, FEW_DENSE = 4;  // rows: up to here integers, and bfloat16 weights, are multiplied as they lie
 
 struct Linear {
@@ -71,13 +72,13 @@ struct Rows {
 
 struct Scratch {
     std::vector<word> right;
-    std::vector<float> sums, more_sums, scores, turned;
+    std::vector<float> sums, more_sums, scores, turned, mixed, shares;
     std::vector<bfloat16> halves;
 
     Scratch(int64_t rows, int64_t heads_of_group, int64_t width, int64_t keys)
         : right(size_t(PART / 2 * TILE)), sums(size_t(round_up(rows, ROW_PADDING) * TILE)), more_sums(sums.size()),
           scores(size_t(heads_of_group * round_up(keys, LANES))), turned(size_t(heads_of_group * width)),
-          halves(size_t(width)) {}
+          mixed(turned.size()), shares(size_t(heads_of_group)), halves(size_t(width)) {}
 };
 
 // sums (R, TILE): `count` outputs of a bfloat16 weight, from `weight` on, for x (R, inputs).
@@ -179,6 +180,35 @@ void keep(const Shape& shape, const Layer& layer, int64_t place, const bfloat16*
     std::memcpy(layer.values + place, value, size_t(shape.width) * sizeof(bfloat16));
 }
 
+// What H heads, queries (H, width), give to one key: out[h * stride].
+template <int H>
+void score(const bfloat16* key, const float* queries, int64_t width, float factor, float* out, int64_t stride) {
+    floats sums[H] = {};
+    for (int64_t i = 0; i < width; i += LANES) {
+        floats part = load(key + i);
+        for (int h = 0; h < H; h++) sums[h] += part * load(queries + h * width + i);
+    }
+    for (int h = 0; h < H; h++) out[h * stride] = sum_of(sums[h]) * factor;
+}
+
+// sum (width) += scores[s] * values (s, :). A few registers of the sum stay where they are for all values.
+void mix(const bfloat16* values, int64_t count, const float* scores, int64_t width, float* sum) {
+    constexpr int TOGETHER = 4;
+    int64_t i = 0;
+    for (; i + TOGETHER * LANES <= width; i += TOGETHER * LANES) {
+        floats parts[TOGETHER];
+        for (int n = 0; n < TOGETHER; n++) parts[n] = load(sum + i + n * LANES);
+        for (int64_t s = 0; s < count; s++)
+            for (int n = 0; n < TOGETHER; n++) parts[n] += scores[s] * load(values + s * width + i + n * LANES);
+        for (int n = 0; n < TOGETHER; n++) store(parts[n], sum + i + n * LANES);
+    }
+    for (; i < width; i += LANES) {
+        floats part = load(sum + i);
+        for (int64_t s = 0; s < count; s++) part += scores[s] * load(values + s * width + i);
+        store(part, sum + i);
+    }
+}
+
 // The heads of one group of one row read the cache, in which the new key and value are already.
 void attend(const Shape& shape, const Layer& layer, const Places& places, int64_t position, int64_t row, int64_t group,
             const bfloat16* query, const bfloat16* cos, const bfloat16* signed_sin, Scratch& scratch, Rows& out) {
@@ -193,11 +223,12 @@ void attend(const Shape& shape, const Layer& layer, const Places& places, int64_
     places.pieces(shape, row, group, first, position + 1, [&](int64_t from, int64_t to, int64_t place) {
         const bfloat16* keys = layer.keys + place;
         for (int64_t s = from; s < to; s++, keys += width)
-            for (int64_t h = 0; h < heads; h++) {
-                floats sum{};
-                for (int64_t i = 0; i < width; i += LANES)
-                    sum += load(keys + i) * load(scratch.turned.data() + h * width + i);
-                scratch.scores[size_t(h * stride + s - first)] = sum_of(sum) * factor;
+            for (int64_t h = 0; h < heads;) {
+                const float* queries = scratch.turned.data() + h * width;
+                float* scores = scratch.scores.data() + h * stride + s - first;
+                bool several = h + HEADS <= heads;
+                (several ? score<HEADS> : score<1>)(keys, queries, width, factor, scores, stride);
+                h += several ? HEADS : 1;
             }
     });
     for (int64_t h = 0; h < heads; h++) {
@@ -211,16 +242,17 @@ void attend(const Shape& shape, const Layer& layer, const Places& places, int64_
             store(chance, scores + s);
             sums += chance;
         }
-        float share = 1.0f / sum_of(sums);
-        for (int64_t i = 0; i < width; i += LANES) {
-            floats sum{};
-            places.pieces(shape, row, group, first, position + 1, [&](int64_t from, int64_t to, int64_t place) {
-                const bfloat16* values = layer.values + place + i;
-                for (int64_t s = from; s < to; s++, values += width) sum += scores[s - first] * load(values);
-            });
-            out.put(sum * share, (row * shape.heads + group * heads + h) * width + i);
-        }
+        scratch.shares[size_t(h)] = 1.0f / sum_of(sums);
     }
+    std::fill(scratch.mixed.begin(), scratch.mixed.end(), 0.0f);
+    places.pieces(shape, row, group, first, position + 1, [&](int64_t from, int64_t to, int64_t place) {
+        for (int64_t h = 0; h < heads; h++)
+            mix(layer.values + place, to - from, scratch.scores.data() + h * stride + from - first, width, scratch.mixed.data() + h * width);
+    });
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t i = 0; i < width; i += LANES)
+            out.put(load(scratch.mixed.data() + h * width + i) * scratch.shares[size_t(h)],
+                    (row * shape.heads + group * heads + h) * width + i);
 }
 
 }  // namespace

@@ -101,6 +101,30 @@ LEVERET_EXPORT void leveret_integer_product(const void* x, int64_t rows, int is_
     }
 }
 
+// A bfloat16 weight (columns, inputs) in eight bits, around 128, in the layout of integers.h; group: a multiple of 4.
+LEVERET_EXPORT void leveret_round_weight(const bfloat16* weight, int64_t columns, int64_t inputs, int64_t group,
+                                         uint32_t* words, uint16_t* scales, int threads) {
+    int64_t tiles = (columns + TILE - 1) / TILE, groups = inputs / group;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t part = 0; part < tiles * groups; part++) {
+        int64_t tile = part / groups, first = part % groups * group;
+        uint8_t* levels = reinterpret_cast<uint8_t*>(words + (tile * inputs + first) / 4 * TILE);
+        for (int64_t o = 0; o < TILE; o++) {
+            bool there = tile * TILE + o < columns;
+            const bfloat16* row = weight + (tile * TILE + o) * inputs + first;
+            float highest = 0.0f;
+            for (int64_t i = 0; there && i < group; i++) highest = std::max(highest, std::fabs(to_float(row[i])));
+            uint16_t half = to_half(highest / 127.0f);
+            scales[part * TILE + o] = half;
+            float factor = half == 0 ? 0.0f : 1.0f / from_half(half);
+            for (int64_t i = 0; i < group; i++) {
+                float level = there ? std::nearbyint(to_float(row[i]) * factor) : 0.0f;
+                levels[(i / 4 * TILE + o) * 4 + i % 4] = uint8_t(128 + int(std::min(127.0f, std::max(-128.0f, level))));
+            }
+        }
+    }
+}
+
 // Products of small whole numbers with activations in eight bits, one row and many; 0 when all are right.
 LEVERET_EXPORT int leveret_check_eights() {
     constexpr int64_t rows = 40, inputs = 256, group = 128;

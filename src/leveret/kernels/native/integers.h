@@ -40,6 +40,22 @@ float from_half(uint16_t half) {
     return sign ? -value : value;
 }
 
+// To nearest, ties to even; nothing here is too large.
+uint16_t to_half(float value) {
+    uint32_t sign, bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    sign = bits >> 16 & 0x8000u;
+    value = std::fabs(value);
+    if (value < 6.103515625e-05f) {  // steps of 2^-24
+        float steps = value * 16777216.0f + 12582912.0f;
+        std::memcpy(&bits, &steps, sizeof bits);
+        return uint16_t(sign | (bits & 0x7ffu));
+    }
+    std::memcpy(&bits, &value, sizeof bits);
+    bits += 0xfffu + (bits >> 13 & 1u);
+    return uint16_t(sign | (bits - 0x38000000u) >> 13);
+}
+
 floats load_halves(const uint16_t* from) {
 #if defined(__AVX512F__)
     return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
