@@ -35,8 +35,8 @@ def test_ask_answers_through_the_endpoint_and_stops(
 
 
 def test_the_client_reports_the_servers_refusal(url: str) -> None:
-    with pytest.raises(LeveretError, match=r"answered 400.*set_tmer"):
-        ask(url, "hi", tools=[{"type": "function", "function": {"name": "set_tmer"}}])
+    with pytest.raises(LeveretError, match=r"answered 400.*tools\[0\]"):
+        ask(url, "hi", tools=[{"type": "function"}])
 
 
 @pytest.mark.slow
