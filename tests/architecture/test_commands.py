@@ -21,7 +21,7 @@ from .source import ROOT, SOURCE, module_name, parsed, python_files
 NO_VERBS = {"run", "rehearse", "validate", "chat", "generate", "inspect", "show", "doctor"}
 """Commands that have no folder of their name; `tokenizer` is the verb of the folder `vocabulary`."""
 
-TOPICS = {"README", "adapters", "fp8", "python", "data_formats"}
+TOPICS = {"README", "adapters", "backends", "fp8", "python", "data_formats"}
 """Pages of the guide about something else than a command or a folder."""
 
 commands = pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))

@@ -90,7 +90,7 @@ def test_each_program_names_the_files_that_it_reads(model_dir: Path, tmp_path: P
         leveret.load(model_dir, backend="llama.cpp")
     with pytest.raises(ValueError, match=r"did you mean transformers"):
         leveret.load(model_dir, backend="transformer")
-    with pytest.raises(ConfigError, match="an adapter is for our own engine"):
+    with pytest.raises(ConfigError, match="for our own engine"):
         leveret.load(model_dir, backend="transformers", adapter=tmp_path)
 
 
