@@ -275,6 +275,13 @@ def test_a_function_is_declared_as_openai_or_mcp_declares_it() -> None:
     assert known.functional == ("set_timer", "take_photo") and [each.name for each in known.declared] == ["f"]
 
 
+def test_a_misspelt_name_of_a_known_tool_declares_nothing() -> None:
+    with pytest.raises(RequestError, match="did you mean 'set_timer'"):
+        offer_from([entry({"name": "set_tmer"})], TOOLS)
+    assert offer_from([entry({"name": "set_tmer", "description": "Another"})], TOOLS).declared
+    assert offer_from([entry({"name": "set_tmer"})], None).declared
+
+
 def test_a_message_says_its_calls_in_the_dialect_of_the_prompt() -> None:
     dialect = FunctionalDialect(TOOLS)
     assert dialect.without_tokens('{"a": "<b>"}') == '{"a": "\\u003cb>"}'

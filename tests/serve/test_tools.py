@@ -15,7 +15,7 @@ SCHEMA = {
     "properties": {
         "to": {"type": "string", "maxLength": 4},
         "legs": {"type": "array", "items": {"enum": ["走", "fly"]}, "maxItems": 2},
-    },  # noqa: E501
+    },
     "required": ["to", "legs"],
     "additionalProperties": False,
 }
@@ -51,7 +51,7 @@ def test_calls_are_valid_and_stream_in_pieces(client: openai.OpenAI, seed: int) 
     calls, pieces = streamed_calls(client, request)
     assert [each["name"] for each in calls] == [call.function.name]
     assert json.loads(calls[0]["arguments"]) == json.loads(call.function.arguments)
-    assert pieces[0] == "" and len(pieces) > 2
+    assert pieces[0] == "" and len(pieces) > (2 if call.function.name == "find_route" else 1)
 
 
 def test_a_named_choice_calls_that_function(client: openai.OpenAI) -> None:

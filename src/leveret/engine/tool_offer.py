@@ -74,8 +74,7 @@ def offer_from(
     if tools is None or isinstance(tools, str) or tool_choice == "none":
         functional = offered_names(tools, toolset, tool_choice)
         return Offer(functional=functional, required=tool_choice == "required", parallel=parallel)
-    known = () if toolset is None else toolset.names
-    own = [isinstance(tool, str) or _function(tool, place)["name"] in known for place, tool in enumerate(tools)]
+    own = [isinstance(tool, str) or _is_own(_function(tool, place), toolset) for place, tool in enumerate(tools)]
     declared = tuple(_declared(tool, place) for place, tool in enumerate(tools) if not own[place])
     names = [each.name for each in declared]
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -138,6 +137,12 @@ def _function(tool: Any, place: int) -> Mapping[str, Any]:
             f"tools[{place}] must be a name or an OpenAI declaration, not {tool!r}", param="tools", code="invalid_value"
         )
     return function
+
+
+def _is_own(function: Mapping[str, Any], toolset: ToolSet | None) -> bool:
+    """Whether it is a tool of the model's, or can be nothing else: a misspelt name declares nothing."""
+    bare = not any(function.get(key) for key in ("description", "parameters", "inputSchema"))
+    return toolset is not None and (function["name"] in toolset.names or bare)
 
 
 def _declared(tool: Any, place: int) -> Declared:
