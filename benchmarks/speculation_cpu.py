@@ -2,10 +2,11 @@
 
     python benchmarks/speculation_cpu.py [--json FILE] [--quick] [--model DIR]
 
-Works: `code` continues modules of Python's standard library; `quotes` answers questions about a passage with the
-passage's own sentences. With --model the model says greedily what it likes. Without, the weights are random and the
-answers are given: every token is asked of the model, and then taken from the text, as a model would that knows it. So
-the cost of a step is real, and so is how often text repeats itself; how well some model writes is left out.
+Works: `code` continues modules of Python's standard library; `edits` writes a piece of them again with a name changed;
+`quotes` answers questions about a passage with the passage's own sentences. With --model the model says greedily what
+it likes. Without, the weights are random and the answers are given: every token is asked of the model, and then taken
+from the text, as a model would that knows it. So the cost of a step is real, and so is how often text repeats itself;
+how well some model writes is left out.
 
 Both sides must give the same ids. In bfloat16 a model's own choice may differ by a rounding, which is then counted as
 another answer; with given answers it cannot.
@@ -90,23 +91,39 @@ def make(plan: Plan) -> Works:
 
 
 def texts_of(tokenizer: Any, *, prompt_tokens: int, new_tokens: int, count: int) -> dict[str, Any]:
-    """Prompts with what follows them: pieces of modules, and questions about passages of their documentation."""
+    """Prompts with what follows them, all from modules of the standard library."""
     draw = random.Random(0)
-    code, quotes = [], []
+    works: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {"code": [], "edits": [], "quotes": []}
     for name in MODULES[:count]:
         source = (Path(sysconfig.get_paths()["stdlib"]) / f"{name}.py").read_text(encoding="utf-8")
         ids = tokenizer.encode(source)
         first = draw.randrange(max(1, len(ids) // 2))
-        code.append((tuple(ids[first : first + prompt_tokens]), tuple(ids[first + prompt_tokens :][:new_tokens])))
-        sentences = [each.strip() for each in re.findall(r"[A-Z][^.`\"]{40,200}\.", source)][:24]
-        passage = " ".join(sentences)
-        quoted = draw.sample(sentences, min(6, len(sentences)))
-        question = f"{passage}\n\nQuestion: what does the text say about {name}?\nAnswer:"
-        answer = " " + " ".join(f"The text says: {each}" for each in quoted)
-        quotes.append(
-            (tuple(tokenizer.encode(question)[-prompt_tokens:]), tuple(tokenizer.encode(answer)[:new_tokens]))
-        )
-    return {"code": tuple(code), "quotes": tuple(quotes)}
+        code = ids[first : first + prompt_tokens]
+        works["code"].append((tuple(code), tuple(ids[first + prompt_tokens :][:new_tokens])))
+        for work, (question, answer) in (
+            ("edits", renaming(tokenizer.decode(code[:new_tokens]))),
+            ("quotes", quoting(name, source, letters=3 * prompt_tokens, draw=draw)),
+        ):
+            works[work].append((tuple(tokenizer.encode(question)), tuple(tokenizer.encode(answer)[:new_tokens])))
+    return {name: tuple(texts) for name, texts in works.items()}
+
+
+def renaming(code: str) -> tuple[str, str]:
+    """A piece of code with the request to rename its commonest word, and the code with it renamed."""
+    words = re.findall(r"[a-z_]{3,}", code) or ["self"]
+    common = max(words, key=words.count)
+    return f"{code}\n\n# The same with {common} renamed to new_{common}:\n", code.replace(common, f"new_{common}")
+
+
+def quoting(name: str, source: str, *, letters: int, draw: random.Random) -> tuple[str, str]:
+    """A passage of a module's sentences with a question, and an answer that quotes some of them."""
+    sentences: list[str] = []
+    for sentence in re.findall(r"[A-Z][^.`\"]{40,200}\.", source):
+        if sum(map(len, sentences)) < letters:
+            sentences.append(sentence)
+    quoted = draw.sample(sentences, min(6, len(sentences)))
+    question = f"{' '.join(sentences)}\n\nQuestion: what does the text say about {name}?\nAnswer:"
+    return question, " " + " ".join(f"The text says: {each}" for each in quoted)
 
 
 def first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
@@ -138,7 +155,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
     options = parser.parse_args()
     shape = shape_from(options)
-    sizes = (48, 12, 2) if options.quick else (options.prompt_tokens, options.new_tokens, len(MODULES))
+    sizes = (96, 48, 2) if options.quick else (options.prompt_tokens, options.new_tokens, len(MODULES))
     with tempfile.TemporaryDirectory() as folder:
         if options.model is None:
             tokenizer = made_model(shape, Path(folder))

@@ -106,7 +106,7 @@ def test_a_script_compares_the_engine_with_itself(script: str, sides: set[str], 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(file.read_text(encoding="utf-8"))
-    assert set(figures["checks"].values()) == {"yes"} and len(figures["checks"]) == 2
+    assert set(figures["checks"].values()) == {"yes"}
     assert all(set(work["sides"]) == sides for work in figures["works"].values())
     if script == "prefix_cpu":
         assert all(read["plain"] > 3 * read["reuse"] for read in figures["settings"]["tokens_read"].values())

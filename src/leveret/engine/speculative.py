@@ -23,7 +23,7 @@ from typing import Protocol
 
 from leveret.engine.row import Row
 
-GRAMS = (5, 3)
+GRAMS = (6, 4, 2)
 """Lengths of the pieces of text that are looked up, the longest first."""
 
 STEP_TOKENS = 16
