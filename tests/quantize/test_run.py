@@ -97,7 +97,9 @@ def test_tokenizer_template_tools_and_generation_travel_and_the_old_card_does_no
     directory: Path, tmp_path: Path
 ) -> None:
     quantize(directory, tmp_path / "q")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tools.json"):
+    for name in (
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"), "tools.json", "generation_config.json"
+    ):  # fmt: skip
         assert (tmp_path / "q" / name).read_bytes() == (directory / name).read_bytes()
     assert json.loads((tmp_path / "q" / "generation_config.json").read_text())["max_new_tokens"] == 7
     assert not (tmp_path / "q" / "README.md").exists()

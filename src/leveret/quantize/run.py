@@ -43,7 +43,7 @@ from leveret.weights.save import save_model
 
 CARRIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-    "tools.json", "LICENSE*", "NOTICE*",
+    "generation_config.json", "tools.json", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 """Files of the source that belong to the quantized model as well."""
 
@@ -86,7 +86,7 @@ def run(config: QuantizeConfig, console: Console) -> StageResult:
     if table is not None:
         store_table(model.embed_tokens, *table)
     with atomic_directory(config.output) as draft:
-        save_model(model, draft, generation=_generation(source), quantization_config=storage.to_dict())
+        save_model(model, draft, quantization_config=storage.to_dict())
         _carry_over(source, draft)
         report["bytes_after"] = _weight_bytes(draft)
         atomic_write(draft / "quantization.json", json.dumps(report, indent=1) + "\n")
@@ -224,11 +224,6 @@ def _all_layers(
                 len(layers), error=layer.relative_error if layer.output_error is None else layer.output_error
             )
     return layers
-
-
-def _generation(source: Path) -> dict[str, Any] | None:
-    file = source / "generation_config.json"
-    return read_json(file) if file.is_file() else None
 
 
 def _carry_over(source: Path, target: Path) -> None:
