@@ -161,6 +161,19 @@ def test_guessing_tokens_changes_no_answer_of_a_form(model: TextModel, temperatu
     assert answers[0] == answers[1]
 
 
+def test_a_choice_is_taken_letter_by_letter_however_many_there_are(book: GrammarBook, tokenizer: Tokenizer) -> None:
+    odd = ["a/b\\c", "x\ny", '"quoted"', "[a-z]+|.*", " 你好 ", "#&~-^$(){}", "tab\t"]
+    texts = odd + [f"option {number}" for number in range(3000)]
+    constraint = book.constraint(Structure.of_choice(texts), (tokenizer.eos_id,))
+    for text in (*odd, "option 1234"):
+        one = constraint.clone()
+        for token_id in tokenizer.encode(text):
+            assert token_id in one.allowed_ids(), text
+            one.advance(token_id)
+        assert one.finished or tokenizer.eos_id in one.allowed_ids()
+    assert tokenizer.decode(follow(constraint, [0.3, 0.9, 0.5], (tokenizer.eos_id,), 60)) in texts
+
+
 def test_rolling_back_and_cloning_return_to_the_same_point(book: GrammarBook, tokenizer: Tokenizer) -> None:
     constraint = book.constraint(Structure.json(PERSON), (tokenizer.eos_id,))
     seen = []
