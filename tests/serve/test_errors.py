@@ -188,9 +188,16 @@ def test_a_failing_model_is_a_500_that_tells_no_internals(model: TextModel, monk
         assert send(url, "POST", CHAT, json.dumps(body).encode())[0] == 200  # and it goes on serving
 
 
-def test_a_full_queue_is_a_429(model: TextModel) -> None:
-    config = ServeConfig(model="x", port=0, max_concurrent_requests=1, max_waiting_requests=0)
+def test_a_full_queue_is_a_429_and_what_never_fits_a_400(model: TextModel) -> None:
+    config = ServeConfig(model="x", port=0, page=False, max_concurrent_requests=1, max_waiting_requests=0)
     with running(model, config) as url:
         body = {"messages": MESSAGES, "max_tokens": 2, "n": 2}
         status, content = send(url, "POST", CHAT, json.dumps(body).encode())
+        assert status == 400 and content["error"]["param"] == "n"
+        body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        connection.request("POST", "/v1/completions", json.dumps(body))
+        connection.getresponse().readline()
+        status, content = send(url, "POST", CHAT, json.dumps({"messages": MESSAGES, "max_tokens": 2}).encode())
         assert status == 429 and content["error"]["code"] == "overloaded"
+        connection.close()

@@ -73,6 +73,24 @@ def test_cancelled_jobs_free_their_places_and_waiting_ones_never_start(worker: W
     assert waiting.events.empty()
 
 
+def test_who_leaves_the_queue_makes_room_in_it(model: TextModel) -> None:
+    worker = Worker(model, max_running=1, max_waiting=1)
+    long = Listening(model.prepare_text("Set", max_tokens=1500, ignore_eos=True))
+    worker.submit(long.ticket)
+    long.next()
+    for _ in range(5):
+        waiting = Listening(model.prepare_text("Set", max_tokens=2))
+        worker.submit(waiting.ticket)
+        assert worker.busy and worker.num_waiting
+        waiting.ticket.cancel()
+        long.next()
+        long.next()
+        assert worker.num_waiting == 0
+    long.ticket.cancel()
+    worker.close()
+    assert not worker.busy
+
+
 def test_a_job_that_cannot_be_served_is_refused_at_submission(worker: Worker, model: TextModel) -> None:
     with pytest.raises(RequestError, match="2048"):
         worker.submit(Listening(model.prepare_text("x", max_tokens=5000)).ticket)

@@ -143,7 +143,14 @@ class Handlers:
         self._guard.check(request)
         if self._draining:
             raise RequestError("the server is shutting down", code="shutting_down")
-        return parse_body(kind, await self._guard.read(request))
+        body = parse_body(kind, await self._guard.read(request))
+        if self._worker is not None and body.num_answers > self._worker.max_jobs:  # it would never fit
+            raise RequestError(
+                f"{body.num_answers} answers are asked for; this server takes {self._worker.max_jobs} at a time",
+                param="n",
+                code="invalid_value",
+            )
+        return body
 
     async def _respond(self, request: Request, body: Body, asked: Asked, model: TextModel, kind: str) -> Response:
         usage = body.stream_options is not None and body.stream_options.include_usage

@@ -121,6 +121,11 @@ class Body(SamplingFields, StructuredFields):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @property
+    def num_answers(self) -> int:
+        """How many answers have to be generated."""
+        return self.n or 1
+
+    @property
     def most_tokens(self) -> int | None:
         """Most tokens of an answer, by whichever name they were given."""
         return self.max_tokens
@@ -164,6 +169,11 @@ class CompletionBody(Body):
         if len(self.prompts) > MAX_PROMPTS:
             raise ValueError(f"prompt: a request may have {MAX_PROMPTS} prompts, not {len(self.prompts)}")
         return self
+
+    @property
+    def num_answers(self) -> int:
+        """How many answers have to be generated."""
+        return len(self.prompts) * max(self.n or 1, self.best_of or 1)
 
     @property
     def prompts(self) -> list[str | list[int]]:

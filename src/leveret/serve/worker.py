@@ -88,9 +88,15 @@ class Worker:
         self._wake = threading.Condition()
         self._waiting: deque[tuple[Ticket, int]] = deque()
         self._places: dict[Row, _Place] = {}
+        self._num_starting = 0
         self._draining = self._closing = False
         self._thread = threading.Thread(target=self._loop, name="leveret-worker", daemon=True)
         self._thread.start()
+
+    @property
+    def max_jobs(self) -> int:
+        """Jobs that there is room for at a time, in the queue and out of it."""
+        return self._max_waiting + self._max_running
 
     @property
     def num_running(self) -> int:
@@ -105,7 +111,7 @@ class Worker:
     @property
     def busy(self) -> bool:
         """Whether a job is running or waiting."""
-        return bool(self._places or self._waiting)
+        return bool(self._places or self._waiting or self._num_starting)
 
     def submit(self, ticket: Ticket) -> None:
         """Queue the jobs of a ticket. Raises RequestError when one cannot be served or the queue is full."""
@@ -115,9 +121,10 @@ class Worker:
         with self._wake:
             if self._closing or self._draining:
                 raise _shutting_down()
-            if len(self._waiting) + len(ticket.jobs) > self._max_waiting + self._max_running:
+            in_hand = len(self._waiting) + self._num_starting + len(self._places)
+            if in_hand + len(ticket.jobs) > self.max_jobs:
                 raise RequestError(
-                    f"{len(self._waiting)} requests are waiting already", code="overloaded", hint="try again later"
+                    f"{in_hand} answers are under way or waiting already", code="overloaded", hint="try again later"
                 )
             self._waiting.extend((ticket, index) for index in range(len(ticket.jobs)))
             self._wake.notify()
@@ -146,6 +153,7 @@ class Worker:
     def _round(self, admitted: Sequence[tuple[Ticket, int]]) -> None:
         for ticket, index in admitted:
             self._start(ticket, index)
+            self._num_starting -= 1
         self._drop_unwanted()
         for engine in self._engines():
             self._deliver(engine.step())
@@ -158,10 +166,11 @@ class Worker:
             if self._closing:
                 return None
             admitted: list[tuple[Ticket, int]] = []
+            if any(ticket.cancelled for ticket, _ in self._waiting):  # whose room in the queue others may have
+                self._waiting = deque(each for each in self._waiting if not each[0].cancelled)
             while self._waiting and len(self._places) + len(admitted) < self._max_running:
-                ticket, index = self._waiting.popleft()
-                if not ticket.cancelled:
-                    admitted.append((ticket, index))
+                admitted.append(self._waiting.popleft())
+            self._num_starting = len(admitted)
         return admitted
 
     def _start(self, ticket: Ticket, index: int) -> None:
@@ -228,6 +237,7 @@ class Worker:
         for row, place in self._places.items():
             place.engine.cancel(row)
         self._places.clear()
+        self._num_starting = 0
         for ticket in tickets.values():
             ticket.cancel()
             _tell(ticket, error)
