@@ -56,6 +56,24 @@ NATIVE = """
 """  # noqa: E501
 
 
+MISTRAL = """
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{%- if tools and loop.last -%}{{- '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' -}}{%- endif -%}
+{{- '[INST] ' + message.content + '[/INST]' -}}
+{%- elif message.tool_calls -%}
+{{- '[TOOL_CALLS] [' -}}
+{%- for call in message.tool_calls -%}
+{%- if not call.id is defined or call.id | length < 9 -%}{{- raise_exception('a call needs an id') -}}{%- endif -%}
+{{- (call.function | tojson)[:-1] + ', "id": "' + call.id[-9:] + '"}' -}}{{- ', ' if not loop.last else ']</s>' -}}
+{%- endfor -%}
+{%- elif message.role == 'tool' -%}
+{{- '[TOOL_RESULTS] {"content": ' + message.content + ', "call_id": "' + message.tool_call_id[-9:] + '"}[/TOOL_RESULTS]' -}}
+{%- else -%}{{- ' ' + message.content + '</s>' -}}{%- endif -%}
+{%- endfor -%}
+"""  # noqa: E501
+
+
 def entry(function: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
@@ -78,6 +96,15 @@ def model(tokenizer: Tokenizer) -> TextModel:
     """A model with functional tokens, whose template knows nothing of tools."""
     decoder = random_decoder(tiny_config(tokenizer.vocab_size, max_position_embeddings=1600))
     return TextModel(decoder, tokenizer, template=template_for(tokenizer), tools=TOOLS)
+
+
+@pytest.fixture(scope="module")
+def mistral() -> TextModel:
+    """A model that writes calls as a list behind a token, and wants an id for every call."""
+    special = ["</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
+    tokenizer = train_byte_bpe(TEXTS, vocab_size=400, special_tokens=special, eos_token="</s>", chat_template=MISTRAL)
+    decoder = random_decoder(tiny_config(tokenizer.vocab_size, max_position_embeddings=1600))
+    return TextModel(decoder, tokenizer, template=ChatTemplate(MISTRAL))
 
 
 def check_calls(reply: Reply) -> None:
@@ -135,6 +162,30 @@ def test_functional_and_written_calls_may_share_an_answer(
     if choice == "required" and reply.finish_reason != "length":
         assert reply.tool_calls and reply.finish_reason == "tool_calls" and not reply.content
     assert model.run([again]) == [reply]
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32), parallel=st.booleans())
+def test_another_dialect_is_found_by_its_template_and_kept_to(seed: int, parallel: bool, mistral: TextModel) -> None:
+    options: dict[str, Any] = {"seed": seed, "temperature": 1.3, "max_tokens": 180, "tool_choice": "required"}
+    job = mistral.prepare_chat([USER], tools=[entry(ROUTE), entry(NOTE)], parallel_tool_calls=parallel, **options)
+    reply, _ = run(mistral, job)
+    assert reply.finish_reason == "length" or (reply.parsed and not reply.content)
+    assert reply.finish_reason == "length" or 1 <= len(reply.tool_calls) <= (8 if parallel else 1)
+
+
+def test_calls_without_ids_get_them_where_a_template_wants_some(mistral: TextModel) -> None:
+    asked = Message("assistant", "", tool_calls=(ToolCall("find_route", {"to": "x"}), ToolCall("note", {})))
+    talk = [Message("user", "Go"), asked, Message("tool", "far"), Message("tool", "noted"), Message("user", "So?")]
+    prompt = mistral.tokenizer.decode(mistral.prepare_chat(talk, tools=[entry(ROUTE)]).request.prompt_ids)
+    assert '[TOOL_CALLS] [{"name": "find_route", "arguments": {"to": "x"}, "id": "call00000"}, {"name"' in prompt
+    assert (
+        '{"content": far, "call_id": "call00000"}' in prompt and '{"content": noted, "call_id": "call00001"}' in prompt
+    )
+    text = 'Well. [TOOL_CALLS] [{"name": "note", "arguments": {"text": "a]"}}]'
+    reply, deltas = scripted(mistral, text, tools=[entry(NOTE)])
+    assert reply.content == "Well." and reply.tool_calls == (ToolCall("note", {"text": "a]"}),)
+    assert len([delta for delta in deltas if delta.call_piece is not None]) > 3
 
 
 def scripted(model: TextModel, text: str, **keys: Any) -> tuple[Reply, list[Delta]]:

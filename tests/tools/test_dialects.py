@@ -18,9 +18,19 @@ CALLS = [
     ToolCall("nested", {"list": [1, {"a": "}"}], "none": None}),
 ]
 RENDERED = {
+    "mistral": '[TOOL_CALLS] [{"name": "bare", "arguments": {}}]',
     "hermes": '<tool_call>\n{"name": "bare", "arguments": {}}\n</tool_call>',
 }
 MALFORMED = {
+    "mistral": [
+        '[TOOL_CALLS] [{"name": "x"',
+        "[TOOL_CALLS] [{}]",
+        '[TOOL_CALLS] {"name": "x"}',
+        '[TOOL_CALLS] [{"name": "x"} {"name": "x"}]',
+        '[TOOL_CALLS] [{"name": "x"}',
+        '[TOOL_CALLS] [{"name": x}]',
+        "[TOOL_CALLS]",
+    ],
     "hermes": [
         '<tool_call>{"name": "x"',
         "<tool_call>{}</tool_call>",

@@ -34,12 +34,11 @@ def call_grammar(
 ) -> str:
     """The grammar of an answer with these calls, in Lark's notation as llguidance has it.
 
-    `prefix` is written in front of the answer; `form` (JSON) is what the answer has when it is not calls.
+    `form` (JSON) is what the answer has when it is not calls; `prefix` is then written in front of it.
     """
     words = _Words(special_ids)
     common = _shared_start(dialect, [declared.name for declared in offer.declared])
     more = f"(between call){{0,{MAX_CALLS - 1}}}" if offer.parallel else ""
-    front = words.spell(prefix)
     rules = [
         f"call: {words.spell(common)} arguments",
         f"between: {words.spell(dialect.between)}",
@@ -47,9 +46,9 @@ def call_grammar(
         f"calls: {words.spell(dialect.before)} call {more} {words.spell(dialect.after)}",
     ]
     if offer.required:
-        return "\n".join([f"start: {front} calls", *rules, ""])
+        return "\n".join(["start: calls", *rules, ""])
     if form is not None:
-        return "\n".join([f"start: {front} ({json_rule(json.loads(form.source))} | calls)", *rules, ""])
+        return "\n".join([f"start: {words.spell(prefix)} {json_rule(json.loads(form.source))} | calls", *rules, ""])
     marker = dialect.start_marker
     whole = f"{dialect.before}{common}"
     lazy = "" if marker in special_ids else "[lazy]"
@@ -58,7 +57,7 @@ def call_grammar(
         f"first: {words.spell(whole[len(marker) :])} arguments",
         "TEXT: /(.|\\n)*/",
     ]
-    return "\n".join([f"start: {front} (TEXT | head first {more} {words.spell(dialect.after)})", *rules, ""])
+    return "\n".join([f"start: TEXT | head first {more} {words.spell(dialect.after)}", *rules, ""])
 
 
 def marker_ids(dialect: Dialect, special_ids: Mapping[str, int]) -> frozenset[int]:

@@ -93,15 +93,15 @@ def writing_of(template: ChatTemplate) -> Writing:
         whole = template.render([question, call], tools=entry).text
     except TemplateError:
         return Writing(dialect=dialect_named(DEFAULT_DIALECT), native=False)
-    if _PROBE in prompt and whole.startswith(prompt):
-        for name in dialect_names():
-            dialect = dialect_named(name)
-            try:
-                calls = dialect.parse(_up_to_end(whole[len(prompt) :], dialect))[1]
-                if [(call.name, call.arguments) for call in calls] == [(_PROBE, _PROBE_CALL.arguments)]:
-                    return Writing(dialect=dialect, native=True)
-            except ToolError:
-                continue
+    for name in dialect_names() if _PROBE in prompt else ():
+        dialect = dialect_named(name)
+        begin, end = whole.rfind(dialect.start_marker), whole.rfind(dialect.end_marker)
+        try:
+            calls = dialect.parse(whole[begin : end + len(dialect.end_marker)])[1] if 0 <= begin < end else []
+        except ToolError:
+            continue
+        if [(call.name, call.arguments) for call in calls] == [(_PROBE, _PROBE_CALL.arguments)]:
+            return Writing(dialect=dialect, native=True)
     return Writing(dialect=dialect_named(DEFAULT_DIALECT), native=False)
 
 
@@ -127,7 +127,7 @@ def conversation_for(
             shown.append(replace(message, name=_name_of_call(messages, message.tool_call_id)))
         else:
             shown.append(message)
-    return shown if writing.native else _with_instructions(shown, offer, writing.dialect)
+    return _with_ids(shown) if writing.native else _with_instructions(shown, offer, writing.dialect)
 
 
 def _function(tool: Any, place: int) -> Mapping[str, Any]:
@@ -158,12 +158,6 @@ def _declared(tool: Any, place: int) -> Declared:
     closed = {"additionalProperties": False} if "properties" in schema else {}  # no others, unless they are invited
     read = Structure.json({"type": "object", **closed, **schema}, param=param)
     return Declared(name=function["name"], schema=read, entry=entry)
-
-
-def _up_to_end(text: str, dialect: Dialect) -> str:
-    """The text up to the last end marker, without what the template writes after a reply."""
-    end = text.rfind(dialect.end_marker)
-    return text if end < 0 else text[: end + len(dialect.end_marker)]
 
 
 def _name_of_call(messages: Sequence[Message], call_id: str | None) -> str | None:
@@ -201,6 +195,26 @@ def _arguments(call: ToolCall, functional: FunctionalDialect | None) -> str:
     """The arguments as JSON; in a message whose special tokens are read as such, none of them spells one."""
     text = json.dumps(call.arguments, ensure_ascii=False)
     return text if functional is None else functional.without_tokens(text)
+
+
+def _with_ids(messages: list[Message]) -> list[Message]:
+    """The messages with an id for each call and its result where they have none: some templates want them."""
+    shown: list[Message] = []
+    waiting: list[str] = []
+    number = 0
+    for message in messages:
+        if message.tool_calls:
+            named = [
+                replace(call, id=call.id or f"call{number + place:05}") for place, call in enumerate(message.tool_calls)
+            ]
+            number += len(named)
+            waiting = [call.id for call in named if call.id is not None]
+            message = replace(message, tool_calls=tuple(named))
+        elif message.role == "tool" and waiting:
+            own = waiting.pop(0)
+            message = replace(message, tool_call_id=message.tool_call_id or own)
+        shown.append(message)
+    return shown
 
 
 def _with_instructions(messages: list[Message], offer: Offer, dialect: Dialect) -> list[Message]:

@@ -11,17 +11,14 @@ The object ends where its JSON ends, not at the first end tag: `</tool_call>` in
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leveret.chat.messages import CallPiece, ToolCall
 from leveret.errors import ToolError
+from leveret.tools.json_calls import OpenCall, possible_start
 
 _START, _END = "<tool_call>", "</tool_call>"
-_LONGEST_CALL = 100_000
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
-"""The beginning of a call up to its arguments."""
 
 
 class HermesDialect:
@@ -75,13 +72,9 @@ class HermesStream:
 
     def __init__(self) -> None:
         self._held = ""
-        self._in_call = False
+        self._open: OpenCall | None = None
         self._num_calls = 0
         self._pieces: list[CallPiece] = []
-        self._scan = _Scan()
-        """Of the open call, for its end."""
-        self._arguments: _Scan | None = None
-        """Of its arguments, once they have begun."""
 
     def push(self, text: str) -> tuple[str, list[ToolCall]]:
         """Plain text and whole calls that became certain; the beginning of a possible tag is held back."""
@@ -89,17 +82,17 @@ class HermesStream:
         content: list[str] = []
         calls: list[ToolCall] = []
         while True:
-            if self._in_call:
-                call = self._take_call()
+            if self._open is not None:
+                call = self._take_call(self._open)
                 if call is None:
                     break
                 calls.append(call)
             elif (start := self._held.find(_START)) >= 0:
                 content.append(self._held[:start])
                 self._held = self._held[start + len(_START) :]
-                self._in_call, self._scan, self._arguments = True, _Scan(), None
+                self._open = OpenCall(self._num_calls)
             else:
-                certain = len(self._held) - _possible_start(self._held)
+                certain = len(self._held) - possible_start(self._held, _START)
                 content.append(self._held[:certain])
                 self._held = self._held[certain:]
                 break
@@ -113,103 +106,31 @@ class HermesStream:
     @property
     def held(self) -> str:
         """What was pushed and not given out."""
-        return f"{_START}{self._held}" if self._in_call else self._held
+        return self._held if self._open is None else f"{_START}{self._held}"
 
     def finish(self) -> str:
         """Text that looked like the beginning of a tag and was none."""
-        if self._in_call:
+        if self._open is not None:
             raise ToolError(f"a tool call is cut off: {self._held[:80]!r}")
         rest, self._held = self._held, ""
         return rest
 
-    def _take_call(self) -> ToolCall | None:
+    def _take_call(self, call: OpenCall) -> ToolCall | None:
         """The call at the front of what is held, once it is all there with its end tag."""
-        end = self._scan.end(self._held)
-        self._give_pieces()
+        pieces, end = call.push(self._held)
+        self._pieces += pieces
         if end is None:
-            if len(self._held) > _LONGEST_CALL:
-                raise ToolError(f"a tool call does not end within {_LONGEST_CALL} characters")
             return None
         rest = self._held[end:].lstrip()
         if not rest.startswith(_END):
             if _END.startswith(rest):
                 return None
             raise ToolError(f"{_END} is missing at {rest[:40]!r}")
-        call = _read_call(self._held[:end])
-        if self._arguments is None:  # they stood before the name
-            self._piece(call.name, json.dumps(call.arguments, ensure_ascii=False))
-        self._held, self._in_call = rest[len(_END) :], False
+        pieces, whole = call.finish(self._held[:end])
+        self._pieces += pieces
+        self._held, self._open = rest[len(_END) :], None
         self._num_calls += 1
-        return call
-
-    def _give_pieces(self) -> None:
-        """The name of the open call once it is there, and what is there of its arguments."""
-        if self._arguments is None:
-            head = _HEAD.match(self._held)
-            if head is None:
-                return
-            self._piece(json.loads(head[1], strict=False), "")
-            self._arguments = _Scan(head.end())
-        elif self._arguments.ended:
-            return
-        given = self._arguments.position
-        end = self._arguments.end(self._held)
-        if more := self._held[given : len(self._held) if end is None else end]:
-            self._piece(None, more)
-
-    def _piece(self, name: str | None, arguments: str) -> None:
-        self._pieces.append(CallPiece(self._num_calls, name, arguments))
-
-
-class _Scan:
-    """Looks for the end of a JSON object in a text that grows: braces are counted outside strings only."""
-
-    def __init__(self, start: int = 0) -> None:
-        self.position = start
-        """Characters before it have been read."""
-        self.ended = False
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-
-    def end(self, text: str) -> int | None:
-        """Where the object ends, once it does. ToolError when it is none."""
-        while self.position < len(text) and not self.ended:
-            character = text[self.position]
-            self._read(character)
-            self.position += 1
-            if self._depth == 0 and not character.isspace():
-                if character != "}":
-                    raise ToolError(f"a tool call must be a JSON object, not {text.strip()[:40]!r}")
-                self.ended = True
-        return self.position if self.ended else None
-
-    def _read(self, character: str) -> None:
-        if self._in_string:
-            self._in_string = self._escaped or character != '"'
-            self._escaped = character == "\\" and not self._escaped
-        elif character == '"':
-            self._in_string = True
-        elif character == "{":
-            self._depth += 1
-        elif character == "}":
-            self._depth -= 1
-
-
-def _read_call(text: str) -> ToolCall:
-    try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ToolError(f"a tool call is not JSON: {error}") from None
-    name, arguments = entry.get("name"), entry.get("arguments", {})
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise ToolError('a tool call needs a "name" and an object "arguments"', hint=f"it was {text.strip()[:80]!r}")
-    return ToolCall(name=name, arguments=arguments)
-
-
-def _possible_start(text: str) -> int:
-    """Length of the longest end of the text that may become a start tag."""
-    return next((size for size in range(min(len(_START) - 1, len(text)), 0, -1) if _START.startswith(text[-size:])), 0)
+        return whole
 
 
 DIALECT = HermesDialect()
