@@ -96,6 +96,28 @@ def test_a_changed_template_in_a_gguf_file_fails_at_its_conversation(make_form: 
         certify(make_form("a"), by_llama_cpp(gguf(path)))
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_a_bos_stands_once_and_one_that_llama_cpp_would_add_is_told(
+    make_form: MakeForm, tmp_path: Path, written: bool
+) -> None:
+    path = make_form("a")
+    data = json.loads((path / "tokenizer.json").read_text())
+    bos = next(token for token in data["added_tokens"] if token["content"] == "<|endoftext|>")
+    single = [{"SpecialToken": {"id": bos["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {bos["content"]: {"id": bos["content"], "ids": [bos["id"]], "tokens": [bos["content"]]}}
+    pair = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    processor = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    (path / "tokenizer.json").write_text(json.dumps(data | {"post_processor": processor}))
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": bos["content"]}))
+    template = path / "chat_template.jinja"
+    template.write_text(("{{- bos_token -}}" if written else "") + template.read_text())
+    certify(path, by_llama_cpp(gguf(path)), output=tmp_path / "out")
+    assert verdicts(tmp_path / "out")["token ids"] == "same"
+    remark = content(tmp_path / "out")["forms"][1].get("remark", "")
+    assert ("add_bos_token=bool:false" in remark) == (not written)
+
+
 def test_a_gguf_file_without_a_template_is_not_the_model(make_form: MakeForm) -> None:
     path = make_form("b")
     (path / "chat_template.jinja").unlink()

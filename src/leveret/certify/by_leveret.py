@@ -48,6 +48,7 @@ class LeveretForm:
     own_tokenizer: Tokenizer
     template: ChatTemplate | None
     stops: Stops
+    remark: str = ""
 
     @property
     def context_tokens(self) -> int:

@@ -1,7 +1,8 @@
 """The form that most people will run: a GGUF file read by llama.cpp, through llama-cpp-python.
 
-Conversations are rendered by the template in the file and read with special-token parsing, and BOS is put where
-llama.cpp's server puts it: once, in front, if the file asks for one. Keys and values are kept in float32, so that a
+Conversations are rendered by the template in the file and read with special-token parsing; a BOS in them is the
+template's. (llama.cpp's own server puts one in front of every conversation where the file asks for it in plain text,
+unless it is told not to; then the certificate says so.) Keys and values are kept in float32, so that a
 file in float32 is judged as exact; the products are llama.cpp's own (a file in float16 rounds activations to it, one
 in blocks of 8 bits rounds them to such blocks).
 
@@ -33,6 +34,8 @@ from leveret.weights.gguf_file import GgufFile, open_gguf
 
 MOST_CONTEXT = 2048
 """The context that is set up at most: llama.cpp keeps logits for all of it."""
+
+QUESTION = Fixture(name="a question", messages=({"role": "user", "content": "?"},))
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,18 @@ class LlamaCppForm:
         ends = {index for index in range(self.llama.n_vocab()) if library.llama_vocab_is_eog(vocabulary, index)}
         return Stops(declared=frozenset(int(key) for key in keys if key is not None), implied=frozenset(ends))
 
+    @cached_property
+    def remark(self) -> str:
+        """A BOS that llama.cpp's server adds to conversations, where the template writes none."""
+        text = None if self.template is None else self._render(QUESTION)
+        adds = require_llama_cpp().llama_vocab_get_add_bos(self._vocabulary)
+        if text is None or not adds or text.startswith(self._token("bos") or "\0"):
+            return ""
+        return (
+            "its template writes no BOS, but llama.cpp's programs put one in front of a conversation; "
+            "start them with --override-kv tokenizer.ggml.add_bos_token=bool:false, as run.sh of the export does"
+        )
+
     def encode(self, fixture: Fixture) -> tuple[int, ...] | None:
         """Ids of a text (special-token text in it stays text) or of a conversation by the template in the file."""
         if fixture.text is not None:
@@ -90,7 +105,7 @@ class LlamaCppForm:
         if self.template is None:
             return None
         text = self._render(fixture)
-        return None if text is None else self._read_prompt(text)
+        return None if text is None else tuple(self.llama.tokenize(text.encode(), add_bos=False, special=True))
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """One evaluation of all ids, in batches of llama.cpp's size."""
@@ -122,12 +137,6 @@ class LlamaCppForm:
             return str(self.template(messages=messages, tools=list(fixture.tools) or None).prompt)
         except (jinja2.TemplateError, ValueError):  # it raises ValueError where a template says raise_exception
             return None
-
-    def _read_prompt(self, text: str) -> tuple[int, ...]:
-        bos = self._token("bos")
-        if require_llama_cpp().llama_vocab_get_add_bos(self._vocabulary) and bos:
-            text = text.removeprefix(bos)
-        return tuple(self.llama.tokenize(text.encode(), add_bos=True, special=True))
 
     @property
     def _vocabulary(self) -> Any:

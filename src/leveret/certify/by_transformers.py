@@ -34,6 +34,7 @@ class TransformersForm:
     tokenizer: Any
     own_tokenizer: Tokenizer
     reader: Reader = "transformers"
+    remark: str = ""
 
     @property
     def context_tokens(self) -> int:

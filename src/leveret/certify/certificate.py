@@ -48,6 +48,9 @@ class Certificate:
             console.table(title, COLUMNS, [_row(check) for check in comparison.checks])
             if comparison.parting is not None and not comparison.passed:
                 console.print(f"They part {comparison.parting}")
+        for form in self.forms:
+            if "remark" in form:
+                console.print(f"{form['name']}: {form['remark']}")
         for note in self.notes:
             console.print(f"Left out: {note}")
 
@@ -65,7 +68,8 @@ class Certificate:
 
 def describe_form(form: Form) -> dict[str, Any]:
     """What the certificate says of a form."""
-    return {"name": form.name, "reader": form.reader, "numbers": str(form.numerics)}
+    said = {"name": form.name, "reader": form.reader, "numbers": str(form.numerics)}
+    return said | ({"remark": form.remark} if form.remark else {})
 
 
 def rows_of(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:

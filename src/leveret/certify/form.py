@@ -69,6 +69,10 @@ class Form(Protocol):
     def stops(self) -> Stops:
         """Where it ends a reply."""
 
+    @property
+    def remark(self) -> str:
+        """What is to be known of its reader, in a sentence; mostly nothing."""
+
     def encode(self, fixture: Fixture) -> tuple[int, ...] | None:
         """Ids of a fixture; None when it has no template or its template refuses the conversation."""
 

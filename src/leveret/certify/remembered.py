@@ -68,6 +68,11 @@ class Remembered:
         """The form's."""
         return self.form.stops
 
+    @property
+    def remark(self) -> str:
+        """The form's."""
+        return self.form.remark
+
     def encode(self, fixture: Fixture) -> tuple[int, ...] | None:
         """By the form, each time: it takes no time."""
         return self.form.encode(fixture)
