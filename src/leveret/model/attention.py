@@ -119,10 +119,29 @@ class SelfAttention(nn.Module):
         rows.write(self.layer, key, value)
         outs = []
         for piece in pieces:
+            if (fresh := self._read_fresh(query, key, value, piece, rows.cache.window)) is not None:
+                outs.append(fresh)
+                continue
             keys, values = rows.read(self.layer, piece, key, value)
             out = self._read(piece.cut(query), keys, values, piece.mask, piece.is_causal)  # (R, H, tokens, D)
             outs.append(out.transpose(1, 2).reshape(piece.rows * piece.tokens, -1))
         return torch.cat(outs).unsqueeze(0)
+
+    def _read_fresh(self, query: Tensor, key: Tensor, value: Tensor, piece: Piece, window: int | None) -> Tensor | None:
+        """A piece of which the cache held nothing, by the compiled kernel; None where that cannot do it."""
+        if piece.blocks is not None or piece.tokens == 1 or type(self)._read is not SelfAttention._read:
+            return None
+        count = piece.rows * piece.tokens
+        mine = slice(piece.first, piece.first + count)
+        flat = [x[0, :, mine].transpose(0, 1).reshape(1, count, -1) for x in (query, key, value)]
+        starts = torch.arange(0, count, piece.tokens)
+        documents = Documents(starts=starts, lengths=torch.full_like(starts, piece.tokens), cover_all=True)
+        if not can_pack(*flat, head_dim=self.head_dim, documents=documents):
+            return None
+        cos = flat[0].new_ones(count, self.head_dim)  # they have been turned already
+        return packed_attention(
+            *flat, cos=cos, signed_sin=torch.zeros_like(cos), documents=documents, head_dim=self.head_dim, window=window
+        )[0]
 
     def _read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         """query (B, H, T, D), key and value (B, K, S, D) -> (B, H, T, D)."""
