@@ -1,9 +1,10 @@
 """Walk a decoder layer by layer: the calibration rows stand before a layer, its Linears are rounded, the rows go on.
 
-Only one layer is in memory as it was, and only one set of the rows' states; each is overwritten as the rows go on. A
-layer has two halves, x += attention(norm(x)) and x += feed_forward(norm(x)). In each half Linears that take the same
-inputs form a `Share`. Inputs are computed when they are asked for, with the weights as they are then: what is rounded
-first is felt by what comes later, which can make up for it.
+Only one layer is in memory as it was, and of the rows only their states before it and what the last Linear of a half is
+given, which is kept from when it was rounded until the rows go on. A layer has two halves, x += attention(norm(x)) and
+x += feed_forward(norm(x)). In each half Linears that take the same inputs form a `Share`. Inputs are computed when they
+are asked for, with the weights as they are then: what is rounded first is felt by what comes later, which can make up
+for it.
 
 The experts of a mixture are shares of their own, with the tokens that the router sends them.
 
@@ -13,7 +14,7 @@ Shape legend: T tokens of a row, H hidden, N tokens that an expert sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -98,20 +99,19 @@ def _attention_half(layer: DecoderLayer, prefix: str, states: States) -> Half:
         for _, x, plan in states.each():
             yield _input_of(attention.o_proj, lambda x=x, plan=plan: attention(norm(x), plan))  # type: ignore[misc]
 
-    def go_on() -> None:
-        for number, x, plan in states.each():
-            states.values[number] = x + attention(norm(x), plan)
-
+    kept = _Kept(attended)
     shared = {f"{prefix}.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}
     one_to_one = attention.v_proj.out_features == attention.o_proj.in_features  # not with grouped queries
-    shares = [
-        Share(linears=shared, inputs=normed, source=norm),
-        Share(
-            linears={f"{prefix}.o_proj": attention.o_proj}, inputs=attended,
-            source=attention.v_proj if one_to_one else None,
-        ),
-    ]  # fmt: skip
-    return Half(balanced=shares, rounded=shares, go_on=go_on)
+    first = Share(linears=shared, inputs=normed, source=norm)
+    last = Share(
+        linears={f"{prefix}.o_proj": attention.o_proj}, inputs=attended,
+        source=attention.v_proj if one_to_one else None,
+    )  # fmt: skip
+    return Half(
+        balanced=[first, last],
+        rounded=[first, replace(last, inputs=kept.all)],
+        go_on=lambda: _add_outputs(states, attention.o_proj, kept),
+    )
 
 
 def _feed_forward_half(layer: DecoderLayer, block: FeedForward, prefix: str, states: States) -> Half:
@@ -120,12 +120,13 @@ def _feed_forward_half(layer: DecoderLayer, block: FeedForward, prefix: str, sta
     def normed() -> Iterator[Tensor]:
         yield from (norm(x) for x in states.values)
 
-    def go_on() -> None:
-        for number, x in enumerate(states.values):
-            states.values[number] = x + block(norm(x))
-
-    shares = _block_shares(block, prefix, normed, norm)
-    return Half(balanced=shares, rounded=shares, go_on=go_on)
+    first, last = _block_shares(block, prefix, normed, norm)
+    kept = _Kept(last.inputs)
+    return Half(
+        balanced=[first, last],
+        rounded=[first, replace(last, inputs=kept.all)],
+        go_on=lambda: _add_outputs(states, block.down_proj, kept),
+    )
 
 
 def _mixture_half(layer: DecoderLayer, mixture: SparseMixture, prefix: str, states: States) -> Half:
@@ -169,6 +170,33 @@ def _block_shares(
         Share(linears=gate_and_up, inputs=inputs, source=source),
         Share(linears={f"{prefix}.down_proj": block.down_proj}, inputs=gated, source=block.up_proj),
     ]
+
+
+class _Kept:
+    """What the last Linear of a half is given, row by row, kept from when it was rounded."""
+
+    def __init__(self, compute: Callable[[], Iterator[Tensor]]) -> None:
+        self._compute = compute
+        self._values: list[Tensor] = []
+
+    def all(self) -> Iterator[Tensor]:
+        """Each row's, computed now and kept."""
+        self._values = []
+        for value in self._compute():
+            self._values.append(value)
+            yield value
+
+    def take(self) -> Iterator[Tensor]:
+        """Each row's, kept no longer; computed now if the Linear was not rounded."""
+        if not self._values:
+            yield from self._compute()
+        while self._values:
+            yield self._values.pop(0)
+
+
+def _add_outputs(states: States, linear: nn.Linear, kept: _Kept) -> None:
+    for number, value in enumerate(kept.take()):
+        states.values[number] = states.values[number] + linear(value)
 
 
 def _sent_to(
