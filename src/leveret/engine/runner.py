@@ -20,6 +20,9 @@ from leveret.model.paged_cache import Feed, PagedCache, PagedRows
 MOST_COMPILED_TOKENS = 16
 """New tokens of one sequence up to which the compiled step takes it."""
 
+MOST_UNWANTED_TOKENS = 32
+"""Of all sequences together: the compiled step computes logits after every token, wanted or not."""
+
 
 class Runner:
     """A model and the memory of its KV cache."""
@@ -37,7 +40,7 @@ class Runner:
 
     def __call__(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
         """Feed all; the logits after the last `wanted` ids of each feed, one behind the other, (sum of wanted, V)."""
-        few = [index for index, feed in enumerate(feeds) if self._few(feed)]
+        few = self._few(feeds, wanted)
         if len(few) == len(feeds):
             return self.by_compiled_step(feeds, wanted)
         many = sorted(set(range(len(feeds))) - set(few), key=lambda index: len(feeds[index].ids))
@@ -49,8 +52,15 @@ class Runner:
                 found.update(zip(indices, parts, strict=True))
         return torch.cat([found[index] for index in range(len(feeds))])
 
-    def _few(self, feed: Feed) -> bool:
-        return self._compiled_step is not None and len(feed.ids) <= MOST_COMPILED_TOKENS
+    def _few(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> list[int]:
+        """Which feeds the compiled step takes: all tokens to be answered, and the ends of a few prompts."""
+        if self._compiled_step is None:
+            return []
+        short = [index for index, feed in enumerate(feeds) if len(feed.ids) <= MOST_COMPILED_TOKENS]
+        unwanted = sum(len(feeds[index].ids) - wanted[index] for index in short)
+        if unwanted <= MOST_UNWANTED_TOKENS:
+            return short
+        return [index for index in short if wanted[index] == len(feeds[index].ids)]
 
     def by_compiled_step(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
         """Feed all by the compiled step; the wanted logits."""
