@@ -5,8 +5,8 @@
 The library runs an Earley parser over bytes and walks the vocabulary's trie (https://github.com/guidance-ai/llguidance);
 what stands here joins it to our tokenizers and our engine.
 
-* It is told the exact bytes of every token (tokenizer/token_bytes.py). Special tokens have none: no text can spell one,
-  and a grammar that names one is kept from it all the same.
+* It is told the exact bytes of every token (grammar_vocabulary.py). No text can spell a special token, and a grammar
+  that names one is kept from it all the same.
 * What ends an answer is known here and not there: where the grammar is satisfied the request's stop ids are allowed,
   and when nothing more can follow the request ends without one.
 * Bytes that the grammar leaves no choice about (`", "age": `) are tokenized as the tokenizer would and taken without
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from leveret.engine.grammar_vocabulary import GrammarVocabulary
 from leveret.engine.structure import Structure, subschemas
 from leveret.errors import RequestError
 from leveret.extras import require
@@ -54,7 +55,7 @@ class GrammarBook:
         self._library = require("llguidance", extra="grammar", purpose="an answer of a given form")
         self._size = min(tokenizer.vocab_size, num_ids or tokenizer.vocab_size)
         self._vocabulary = self._library.LLTokenizer(
-            self._library.TokenizerWrapper(_Vocabulary(tokenizer, self._size)), n_vocab=self._size + 1
+            self._library.TokenizerWrapper(GrammarVocabulary(tokenizer, self._size)), n_vocab=self._size + 1
         )
         self._special = np.zeros(self._size, dtype=bool)
         self._special[[index for index in tokenizer.special_ids.values() if index < self._size]] = True
@@ -255,56 +256,9 @@ class GrammarConstraint:
         logging.getLogger(__name__).warning("an answer of a given form was cut off: %s", problem)
 
 
-class _Vocabulary:
-    """A tokenizer as the library wants to see it; one id is added, for the end that we handle ourselves."""
-
-    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        special = {index: text for text, index in tokenizer.special_ids.items() if index < size}
-        self.tokens = [
-            special[index].encode() if index in special else _bytes_of(tokenizer, index) for index in range(size)
-        ]
-        self.tokens.append(b"<end of the answer>")
-        self.special_token_ids = [*sorted(special), size]
-        self.eos_token_id = size
-        self.bos_token_id = None
-        self._tokenizer = tokenizer
-        texts = {token: index for index, token in enumerate(self.tokens[:size]) if token and index not in special}
-        self._ids = texts  # of equal tokens the last: pieces come after the bytes that no piece covers
-        self._longest = max(map(len, texts), default=1)
-
-    def __call__(self, text: str) -> list[int]:
-        """How the tokenizer writes a text in the midst of another; always tokens of exactly these bytes."""
-        data = text.encode()
-        for candidate, dropped in ((text, 0), (text, 1), (text.removeprefix(" "), 0)):
-            ids = self._tokenizer.encode(candidate)[dropped:]  # some put a space before every text
-            if all(index < self.eos_token_id for index in ids) and b"".join(map(self.tokens.__getitem__, ids)) == data:
-                return ids
-        return self._longest_tokens(data)
-
-    def _longest_tokens(self, data: bytes) -> list[int]:
-        """Always the longest token that fits, where the tokenizer cannot be asked (it may change what it reads)."""
-        ids: list[int] = []
-        position = 0
-        while position < len(data):
-            for length in range(min(self._longest, len(data) - position), 0, -1):
-                index = self._ids.get(data[position : position + length])
-                if index is not None:
-                    ids.append(index)
-                    position += length
-                    break
-            else:
-                return ids  # no token for this byte: what follows is left to the mask
-        return ids
-
-
 def json_rule(schema: Mapping[str, Any]) -> str:
     """A schema as a part of a rule."""
     return f"%json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}"
-
-
-def _bytes_of(tokenizer: Tokenizer, index: int) -> bytes:
-    data = tokenizer.bytes_of(index, skip_special=False)
-    return b"" if data == "\ufffd".encode() else data
 
 
 def _in_words(message: str) -> str:
