@@ -53,7 +53,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | PagedRows | None = None,
         last_only: bool = False,
         logits_at: Tensor | None = None,
     ) -> Tensor:
