@@ -112,6 +112,17 @@ def test_an_act_needs_a_yes_and_a_refusal_is_told(talk_of: Any) -> None:
         assert (("tool", f"error: {NOT_ALLOWED.text}") in model.shown[1]) is not allowed
 
 
+def test_ctrl_c_ends_a_call_and_not_the_loop(talk_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(call: ToolCall) -> Outcome:
+        raise KeyboardInterrupt
+
+    model, talk = talk_of([ToolCall("add", {})], "ok")
+    runner = Runner()
+    monkeypatch.setattr(runner, "run", interrupted)
+    assert ToolLoop(runner, confirm=lambda call: True).reply(talk, "go").content == "ok"
+    assert ("tool", "error: not finished: the person stopped it") in model.shown[1]
+
+
 def test_rounds_are_bounded_and_the_same_calls_again_end_the_loop(talk_of: Any) -> None:
     calls = [[ToolCall("add", {"a": number})] for number in range(9)]
     _, talk = talk_of(*calls)

@@ -129,6 +129,20 @@ def test_memory_time_and_children_are_bounded(tools: Sandbox, monkeypatch: pytes
     assert spun.failed and "did not finish within 1 s" in spun.text
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")
+def test_an_interrupt_leaves_no_process_behind(tools: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def interrupt(process: subprocess.Popen[bytes], seconds: float) -> bool:
+        started.append(process.pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("leveret.tools.sandbox._ends_within", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tools.run(ToolCall("spin", {}))
+    assert started and str(started[0]) not in _groups_alive()
+
+
 def _groups_alive() -> set[str]:
     """Process groups with a process that is not just waiting to be buried."""
     listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=False).stdout

@@ -22,6 +22,9 @@ from leveret.tools.sandbox import Outcome
 NOT_ALLOWED = Outcome(text="not done: the person did not allow this call", failed=True)
 """What a call comes to that the person refuses."""
 
+STOPPED = Outcome(text="not finished: the person stopped it", failed=True)
+"""What a call comes to that is interrupted by Ctrl-C."""
+
 
 class Runner(Protocol):
     """What runs calls: a `Sandbox`, a `DryRun`, or your own."""
@@ -57,7 +60,10 @@ class ToolLoop:
         """Run the calls of an answer that was recorded, and put their results into the conversation, one by one."""
         for call in calls:
             refused = self._runner.is_act(call) and not self._confirm(call)
-            outcome = NOT_ALLOWED if refused else self._runner.run(call)
+            try:
+                outcome = NOT_ALLOWED if refused else self._runner.run(call)
+            except KeyboardInterrupt:
+                outcome = STOPPED
             talk.record_result(call, f"error: {outcome.text}" if outcome.failed else outcome.text)
             yield call, outcome
 

@@ -111,8 +111,10 @@ class Sandbox:
                 pass_fds=(said.fileno(),),
                 start_new_session=True,
             )
-            late = not _ends_within(process, self._seconds + _START_SECONDS)
-            _end(process)
+            try:
+                late = not _ends_within(process, self._seconds + _START_SECONDS)
+            finally:  # also when Ctrl-C comes
+                _end(process)
             answer, complaints = (_content(file) for file in (said, errors))
         if late:
             return _failure(f"it did not finish within {self._seconds} s")
