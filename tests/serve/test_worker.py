@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from leveret.engine.reply import Delta, Reply, reply_from
+from leveret.engine.request import Request
+from leveret.engine.row import Row
 from leveret.engine.text import Job, TextModel
 from leveret.errors import RequestError
 from leveret.serve.worker import Ticket, Worker
@@ -89,6 +91,25 @@ def test_who_leaves_the_queue_makes_room_in_it(model: TextModel) -> None:
     long.ticket.cancel()
     worker.close()
     assert not worker.busy
+
+
+def test_a_job_that_fails_at_its_start_harms_no_other(
+    worker: Worker, model: TextModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = model.engine.submit
+
+    def refusing(request: Request) -> Row:
+        if len(request.prompt_ids) == 7:
+            raise RequestError("not this one")
+        return submit(request)
+
+    monkeypatch.setattr(model.engine, "submit", refusing)
+    good, bad = Listening(model.prepare_text("Set", max_tokens=40)), Listening(model.prepare_text([5] * 7))
+    for listening in (good, bad):
+        worker.submit(listening.ticket)
+    with pytest.raises(RequestError, match="not this one"):
+        bad.next()
+    assert good.replies()[0].finish_reason
 
 
 def test_a_job_that_cannot_be_served_is_refused_at_submission(worker: Worker, model: TextModel) -> None:

@@ -183,8 +183,9 @@ async def _whole(request: Request, ticket: Ticket, inbox: Inbox, wire: Wire, ask
     """A response that is not streamed."""
     deltas: list[list[Delta]] = [[] for _ in ticket.jobs]
     async with contextlib.aclosing(events(request, ticket, inbox)) as arrivals:
-        async for index, fresh in arrivals:
-            deltas[index] += asked.shown(fresh)
+        async for news in arrivals:
+            for index, fresh in news:
+                deltas[index] += asked.shown(fresh)
     if any(not pieces or pieces[-1].finish_reason is None for pieces in deltas):
         return Response(status_code=499)  # the client has gone: nobody reads this
     replies = [reply_from(pieces) for pieces in deltas]
@@ -198,11 +199,13 @@ async def _stream(request: Request, ticket: Ticket, inbox: Inbox, wire: Wire, as
     yield wire.opening(len(ticket.jobs))
     try:
         async with contextlib.aclosing(events(request, ticket, inbox)) as arrivals:
-            async for index, fresh in arrivals:
-                for delta in asked.shown(fresh):
+            async for news in arrivals:
+                pieces = []
+                for index, delta in ((index, delta) for index, fresh in news for delta in asked.shown(fresh)):
                     if delta.usage is not None:
                         usages[index] = delta.usage
-                    yield wire.piece(index, delta)
+                    pieces.append(wire.piece(index, delta))
+                yield b"".join(pieces)
     except Exception as error:  # the status line is sent already, so the error travels in the stream
         yield event(error_body(error)[1])
         return

@@ -1,4 +1,8 @@
-"""The way back from the worker's thread to a handler: events of a ticket, until all has come or nobody listens."""
+"""The way back from the worker's thread to a handler: news of a ticket, until all has come or nobody listens.
+
+A handler that was busy finds all that came meanwhile at once, and writes it in one piece. Nothing is made per token but
+a place in a list: with a small model and a crowd, tokens come thousands a second.
+"""
 
 from __future__ import annotations
 
@@ -11,51 +15,69 @@ from starlette.requests import Request
 from leveret.engine.reply import Delta
 from leveret.serve.worker import Ticket
 
+News = list[tuple[int, list[Delta]]]
+"""Places of jobs in their ticket, and their new deltas."""
+
 
 class Inbox:
-    """Brings events from the worker's thread into a handler's event loop."""
+    """Brings news from the worker's thread into a handler's event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._queue: asyncio.Queue[tuple[int, list[Delta]] | BaseException] = asyncio.Queue()
+        self._news: News = []
+        self._error: BaseException | None = None
+        self._gone = False
+        self._wake = asyncio.Event()
 
     def put(self, index: int, deltas: list[Delta]) -> None:
         """Take news of a job; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, deltas))
+            self._loop.call_soon_threadsafe(self._arrive, index, deltas)
 
     def fail(self, error: BaseException) -> None:
         """Take the error that ended the ticket; from any thread."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, error)
+            self._loop.call_soon_threadsafe(self._break, error)
 
-    async def get(self) -> tuple[int, list[Delta]]:
-        """The next event; raises the error that ended the ticket."""
-        item = await self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+    def hang_up(self) -> None:
+        """The client has gone: `take` waits for nothing more."""
+        self._gone = True
+        self._wake.set()
+
+    async def take(self) -> News:
+        """All news since the last time, at least one; [] when the client has gone. Raises what ended the ticket."""
+        await self._wake.wait()
+        self._wake.clear()
+        if self._gone:
+            return []
+        if self._error is not None and not self._news:
+            raise self._error
+        news, self._news = self._news, []
+        if self._error is not None:
+            self._wake.set()
+        return news
+
+    def _arrive(self, index: int, deltas: list[Delta]) -> None:
+        self._news.append((index, deltas))
+        self._wake.set()
+
+    def _break(self, error: BaseException) -> None:
+        self._error = error
+        self._wake.set()
 
 
-async def events(request: Request, ticket: Ticket, inbox: Inbox) -> AsyncGenerator[tuple[int, list[Delta]]]:
-    """Events of a ticket until all its jobs have ended or the client has gone; cancels the ticket on the way out."""
+async def events(request: Request, ticket: Ticket, inbox: Inbox) -> AsyncGenerator[News]:
+    """News of a ticket until all its jobs have ended or the client has gone; cancels the ticket on the way out."""
     gone = asyncio.create_task(_disconnected(request))
-    arrival: asyncio.Task[tuple[int, list[Delta]]] | None = None
+    gone.add_done_callback(lambda _: inbox.hang_up())
     unfinished = len(ticket.jobs)
     try:
-        while unfinished:
-            arrival = asyncio.create_task(inbox.get())
-            await asyncio.wait({arrival, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not arrival.done():
-                return
-            index, deltas = arrival.result()
-            unfinished -= deltas[-1].finish_reason is not None
-            yield index, deltas
+        while unfinished and (news := await inbox.take()):
+            unfinished -= sum(deltas[-1].finish_reason is not None for _, deltas in news)
+            yield news
     finally:
         ticket.cancel()
         gone.cancel()
-        if arrival is not None:  # this task itself may have been cancelled while it waited
-            arrival.cancel()
 
 
 async def _disconnected(request: Request) -> None:

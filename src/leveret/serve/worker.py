@@ -22,7 +22,7 @@ from leveret.engine.logprobs import score_prompt
 from leveret.engine.reply import Delta
 from leveret.engine.row import Progress, Row
 from leveret.engine.text import Job, TextModel
-from leveret.errors import RequestError
+from leveret.errors import LeveretError, RequestError
 from leveret.serve.metrics import Metrics
 
 Listener = Callable[[int, list[Delta]], None]
@@ -152,7 +152,11 @@ class Worker:
 
     def _round(self, admitted: Sequence[tuple[Ticket, int]]) -> None:
         for ticket, index in admitted:
-            self._start(ticket, index)
+            try:
+                self._start(ticket, index)
+            except LeveretError as error:  # this request cannot be served; the others can
+                ticket.cancel()
+                _tell(ticket, error)
             self._num_starting -= 1
         self._drop_unwanted()
         for engine in self._engines():
