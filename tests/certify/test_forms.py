@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from leveret.console import Console
 from leveret.errors import CertificateError, ConfigError, MissingExtra
 from leveret.export.config import ExportConfig
 from leveret.export.run import run as export
+from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
+from leveret.model.init import init_weights
 from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora
 from leveret.quantize.config import QuantizeConfig
 from leveret.quantize.run import run as quantize
+from leveret.tokenizer.files import Tokenizer
 from leveret.weights.adapter import save_adapter
 from leveret.weights.load import load_model
 from leveret.weights.merged import merge_into_model
+from leveret.weights.save import save_model
 
 from .test_run import certify, verdicts
 
@@ -66,6 +71,31 @@ def test_a_gguf_file_is_judged_by_the_types_of_its_matrices(
     file = gguf(make_form("a"), kind)
     certify(tmp_path / "a", by_llama_cpp(file), file, output=tmp_path / "out")
     assert [pair["kind"] for pair in content(tmp_path / "out")["comparisons"]] == [numbers, numbers]
+
+
+@pytest.mark.parametrize(("kind", "numbers"), [("q4_k_m", "int4"), ("q2_k", "int2")])
+def test_what_llama_cpp_s_quantizer_makes_passes_by_its_own_bounds(
+    config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path, kind: str, numbers: str
+) -> None:
+    model = Decoder(replace(config, hidden_size=256, intermediate_size=256, initializer_range=0.03))
+    init_weights(model, 0)
+    save_model(model, tmp_path / "a")
+    tokenizer.save(tmp_path / "a")
+    pytest.importorskip("llama_cpp", reason="its quantizer makes the file")
+    file = gguf(tmp_path / "a", kind)
+    certify(tmp_path / "a", by_llama_cpp(file), file, output=tmp_path / "out")
+    assert [pair["kind"] for pair in content(tmp_path / "out")["comparisons"]] == [numbers, numbers]
+
+
+def test_a_shorter_context_cuts_the_windows_and_what_is_too_long_is_counted(
+    make_form: MakeForm, text: Path, tmp_path: Path
+) -> None:
+    path = make_form("b")
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(values | {"max_position_embeddings": 300}))
+    certify(make_form("a"), by_llama_cpp(gguf(path)), text=[text], greedy_tokens=200, output=tmp_path / "out")
+    check = content(tmp_path / "out")["comparisons"][0]["checks"][2]
+    assert check["name"] == "logits" and "left out, longer than the context" in check["measured"]
 
 
 def test_one_wrong_weight_in_a_gguf_file_is_named_though_llama_cpp_runs_it(make_form: MakeForm, tmp_path: Path) -> None:

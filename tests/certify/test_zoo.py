@@ -68,6 +68,14 @@ def test_the_coarser_side_decides_what_a_pair_is_judged_by(first: Numerics, seco
     assert kind_of(first, second) == kind_of(second, first) == kind
 
 
+@pytest.mark.parametrize(
+    ("bits", "kind"), [(8, "int8"), (6, "int4"), (4, "int4"), (3, "int3"), (2, "int2"), (1, "int2")]
+)
+def test_the_coarser_side_decides_by_its_bits(bits: int, kind: str) -> None:
+    whole, rounded = Numerics(dtype="float32"), Numerics(dtype="float32", bits=bits)
+    assert kind_of(whole, rounded) == kind_of(rounded, whole) == kind
+
+
 def test_bounds_grow_from_kind_to_kind() -> None:
     kl = [bounds.kl_nats for bounds in BOUNDS.values()]
     ratio = [bounds.perplexity_ratio for bounds in BOUNDS.values()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from leveret.certify.divergence import SequenceDivergence, compare_logits, mean_kl, perplexities, worst_position
 from leveret.certify.findings import Check, Comparison, Parting, verdict
@@ -34,7 +35,10 @@ def compare_forms(
     bounds = BOUNDS[kind]
     ids_check, encoded, ids_parting = compare_ids(first, second, fixtures)
     stops_check = compare_stops(first, second)
-    encoded = room_for(encoded, min(first, second, key=lambda form: form.context_tokens), greedy_tokens)
+    shorter = min(first, second, key=lambda form: form.context_tokens)
+    too_long, encoded = len(encoded), room_for(encoded, shorter, greedy_tokens)
+    too_long -= len(encoded)
+    windows = [replace(window, ids=window.ids[: shorter.context_tokens]) for window in windows]
     sizes = [form.logits([0]).shape[-1] for form in (first, second)]
     if sizes[0] != sizes[1]:
         measured = f"logits over {sizes[0]:,} and {sizes[1]:,} ids: not two forms of one model"
@@ -53,7 +57,7 @@ def compare_forms(
         )
     sequences = _run_both(first, second, encoded, windows)
     tolerance = logit_tolerance(sequences, bounds)
-    checks = [ids_check, stops_check, _logits_check(sequences, tolerance), kl_check(sequences, bounds)]
+    checks = [ids_check, stops_check, _logits_check(sequences, tolerance, too_long), kl_check(sequences, bounds)]
     checks.append(perplexity_check(sequences, bounds))
     parting = ids_parting
     if parting is None and any(check.verdict == "different" for check in checks[2:]):
@@ -98,12 +102,13 @@ def logit_tolerance(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> 
     return bounds.logit_difference * max(1.0, *(sequence.largest_logit for sequence in sequences))
 
 
-def _logits_check(sequences: Sequence[SequenceDivergence], tolerance: float | None) -> Check:
+def _logits_check(sequences: Sequence[SequenceDivergence], tolerance: float | None, too_long: int) -> Check:
     difference = _largest_difference(sequences)
     positions = sum(len(sequence.kl_T) for sequence in sequences)
     return Check(
         name="logits",
-        measured=f"largest difference {difference:.2g} over {positions:,} positions",
+        measured=f"largest difference {difference:.2g} over {positions:,} positions"
+        + (f"; {too_long} left out, longer than the context" if too_long else ""),
         bound="-" if tolerance is None else f"{tolerance:.2g}",
         verdict="reported" if tolerance is None else verdict(difference <= tolerance),
     )
