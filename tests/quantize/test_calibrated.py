@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file as load_tensors
 
 from leveret.config import parse_config
 from leveret.console import Console
@@ -117,6 +119,56 @@ def test_the_config_and_the_index_of_groups_say_that_columns_were_reordered(
     assert not torch.equal(groups[0], torch.arange(64, dtype=torch.int32) // 32)
     assert torch.equal(groups[0], groups[1]) and torch.equal(groups[0], groups[2])
     assert groups[0].bincount().tolist() == [32, 32]
+
+
+def decoded(stored: dict[str, np.ndarray], config: dict[str, Any]) -> np.ndarray:
+    """A stored weight (O, I) by the published layouts, in numpy that shares no code with ours."""
+    bits, gptq = config["bits"], config["quant_method"] == "gptq"
+    order = np.arange(32 // bits) if gptq else np.array([0, 2, 4, 6, 1, 3, 5, 7])  # of the outputs in a word
+
+    def fields(words: np.ndarray) -> np.ndarray:
+        shifts = np.arange(0, 32, bits, dtype=np.uint32)
+        return ((words.view(np.uint32)[..., None] >> shifts) & np.uint32(2**bits - 1)).astype(np.int64)
+
+    def along_outputs(words: np.ndarray) -> np.ndarray:
+        found = np.empty((*words.shape, len(order)), dtype=np.int64)
+        found[..., order] = fields(words)
+        return found.reshape(len(words), -1)
+
+    zeros = along_outputs(stored["qzeros"]) + int(gptq)  # (G, O)
+    levels = fields(stored["qweight"].T).reshape(zeros.shape[1], -1).T if gptq else along_outputs(stored["qweight"])
+    groups = stored["g_idx"] if gptq else np.arange(len(levels)) // config["group_size"]
+    return ((levels - zeros[groups]) * stored["scales"].astype(np.float32)[groups]).T
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "gptq", "desc_act": True, "symmetric": False},
+        {"method": "gptq", "bits": 8, "symmetric": False},
+        {"method": "awq"},
+    ],
+)
+def test_files_hold_by_the_published_layouts_what_the_kernels_multiply_with(
+    skewed: Path, tmp_path: Path, calibration: Path, changes: dict[str, object]
+) -> None:
+    quantize(skewed, tmp_path / "q", calibration=[calibration], other_dtype="bfloat16", **changes)
+    config = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    tensors = load_tensors(tmp_path / "q" / "model.safetensors")
+    model = load_model(tmp_path / "q")
+    for name in ("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"):
+        prefix = f"model.{name}."
+        stored = {key.removeprefix(prefix): value.numpy() for key, value in tensors.items() if prefix in key}
+        weight = torch.from_numpy(decoded(stored, config)).float()
+        layer = model.get_submodule(name)
+        torch.testing.assert_close(layer.dequantize(), weight, rtol=0, atol=1e-6)
+        assert layer.compiled_refusal() is not None or layer.compiled_weight() is not None
+        for rows in (1, 20):
+            x = torch.randn(rows, layer.in_features, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+            wanted = x.float() @ weight.T
+            for product in ("packed", "copy", "plain"):
+                layer.product = product
+                assert float((layer(x).float() - wanted).norm() / wanted.norm()) < 0.02
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
