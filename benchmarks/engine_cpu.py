@@ -1,11 +1,12 @@
 """The engine on a CPU: prompts, one stream and many, against llama.cpp and transformers, at equal bits.
 
     python benchmarks/engine_cpu.py [--sizes hare tiny] [--peers llama_cpp transformers] [--rounds N]
-                                    [--trained DIR --text FILE] [--keep DIR] [--json FILE] [--quick]
+                                    [--trained DIR --text FILE --calibration FILE] [--keep DIR] [--json FILE] [--quick]
 
 Sizes: `hare` is the shape of HARE-1.1B, `tiny` one of 16 million parameters; random weights. From one bfloat16 model
-come our 4 and 8 bits (`leveret quantize`, groups of 32, the output matrix as ours to choose) and llama.cpp's Q4_0 and
-Q8_0 (`leveret export`). Both round activations to 8 bits for a product. transformers generates with the bfloat16 model.
+come our 4 and 8 bits (`leveret quantize`, groups of 128, its default) and llama.cpp's Q4_0 and Q8_0 (`leveret export`).
+Both round activations to 8 bits for a product, and read the output matrix in 8 bits. transformers generates with the
+bfloat16 model.
 Works, greedy, each with prompts of its own that no cache has seen:
 
     first token     a prompt of 512 ids to the choice of the next: the rate of reading, and the time to the first token
@@ -14,13 +15,16 @@ Works, greedy, each with prompts of its own that no cache has seen:
     start           a new process, the model's files in the page cache, to the first id
 
 What both computed is compared: the logits after one prompt point the same way (cosine). On random weights nothing more
-can be said of two roundings; with --trained, a model directory, the perplexity of our 4 bits on --text must be no worse
-than that of Q4_0. Limits of the machine are measured in the same run. llama.cpp: benchmarks/llama_cpp_peer.py.
+can be said of two roundings; with --trained, a model directory, the perplexity on --text of our 4 bits, chosen by GPTQ
+on --calibration, must be no worse than that of Q4_0. Limits of the machine are measured in the same run. llama.cpp and
+its settings: benchmarks/llama_cpp_peer.py. Build it for the processor (CMAKE_ARGS=-DGGML_NATIVE=ON).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import random
 import subprocess
@@ -55,7 +59,8 @@ SHAPES = {
     ),
 }
 FORMATS = {4: "q4_0", 8: "q8_0"}
-GROUP = 32
+GROUP = 128
+SPARE = 64  # ids that early rows of ours get while the last prompts are read; they are not counted
 NEAREST = {4: 0.9, 8: 0.99}
 """Bits -> the least cosine of two logits that round the same weights in two ways."""
 
@@ -135,23 +140,24 @@ def make_ours(plan: Plan) -> Works:
     model = load_model(plan.model, dtype="bfloat16")
     engine = Engine(model)
     running: list[Any] = []
+    wanted = [0]
 
     @torch.inference_mode()
     def logits(prompt: list[int]) -> list[float]:
         return model(torch.tensor([prompt]))[0, -1].float().tolist()
 
     def prefill(prompts: list[list[int]], answer: int) -> None:
-        params = SamplingParams(max_tokens=answer + 1)
-        batch = engine.start([Request(prompt_ids=tuple(prompt), params=params) for prompt in prompts])
-        first = 0
-        while first < len(prompts):
-            first += sum(len(progress.ids) for progress in batch.step())
-        running[:] = [batch]
+        engine.cancel(*running)
+        params = SamplingParams(max_tokens=answer + SPARE if answer else 1)
+        running[:] = [engine.submit(Request(prompt_ids=tuple(prompt), params=params)) for prompt in prompts]
+        wanted[0] = len(prompts) * answer
+        while any(row.num_generated == 0 for row in running):
+            engine.step()
 
     def generate() -> int:
         count = 0
-        while not running[0].finished:
-            count += sum(len(progress.ids) for progress in running[0].step())
+        while count < wanted[0]:
+            count += sum(len(progress.ids) for progress in engine.step())
         return count
 
     return works_of(plan, logits, prefill, generate, "leveret")
@@ -269,49 +275,55 @@ def leveret(*arguments: str) -> None:
         raise SystemExit(f"leveret {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
 
 
-def prepare(model: Path, folder: Path, bits: int, *, search: bool) -> tuple[Path, Path]:
+def prepare(model: Path, folder: Path, bits: int, *, how: Sequence[str] = ("search=false",)) -> tuple[Path, Path]:
     """Ours in so many bits, and llama.cpp's file; made once in `folder`."""
     ours, theirs = folder / f"int{bits}", folder / FORMATS[bits]
     if not ours.exists():
-        leveret(
-            "quantize", str(model), f"output={ours}", f"bits={bits}", f"group_size={GROUP}", f"search={search}".lower()
-        )
+        small = read_hidden_size(model) % GROUP != 0
+        leveret("quantize", str(model), f"output={ours}", f"bits={bits}", f"group_size={32 if small else GROUP}", *how)
     if not theirs.exists():
         leveret("export", str(model), f"output={theirs}", f"type={FORMATS[bits]}")
     return ours, next(theirs.glob("*.gguf"))
 
 
-def compare_perplexity(trained: Path, text: Path, folder: Path, threads: int) -> tuple[str, str | None]:
+def read_hidden_size(model: Path) -> int:
+    """From config.json."""
+    return int(json.loads((model / "config.json").read_text("utf-8"))["hidden_size"])
+
+
+def compare_perplexity(
+    trained: Path, text: Path, calibration: Path, folder: Path, threads: int
+) -> tuple[str, str | None]:
     """Perplexity of a text under our 4 bits and under Q4_0, each computed by its own engine; and what is wrong."""
-    import numpy as np
     import torch
 
     from leveret.tokenizer.files import Tokenizer
     from leveret.weights.load import load_model
     from llama_cpp_peer import LlamaCpp
 
-    ours, theirs = prepare(trained, folder, 4, search=True)
+    ours, theirs = prepare(trained, folder, 4, how=("method=gptq", f"calibration={calibration}"))
     ids = Tokenizer.load(trained).encode(text.read_text("utf-8")[:100_000])
     windows = [ids[at : at + 256] for at in range(0, min(len(ids), 8192) - 256, 256)]
 
-    def losses(logits: Any, ids: Sequence[int]) -> float:
-        scores = torch.as_tensor(np.array(logits), dtype=torch.float32)[:-1]
-        return float(torch.nn.functional.cross_entropy(scores, torch.tensor(ids[1:]), reduction="sum"))
-
     llama = LlamaCpp(theirs, threads=threads, streams=1, tokens=256, flash=False)
-    totals = {"leveret int4": 0.0, "llama.cpp q4_0": 0.0, "bfloat16": 0.0}
-    models = {
-        name: load_model(path, dtype="bfloat16") for name, path in (("leveret int4", ours), ("bfloat16", trained))
-    }
+    models = {name: load_model(path, dtype="bfloat16") for name, path in {"int4": ours, "bfloat16": trained}.items()}
+    totals, distances = dict.fromkeys(("int4", "q4_0", "bfloat16"), 0.0), dict.fromkeys(("int4", "q4_0"), 0.0)
     for window in windows:
-        totals["llama.cpp q4_0"] += losses(llama.all_logits(window), window)
-        for name, model in models.items():
-            with torch.inference_mode():
-                totals[name] += losses(model(torch.tensor([window]))[0].float().numpy(), window)
+        with torch.inference_mode():
+            logits = {name: model(torch.tensor([window]))[0].float() for name, model in models.items()}
+        logits["q4_0"] = torch.from_numpy(llama.all_logits(window)).float()
+        scores = {name: each[:-1].log_softmax(-1) for name, each in logits.items()}
+        for name, each in scores.items():
+            totals[name] -= float(each.gather(1, torch.tensor(window[1:])[:, None]).sum())
+        for name in distances:
+            target = scores["bfloat16"]
+            distances[name] += float((target.exp() * (target - scores[name])).sum())
     count = sum(len(window) - 1 for window in windows)
-    perplexity = {name: float(np.exp(total / count)) for name, total in totals.items()}
+    perplexity = {name: math.exp(total / count) for name, total in totals.items()}
     told = ", ".join(f"{name} {value:.4f}" for name, value in perplexity.items())
-    worse = perplexity["leveret int4"] > perplexity["llama.cpp q4_0"]
+    away = ", ".join(f"{name} {each / count:.5f}" for name, each in distances.items())
+    told += f"; nats a token away from bfloat16: {away}"
+    worse = perplexity["int4"] > perplexity["q4_0"]
     return f"perplexity of {count} tokens: {told}", f"no: {told}" if worse else None
 
 
@@ -385,7 +397,7 @@ def main() -> int:
             rounds = 1 if options.quick else options.rounds
             for peer in options.peers:
                 for bits in FORMATS if peer == "llama_cpp" else (4,):
-                    mine, theirs = prepare(folder / "whole", folder, bits, search=False)
+                    mine, theirs = prepare(folder / "whole", folder, bits)
                     other = theirs if peer == "llama_cpp" else folder / "whole"
                     starts = peer == "llama_cpp" and bits == 4
                     plans = (replace(plan, model=mine, start=starts), replace(plan, model=other, start=starts))
@@ -397,7 +409,9 @@ def main() -> int:
                     peaks |= found[2]
                     notes.append(share_of_limit(found[0][1], mine, limits))
         if options.trained:
-            told, worse = compare_perplexity(options.trained, options.text, root / "trained", threads)
+            told, worse = compare_perplexity(
+                options.trained, options.text, options.calibration, root / "trained", threads
+            )
             notes.append(told)
             checks["perplexity no worse than Q4_0"] = worse
     print("\n".join(notes))
@@ -426,6 +440,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
     parser.add_argument("--trained", type=Path, help="a trained model directory, for perplexity")
     parser.add_argument("--text", type=Path, help="text for it")
+    parser.add_argument("--calibration", type=Path, help="other text, to choose our levels by")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write the models here and find them next time")
     parser.add_argument("--quick", action="store_true", help="a toy model and one round: does the script still work?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
