@@ -81,13 +81,16 @@ def _foreign(asked: str, own: str, complaints: list[str]) -> None:
 
 
 def say(page: Any, text: str) -> None:
+    """Send a message; its first view empties the box and turns the buttons."""
     page.fill("#message textarea", text)
     page.press("#message textarea", "Enter")
+    taken = f"document.querySelector('#chat').innerText.includes({EN.error!r})"
+    page.wait_for_function(f"document.querySelector('#message textarea').value === '' || {taken}")
 
 
-def answered(page: Any, times: int = 1) -> list[str]:
-    """Waits until `times` questions are answered; the texts of the model's bubbles."""
-    page.wait_for_function(f"document.querySelectorAll('#chat .bot.message, #chat .bot .message').length >= {times}")
+def answered(page: Any) -> list[str]:
+    """Waits until what was sent is answered; the texts of the model's bubbles."""
+    page.wait_for_selector("#chat .bot")
     page.wait_for_selector("#send:not([disabled])")
     page.wait_for_selector("#stop[disabled]")
     return [text.strip() for text in page.locator("#chat .bot").all_inner_texts()]
@@ -131,13 +134,13 @@ def test_retry_keeps_the_turns_and_clear_forgets_them(opened: Open) -> None:
     page = opened()
     page.uncheck("#tools input")
     set_slider(page, "max_tokens", 6)
-    for number, text in enumerate(("fine", "twice"), 1):
+    for text in ("fine", "twice"):
         say(page, text)
-        answered(page, number)
-    before = answered(page, 2)
+        answered(page)
+    before = answered(page)
     page.click("#retry")
     page.wait_for_timeout(500)
-    assert answered(page, 2) == before and "fine" in page.inner_text("#chat") and "twice" in page.inner_text("#chat")
+    assert answered(page) == before and "fine" in page.inner_text("#chat") and "twice" in page.inner_text("#chat")
     page.click("#clear")
     page.wait_for_function("!document.querySelector('#chat').innerText.includes('fine')")
     page.click("#retry")
@@ -161,7 +164,20 @@ def test_stop_ends_the_answer_and_frees_the_worker(opened: Open, page_url: str, 
     kept = page.inner_text("#chat .bot")
     set_slider(page, "max_tokens", 6)
     say(page, "Again")
-    assert kept in page.inner_text("#chat") and answered(page, 2)
+    assert kept in page.inner_text("#chat") and answered(page)
+
+
+def test_clear_in_the_middle_of_an_answer_forgets_it(opened: Open, page_url: str, slow_steps: None) -> None:
+    page = opened()
+    page.uncheck("#tools input")
+    set_slider(page, "max_tokens", 1500)
+    say(page, "Hi, here I am")
+    page.wait_for_selector("#chat .bot")
+    page.click("#clear")
+    wait_for(lambda: running_now(page_url, page) == 0)
+    page.wait_for_timeout(500)
+    page.wait_for_selector("#stop[disabled]")
+    assert "here I am" not in page.inner_text("#chat") and page.locator("#chat .bot").count() == 0
 
 
 def test_a_closed_tab_frees_the_worker(opened: Open, page_url: str, slow_steps: None) -> None:
@@ -272,4 +288,16 @@ def test_a_run_is_shown_with_its_xray_and_nothing_runs_in_it(model: TextModel, c
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.click("text=English")
         assert "Label X-ray" in page.inner_text("body")
+        page.close()
+
+
+def test_a_base_model_has_a_page_that_continues_texts(model: TextModel, opened: Open) -> None:
+    base = TextModel(model.model, model.tokenizer, name="base")
+    with running(base, ServeConfig(model="base", port=0)) as url:
+        page = opened(url)
+        assert EN.intro_base in page.inner_text("body") and EN.system not in page.inner_text("body")
+        set_slider(page, "max_tokens", 5)
+        page.locator("#top_k input[type=number]").fill("")
+        say(page, "class A:\n    def")
+        assert answered(page) and EN.error not in page.inner_text("#chat")
         page.close()

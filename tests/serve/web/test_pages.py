@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import subprocess
 import sys
@@ -181,3 +183,36 @@ def test_the_page_is_built_when_it_is_first_opened_and_its_html_names_no_other_h
         assert loads == []
         assert client.get("/gradio/config").json()["title"] == "phone · Leveret"
         assert client.get("/gradio/gradio_api/info").json()["named_endpoints"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")  # Gradio's
+@pytest.mark.filterwarnings("ignore:The copy keyword is deprecated")
+def test_forty_people_at_once_get_what_each_alone_gets(model: TextModel) -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio, which is not installed")
+
+    async def ask(client: httpx.AsyncClient, event: int, number: int) -> str:
+        """As the page's script asks: an event goes into Gradio's queue, views come as a stream; the last one's text."""
+        person = f"person{number}"
+        data = [f"Message {number}", None, "", 0.0, 1, 0, 12, 1, False, "en"]
+        body = {"data": data, "fn_index": event, "session_hash": person, "trigger_id": None, "event_data": None}
+        assert (await client.post("/gradio/gradio_api/queue/join", json=body)).status_code == 200
+        query = {"session_hash": person}
+        async with client.stream("GET", "/gradio/gradio_api/queue/data", params=query) as stream:
+            async for line in stream.aiter_lines():
+                view = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+                if view.get("msg") == "process_completed":
+                    return "\n".join(part["text"] for each in view["output"]["data"][1] for part in each["content"])
+        raise AssertionError("the stream ended early")
+
+    async def together(url: str) -> list[str]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            events = (await client.get("/gradio/config")).json()["dependencies"]
+            event = next(each["id"] for each in events if any(target[1] == "submit" for target in each["targets"]))
+            return await asyncio.gather(*(ask(client, event, number) for number in range(40)))
+
+    with running(model, ServeConfig(model="phone", port=0)) as url:
+        shown = asyncio.run(together(url))
+    for number, text in enumerate(shown):
+        alone = model.chat([{"role": "user", "content": f"Message {number}"}], max_tokens=12).content
+        assert text.startswith(f"Message {number}\n{alone.strip()}") and text.count("Message") == 1

@@ -13,6 +13,7 @@ import pytest
 from leveret.chat.messages import Message
 from leveret.engine.text import TextModel
 from leveret.errors import RequestError
+from leveret.serve.web.answering import Interruption
 from leveret.serve.web.talk import Settings, Talk, Turns, View, bubbles
 from leveret.serve.web.words import WORDS
 from leveret.serve.worker import Worker
@@ -47,7 +48,7 @@ def test_an_answer_grows_to_what_the_model_says(talk: Talk, model: TextModel) ->
     expected = model.chat([{"role": "user", "content": "Hi"}], max_tokens=12).content
     assert [turn.content for turn in last.turns] == ["Hi", expected] and not last.running
     assert views[0].running and views[0].message == "" and [len(view.turns) for view in views[:1]] == [1]
-    assert last.bubbles[-1]["content"] == f"*… {EN.cut_off}*"
+    assert last.bubbles[-1]["content"] == f"(… {EN.cut_off})"
     grown = [view.turns[-1].content for view in views[1:]]
     assert all(later.startswith(earlier) for earlier, later in pairwise(grown))
 
@@ -96,6 +97,23 @@ def test_a_full_server_says_so(model: TextModel) -> None:
     assert "256 requests are waiting" in last.bubbles[-1]["content"] and last.message == "Hi"
 
 
+def test_empty_fields_are_left_to_the_model(model: TextModel, worker: Worker) -> None:
+    empty = Settings(
+        system=None, temperature=None, top_p=None, top_k=None, max_tokens=None, repetition_penalty=None, tools=None
+    )
+    assert empty.options() == {}
+    last = said(Talk(model=model, submit=worker.submit), "Hi", settings=replace(empty, max_tokens=5))[-1]
+    assert last.turns[1].content == model.chat([{"role": "user", "content": "Hi"}], max_tokens=5).content
+
+
+def test_an_error_of_ours_is_told_too_and_the_page_goes_on(model: TextModel) -> None:
+    def broken(ticket: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    last = said(Talk(model=model, submit=broken), "Hi")[-1]
+    assert "ZeroDivisionError: oh" in last.bubbles[-1]["content"] and not last.running and last.message == "Hi"
+
+
 def test_who_stops_listening_cancels_the_job_and_keeps_what_was_said(talk: Talk, worker: Worker) -> None:
     async def stopped() -> View:
         views = talk.say("Hi", (), replace(SETTINGS, max_tokens=1500), EN)
@@ -106,10 +124,15 @@ def test_who_stops_listening_cancels_the_job_and_keeps_what_was_said(talk: Talk,
         return view
 
     view = asyncio.run(stopped())
+    wait_until_idle(worker)
+    assert view.running and view.turns[1].content
+
+
+def wait_until_idle(worker: Worker) -> None:
     deadline = time.monotonic() + 10
-    while worker.num_running and time.monotonic() < deadline:
+    while worker.num_running:
+        assert time.monotonic() < deadline, "the job goes on"
         time.sleep(0.01)
-    assert worker.num_running == 0 and view.running and view.turns[1].content
 
 
 def test_calls_are_shown_with_their_arguments_and_what_a_phone_would_do(talk: Talk, model: TextModel) -> None:
@@ -131,4 +154,32 @@ def test_markdown_in_an_error_or_a_call_stays_text() -> None:
 def test_a_base_model_continues_each_text_by_itself(model: TextModel, worker: Worker) -> None:
     base = TextModel(model.model, model.tokenizer)
     views = said(Talk(model=base, submit=worker.submit), "Set a", (Message("user", "x"), Message("assistant", "y")))
-    assert views[-1].turns[-1].content == base.generate("Set a", max_tokens=12)
+    expected = base.generate("Set a", max_tokens=12)
+    assert views[-1].turns[-1].content == expected and f"```\n{expected}\n```" == views[-1].bubbles[-2]["content"]
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_an_interruption_is_the_last_view(talk: Talk, worker: Worker, clear: bool) -> None:
+    async def interrupted() -> list[View]:
+        end, views = Interruption(), []
+        async for view in talk.say("Hi", (), replace(SETTINGS, max_tokens=1500), EN, end):
+            views.append(view)
+            if len(view.turns) == 2 and view.turns[1].content:
+                end.ask(clear=clear)
+        return views
+
+    views = asyncio.run(interrupted())
+    last = views[-1]
+    assert not last.running and all(view.running for view in views[:-1])
+    assert last.turns == (() if clear else views[-2].turns) and bool(last.bubbles) is not clear
+    wait_until_idle(worker)
+
+
+def test_a_question_that_is_stopped_before_its_answer_comes_back(talk: Talk) -> None:
+    async def interrupted() -> View:
+        end = Interruption()
+        end.ask()
+        return [view async for view in talk.say("Hi", (), SETTINGS, EN, end)][-1]
+
+    last = asyncio.run(interrupted())
+    assert last.turns == () and last.message == "Hi" and not last.running

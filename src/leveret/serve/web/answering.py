@@ -39,8 +39,24 @@ class Sofar:
         )
 
 
-async def answering(job: Job, submit: Callable[[Ticket], None]) -> AsyncGenerator[Sofar]:
-    """Views of the growing answer, the last one whole. Raises what the worker raises."""
+class Interruption:
+    """A person's way to end an answer from another event: it then ends with the reason `cancelled`."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.cleared = False
+        """Whether what was said is to be forgotten as well."""
+
+    def ask(self, *, clear: bool = False) -> None:
+        """End the answer; called in the event loop."""
+        self.cleared = self.cleared or clear
+        self.asked.set()
+
+
+async def answering(
+    job: Job, submit: Callable[[Ticket], None], interruption: Interruption | None = None
+) -> AsyncGenerator[Sofar]:
+    """Views of the growing answer, the last one whole or cancelled. Raises what the worker raises."""
     loop = asyncio.get_running_loop()
     arrivals: asyncio.Queue[list[Delta] | BaseException] = asyncio.Queue()
 
@@ -48,12 +64,19 @@ async def answering(job: Job, submit: Callable[[Ticket], None]) -> AsyncGenerato
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody looks at the page any more
             loop.call_soon_threadsafe(arrivals.put_nowait, item)
 
+    interrupted = asyncio.create_task((interruption or Interruption()).asked.wait())
     ticket = Ticket([job], lambda index, deltas: arrive(deltas), arrive)
-    submit(ticket)
     sofar = Sofar()
     try:
+        submit(ticket)
         while sofar.finish_reason is None:
-            items = [await arrivals.get()]
+            first = asyncio.create_task(arrivals.get())
+            await asyncio.wait({first, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+            if interrupted.done():
+                first.cancel()
+                yield replace(sofar, finish_reason="cancelled")
+                return
+            items = [first.result()]
             while not arrivals.empty():
                 items.append(arrivals.get_nowait())
             for item in items:
@@ -65,4 +88,5 @@ async def answering(job: Job, submit: Callable[[Ticket], None]) -> AsyncGenerato
             if sofar.finish_reason is None:
                 await asyncio.sleep(SECONDS_BETWEEN_VIEWS)
     finally:
+        interrupted.cancel()
         ticket.cancel()

@@ -9,9 +9,9 @@ from leveret.serve.web.page import CSS, Page
 from leveret.serve.web.talk import Talk
 
 
-def mounted(talk: Talk, name: str, path: str, *, most_running: int, runs: bool) -> FastAPI:
+def mounted(talk: Talk, name: str, path: str, *, runs: bool) -> FastAPI:
     """The page below `path` of a new application."""
-    page = Page(talk, name, most_running=most_running, runs=runs)
+    page = Page(talk, name, runs=runs)
     fonts = ["system-ui", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "sans-serif"]
     theme = gr.themes.Soft(primary_hue="blue", font=fonts, font_mono=["ui-monospace", "monospace"])
     theme.set(

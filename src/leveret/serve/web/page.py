@@ -6,13 +6,15 @@ Nothing is reported to anybody and nothing loaded from elsewhere: analytics off,
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import fields
 from typing import Any
 
 import gradio as gr
 
 from leveret.engine.request import SamplingParams
+from leveret.serve.web.answering import Interruption
 from leveret.serve.web.language import LANGUAGES, Language, preferred
 from leveret.serve.web.talk import Settings, Talk, Turns, View
 from leveret.serve.web.words import WORDS, Words
@@ -37,9 +39,10 @@ Update = dict[str, Any]
 class Page:
     """The components of one page and their events."""
 
-    def __init__(self, talk: Talk, name: str, *, most_running: int, runs: bool) -> None:
-        """`most_running`: answers at the same time; `runs`: whether there are pages of runs to lead to."""
+    def __init__(self, talk: Talk, name: str, *, runs: bool) -> None:
+        """`runs`: whether there are pages of runs to lead to."""
         self._talk, self._name, self._runs = talk, name, runs
+        self._ends: dict[str, Interruption] = {}
         words = WORDS["en"]
         with gr.Blocks(analytics_enabled=False, title=f"{name} · Leveret", fill_width=True) as self.blocks:
             self._turns = gr.State((), time_to_live=SECONDS_KEPT)
@@ -57,7 +60,7 @@ class Page:
                 with gr.Column(scale=1, min_width=280):
                     self._settings(words, talk.model.defaults, talk.model.engine.context_tokens)
             self._events()
-        self.blocks.queue(default_concurrency_limit=most_running, api_open=False)
+        self.blocks.queue(default_concurrency_limit=None, api_open=False)  # the worker has a queue, and says when full
 
     def _conversation(self, words: Words) -> None:
         self._chat = gr.Chatbot(
@@ -79,7 +82,13 @@ class Page:
         base, tools = self._talk.base, self._talk.model.tools is not None
         self._title = gr.Markdown(f"### {words.settings}")
         self._system = gr.Textbox(
-            label=words.system, placeholder=words.system_hint, lines=2, max_lines=8, visible=not base, elem_id="system"
+            "",
+            label=words.system,
+            placeholder=words.system_hint,
+            lines=2,
+            max_lines=8,
+            visible=not base,
+            elem_id="system",
         )
         self._tools = gr.Checkbox(
             tools, label=words.tools, info=words.tools_hint, visible=tools and not base, elem_id="tools"
@@ -98,32 +107,53 @@ class Page:
             self._language,
         ]  # fmt: skip
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        say = gr.on(
+        gr.on(
             [self._send.click, self._message.submit],
             self._say,
             [self._message, self._turns, *settings],
             views,
             **hidden,
         )
-        again = self._retry.click(self._say_again, [self._turns, *settings], views, **hidden)
-        self._stop.click(
-            _rest, None, [self._send, self._stop, self._retry], cancels=[say, again], queue=False, **hidden
-        )
+        self._retry.click(self._say_again, [self._turns, *settings], views, **hidden)
+        self._stop.click(self._end, None, None, queue=False, **hidden)
         for clear in (self._clear.click, self._chat.clear):  # the chat has a small button of its own
-            clear(_nothing, None, views, cancels=[say, again], queue=False, **hidden)
+            clear(self._forget, None, views, queue=False, **hidden)
         spoken = [self._language, *self._spoken()]
         self.blocks.load(self._greet, None, spoken, queue=False, **hidden)
         self._language.input(self._speak, self._language, spoken, queue=False, **hidden)
 
-    async def _say(self, text: str, turns: Turns, *settings: Any) -> AsyncGenerator[list[Any]]:
+    async def _say(self, request: gr.Request, text: str, turns: Turns, *settings: Any) -> AsyncGenerator[list[Any]]:
         *values, language = settings
-        async for view in self._talk.say(text, turns, _read(values), WORDS[language]):
-            yield _drawn(view)
+        with self._answering(request) as end:
+            async for view in self._talk.say(text, turns, _read(values), WORDS[language], end):
+                yield _drawn(view)
 
-    async def _say_again(self, turns: Turns, *settings: Any) -> AsyncGenerator[list[Any]]:
+    async def _say_again(self, request: gr.Request, turns: Turns, *settings: Any) -> AsyncGenerator[list[Any]]:
         *values, language = settings
-        async for view in self._talk.retry(turns, _read(values), WORDS[language]):
-            yield _drawn(view)
+        with self._answering(request) as end:
+            async for view in self._talk.retry(turns, _read(values), WORDS[language], end):
+                yield _drawn(view)
+
+    async def _end(self, request: gr.Request) -> None:
+        """Stop the answer; its last view, which comes the way of the others and so after them, sets the buttons."""
+        if (end := self._ends.get(_person(request))) is not None:
+            end.ask()
+
+    async def _forget(self, request: gr.Request) -> list[Any]:
+        if (end := self._ends.get(_person(request))) is not None:
+            end.ask(clear=True)
+        return [(), [], "", *_buttons(running=False)]
+
+    @contextlib.contextmanager
+    def _answering(self, request: gr.Request) -> Iterator[Interruption]:
+        """How the answer to this person can be ended, for as long as it is under way."""
+        person, end = _person(request), Interruption()
+        self._ends[person] = end
+        try:
+            yield end
+        finally:
+            if self._ends.get(person) is end:
+                del self._ends[person]
 
     def _greet(self, request: gr.Request) -> list[Any]:
         return self._speak(preferred(request.headers.get("accept-language", "")))
@@ -182,9 +212,6 @@ def _buttons(*, running: bool) -> list[Any]:
     return [gr.update(interactive=not running), gr.update(interactive=running), gr.update(interactive=not running)]
 
 
-def _rest() -> list[Any]:
-    return _buttons(running=False)
-
-
-def _nothing() -> list[Any]:
-    return [(), [], "", *_rest()]
+def _person(request: gr.Request) -> str:
+    """Who asks: Gradio's name for one open page."""
+    return str(request.session_hash)

@@ -40,7 +40,7 @@ def add_pages(app: FastAPI, model: TextModel, config: ServeConfig, submit: Calla
     if config.page:
         talk = Talk(model=model, submit=submit)
         name = config.served_model_name or model.name
-        gradio = GradioPage(talk, name, most_running=config.max_concurrent_requests, runs=config.runs is not None)
+        gradio = GradioPage(talk, name, runs=config.runs is not None)
         pages[PATH] = Door(gradio, api_keys=keys, most_bytes=most, policy=GRADIO_POLICY)
         app.router.lifespan_context = _closing(app.router.lifespan_context, gradio)
     if config.runs is not None:
@@ -86,9 +86,8 @@ class _Pages:
 class GradioPage:
     """An ASGI application that becomes the Gradio page when it is first asked for it."""
 
-    def __init__(self, talk: Talk, name: str, *, most_running: int, runs: bool) -> None:
-        self._talk, self._name = talk, name
-        self._most_running, self._runs = most_running, runs
+    def __init__(self, talk: Talk, name: str, *, runs: bool) -> None:
+        self._talk, self._name, self._runs = talk, name, runs
         self._lock = asyncio.Lock()
         self._app: FastAPI | None = None
         self._life: asyncio.Task[None] | None = None
@@ -127,7 +126,7 @@ class GradioPage:
         require("gradio", extra="web", purpose="the page at /gradio")
         from leveret.serve.web.mounted import mounted
 
-        return mounted(self._talk, self._name, PATH, most_running=self._most_running, runs=self._runs)
+        return mounted(self._talk, self._name, PATH, runs=self._runs)
 
     async def _live(self, app: FastAPI, started: asyncio.Event) -> None:
         """Gradio's own start and end, both in one task, as its context wants."""
