@@ -51,8 +51,8 @@ class LlamaCppForm:
 
     @property
     def context_tokens(self) -> int:
-        """What was set up: the model's own, or MOST_CONTEXT."""
-        return int(self.llama.n_ctx())
+        """The model's own, or MOST_CONTEXT; llama.cpp sets up a little more."""
+        return _context(self.file)
 
     @cached_property
     def numerics(self) -> Numerics:
@@ -149,11 +149,10 @@ class LlamaCppForm:
 def from_llama_cpp(reference: str, path: Path) -> LlamaCppForm:
     """Load a file with llama.cpp; MissingExtra when it is not installed, LeveretError when it cannot read the file."""
     library, file = require_llama_cpp(), open_gguf(path)
-    context = file.keys.get(f"{file.keys.get('general.architecture')}.context_length", MOST_CONTEXT)
     try:
         llama = library.Llama(
             str(path),
-            n_ctx=min(int(context), MOST_CONTEXT),
+            n_ctx=_context(file),
             n_threads=torch.get_num_threads(),
             n_threads_batch=torch.get_num_threads(),
             type_k=0,  # float32
@@ -172,6 +171,11 @@ def from_llama_cpp(reference: str, path: Path) -> LlamaCppForm:
 def require_llama_cpp() -> Any:
     """llama-cpp-python, or MissingExtra."""
     return require("llama_cpp", extra="llama-cpp", purpose="reading a GGUF file as llama.cpp does")
+
+
+def _context(file: GgufFile) -> int:
+    said = file.keys.get(f"{file.keys.get('general.architecture')}.context_length", MOST_CONTEXT)
+    return min(int(said), MOST_CONTEXT)
 
 
 def _token(file: GgufFile, role: str) -> str:

@@ -59,10 +59,12 @@ class Certificate:
         lines = []
         for comparison in self.comparisons:
             if not comparison.passed:
-                failed = ", ".join(check.name for check in comparison.checks if check.verdict == "different")
-                lines.append(f"{comparison.second} is not {comparison.first}: {failed} differ")
+                failed = [check for check in comparison.checks if check.verdict == "different"]
+                names = ", ".join(check.name for check in failed)
+                lines.append(f"{comparison.second} is not {comparison.first}: {names} differ")
                 if comparison.parting is not None:
                     lines.append(f"  {comparison.parting}")
+                lines += [f"  {check.name}: {check.measured}" for check in failed if comparison.parting is None]
         return "\n".join(lines)
 
 
