@@ -32,6 +32,7 @@ class CompiledStep:
 
     def __init__(self, model: Decoder, step: DecodeStep) -> None:
         self._model, self._step = model, step
+        self._angles: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, model: Decoder) -> Self | None:
@@ -46,12 +47,24 @@ class CompiledStep:
     def __call__(self, rows: PagedRows) -> Tensor:
         """Feed the new tokens, T in all, which the cache then holds -> the logits after each, (T, V)."""
         model = self._model
-        lengths = rows.planned_lengths if model.config.rope.kind == "dynamic" else None
-        angles = model.rope(rows.positions, lengths, torch.bfloat16)
-        cos, signed_sin = (each.reshape(rows.num_tokens, -1).contiguous() for each in angles)
+        cos, signed_sin = self._turns(rows)
         x = F.embedding(rows.ids[0], model.embed_tokens.weight)
         cache = rows.cache
         return self._step(x, cache.keys, cache.values, rows.tables(), rows.positions[0].tolist(), cos, signed_sin)
+
+    def _turns(self, rows: PagedRows) -> tuple[Tensor, Tensor]:
+        """cos and signed sin of each new token, (T, D), from a table: to compute them is a tenth of a small model's token."""
+        if self._model.config.rope.kind == "dynamic":  # angles of a sequence follow its length
+            angles = self._model.rope(rows.positions, rows.planned_lengths, torch.bfloat16)
+            cos, signed_sin = (each.reshape(rows.num_tokens, -1).contiguous() for each in angles)
+            return cos, signed_sin
+        positions = rows.positions[0]
+        needed = int(positions.max()) + 1
+        if self._angles is None or len(self._angles[0]) < needed:
+            along = torch.arange(2 * needed).unsqueeze(0)
+            cos, signed_sin = self._model.rope(along, None, torch.bfloat16)
+            self._angles = (cos[0, 0].contiguous(), signed_sin[0, 0].contiguous())
+        return F.embedding(positions, self._angles[0]), F.embedding(positions, self._angles[1])
 
 
 class _Refused(Exception):

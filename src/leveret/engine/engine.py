@@ -27,6 +27,7 @@ from leveret.engine.runner import Runner, fingerprint
 from leveret.engine.scheduler import Scheduler, Turn
 from leveret.engine.speculative import Guesser, Lookup, Speculation
 from leveret.engine.stats import EngineStats
+from leveret.kernels.likeliest import likeliest
 from leveret.model.decoder import Decoder
 from leveret.model.paged_cache import Feed, PagedCache
 
@@ -148,7 +149,7 @@ class Engine(Backend):
 
     def _taken(self, turns: Sequence[Turn], wanted: Sequence[int], logits: Tensor) -> list[Progress]:
         """Let the rows that have read all of their ids choose, and note what every row has read."""
-        best = logits.argmax(dim=-1).tolist() if any(turn.row.sampler.plain for turn in turns) else []
+        best = likeliest(logits) if any(turn.row.sampler.plain for turn in turns) else []
         progress, counts, at = [], self._counts, 0
         for turn, count in zip(turns, wanted, strict=True):
             row, own, at = turn.row, slice(at, at + count), at + count

@@ -149,3 +149,25 @@ LEVERET_EXPORT void leveret_cross_entropy(bfloat16* logits, const int64_t* targe
     *loss = 0.0;
     for (double each : partial) *loss += each;
 }
+
+// The first of the largest numbers of each row; the first that is no number, if there is one.
+LEVERET_EXPORT void leveret_likeliest(const bfloat16* logits, int64_t rows, int64_t width, int64_t* ids, int threads) {
+#pragma omp parallel for num_threads(threads < rows ? threads : int(rows)) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const bfloat16* here = logits + row * width;
+        floats tops = all(-INFINITY), none{};
+        for_each_register(width, [&](int64_t i, auto part) {
+            floats value = part.load(here + i, -INFINITY);
+            tops = larger(value, tops);
+            none = value == value ? none : all(1.0f);
+        });
+        float highest = highest_of(tops);
+        bool any = sum_of(none) > 0.0f;
+        int64_t place = 0;
+        for (; place < width - 1; place++) {
+            float value = to_float(here[place]);
+            if (any ? value != value : value == highest) break;
+        }
+        ids[row] = place;
+    }
+}
