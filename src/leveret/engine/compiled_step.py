@@ -53,7 +53,7 @@ class CompiledStep:
         return self._step(x, cache.keys, cache.values, rows.tables(), rows.positions[0].tolist(), cos, signed_sin)
 
     def _turns(self, rows: PagedRows) -> tuple[Tensor, Tensor]:
-        """cos and signed sin of each new token, (T, D), from a table: to compute them is a tenth of a small model's token."""
+        """cos and signed sin of each new token, (T, D), looked up: a tiny model spent a tenth of a token on them."""
         if self._model.config.rope.kind == "dynamic":  # angles of a sequence follow its length
             angles = self._model.rope(rows.positions, rows.planned_lengths, torch.bfloat16)
             cos, signed_sin = (each.reshape(rows.num_tokens, -1).contiguous() for each in angles)
