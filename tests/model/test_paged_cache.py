@@ -112,3 +112,17 @@ def test_memory_is_what_the_formula_says() -> None:
     config = MODELS["plain"].config
     cache = PagedCache(config, 9, BLOCK, torch.bfloat16)
     assert cache.num_bytes == 10 * PagedCache.block_bytes(config, BLOCK, torch.bfloat16)
+
+
+@torch.inference_mode()
+def test_a_large_pool_costs_no_more_than_what_is_read_of_it() -> None:
+    model = MODELS["plain"]
+    cache = PagedCache(model.config, 40_000, BLOCK)
+    cache.clear([1, 2])
+    ids, rows = _rows(cache, Feed(ids=[1, 2, 3], start=0, table=[1, 2], planned_length=8))
+    model(ids, cache=rows)
+    ids, rows = _rows(cache, Feed(ids=[4], start=3, table=[1, 2], planned_length=8))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        model(ids, cache=rows)
+    most = max(abs(event.self_cpu_memory_usage) for event in profile.events())
+    assert 0 < most < 1_000_000 < cache.keys[0].numel() * 4

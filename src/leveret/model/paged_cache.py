@@ -56,7 +56,7 @@ class Piece:
     tokens: int
     """New tokens of each."""
     blocks: Tensor | None
-    """What they read, (R * W,); None when they have no more than their new tokens."""
+    """What they read, (R * K * W,): head k of block n is number n * K + k of a layer; None: their new tokens only."""
     mask: Tensor | None
     """Additive, (R, 1, tokens, W * C) or (1, 1, tokens, tokens); None: everything, or the causal square."""
     is_causal: bool
@@ -150,11 +150,12 @@ class PagedRows:
         """What a piece sees, (R, K, S, D) each; key and value are the new ones, (1, K, T, D)."""
         if piece.blocks is None:
             return piece.cut(key), piece.cut(value)
+        # Only in one piece is the pool gathered from in place: PyTorch would copy all of a transposed one first.
         keys, values = (
-            each[layer].transpose(0, 1).index_select(1, piece.blocks) for each in (self.cache.keys, self.cache.values)
-        )  # (K, R * W, C, D)
-        shape = (len(keys), piece.rows, -1, keys.shape[-1])
-        return keys.view(shape).transpose(0, 1), values.view(shape).transpose(0, 1)
+            each[layer].flatten(0, 1).index_select(0, piece.blocks) for each in (self.cache.keys, self.cache.values)
+        )  # (R * K * W, C, D)
+        shape = (piece.rows, key.shape[1], -1, key.shape[3])
+        return keys.view(shape), values.view(shape)
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
@@ -180,14 +181,16 @@ class PagedRows:
         size = self.cache.block_tokens
         first = 0 if window is None else max(0, min(feed.start for feed in feeds) - window + 1) // size
         last = max(_range(feed)[-1] for feed in feeds) // size + 1
-        blocks = [block for feed in feeds for block in _padded(feed.table, last)[first:last]]
+        blocks = torch.tensor([_padded(feed.table, last)[first:last] for feed in feeds], device=device)  # (R, W)
+        heads = self.cache.keys[0].shape[1]
+        numbers = blocks.unsqueeze(1) * heads + torch.arange(heads, device=device).unsqueeze(1)  # (R, K, W)
         positions = torch.tensor([list(_range(feed)) for feed in feeds], device=device)  # (R, tokens)
         read = torch.arange(first * size, last * size, device=device).unsqueeze(0)
         return Piece(
             first=at,
             rows=len(feeds),
             tokens=tokens,
-            blocks=torch.tensor(blocks, device=device),
+            blocks=numbers.flatten(),
             mask=additive_mask(positions, read, window=window, dtype=dtype),
             is_causal=False,
         )
