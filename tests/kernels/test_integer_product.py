@@ -122,9 +122,7 @@ def test_a_matrix_is_rounded_to_eight_bits_as_its_twin_does_it(build: str, size:
     theirs = pack_compiled(plain, "int8")
     assert theirs is not None and theirs.zeros is None
     assert torch.equal(mine.scales, theirs.scales)
-    levels = [
-        packed.words.view(torch.uint8).int()[:1] for packed in (mine, theirs)
-    ]
+    levels = [packed.words.view(torch.uint8).int()[:1] for packed in (mine, theirs)]
     assert (levels[0] - levels[1]).abs().max() <= 1 and (levels[0] != levels[1]).float().mean() < 1e-3
     if size > 1e-4:
         assert (dequantize(plain, torch.float32) - weight.float()).norm() / weight.float().norm() < 1e-2
