@@ -12,6 +12,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 WORKERS ?= 2
+# Tests run in several processes: with a thread each they do not wait for one another's threads.
+ONE_THREAD := OMP_NUM_THREADS=1
 
 ORACLE_SECONDS ?= 600
 LIMIT := $(shell command -v timeout >/dev/null 2>&1 && echo timeout $(ORACLE_SECONDS))
@@ -23,10 +25,10 @@ demo: $(VENV)/.installed-serve
 	$(BIN)/leveret run recipes/demo.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

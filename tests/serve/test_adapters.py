@@ -66,7 +66,7 @@ def post(url: str, path: str, body: dict[str, Any], **headers: str) -> int:
 
     request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), KEY | headers)
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         with error:

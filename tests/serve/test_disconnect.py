@@ -18,7 +18,7 @@ BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500}
 
 
 def running_jobs(url: str) -> int:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("GET", "/health")
     count: int = json.loads(connection.getresponse().read())["running"]
     connection.close()
@@ -44,7 +44,7 @@ def test_a_client_that_goes_away_frees_its_place_at_once(
         return hidden(*args, **kwargs)
 
     monkeypatch.setattr(model.model, "hidden", slow_hidden)
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("POST", "/v1/chat/completions", json.dumps(BODY | {"stream": stream}))
     if stream:
         response = connection.getresponse()

@@ -40,7 +40,7 @@ def serving(model: TextModel, **options: Any) -> Iterator[tuple[DrainingServer, 
             yield server, url_of(listener), thread
         finally:
             server.should_exit = True
-            thread.join(timeout=20)
+            thread.join(timeout=60)
 
 
 def slowed(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def slowed(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begun(url: str, body: dict[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     """A streamed answer of which the first piece has come."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("POST", "/v1/completions", json.dumps(body))
     response = connection.getresponse()
     assert response.readline().startswith(b"data: ")
@@ -75,7 +75,7 @@ def test_what_runs_ends_whole_and_what_comes_is_refused(model: TextModel, monkey
         rest = response.read().decode()
         connection.close()
         assert rest.rstrip().endswith("data: [DONE]") and '"finish_reason": "length"' in rest
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 
@@ -87,7 +87,7 @@ def test_what_takes_longer_than_the_limit_ends_with_an_error(model: TextModel, m
         last = response.read().decode().strip().splitlines()[-1].removeprefix("data: ")
         connection.close()
         assert json.loads(last)["error"]["code"] == "shutting_down"
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 
@@ -98,7 +98,7 @@ def test_told_twice_it_stops_at_once(model: TextModel, monkeypatch: pytest.Monke
         for _ in range(2):
             server.handle_exit(signal.SIGINT, None)
         connection.close()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 
@@ -112,7 +112,7 @@ def test_a_process_that_gets_sigterm_ends_its_stream_and_exits_with_0(model_dir:
     assert process.stderr is not None
     try:
         url = process.stderr.readline().split(" at ")[1].split("/v1")[0]
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -126,7 +126,7 @@ def test_a_process_that_gets_sigterm_ends_its_stream_and_exits_with_0(model_dir:
         process.send_signal(signal.SIGTERM)
         assert response.read().rstrip().endswith(b"data: [DONE]")
         connection.close()
-        _, rest = process.communicate(timeout=15)
+        _, rest = process.communicate(timeout=60)
         assert process.returncode == 0 and "stopped" in rest and "Traceback" not in rest
     finally:
         process.kill()

@@ -19,7 +19,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 
 def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request(method, path, body, headers)
     response = connection.getresponse()
     content = json.loads(response.read())
@@ -147,7 +147,7 @@ def test_wrong_model_path_and_method(url: str) -> None:
 def test_health_answers_and_no_page_elsewhere_may_read_us(url: str) -> None:
     status, content = send(url, "GET", "/health")
     assert status == 200 and content["status"] == "ok"
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("GET", "/v1/models", headers={"Origin": "http://evil.example"})
     assert "access-control-allow-origin" not in connection.getresponse().headers
     connection.close()
@@ -195,7 +195,7 @@ def test_a_full_queue_is_a_429_and_what_never_fits_a_400(model: TextModel) -> No
         status, content = send(url, "POST", CHAT, json.dumps(body).encode())
         assert status == 400 and content["error"]["param"] == "n"
         body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         connection.request("POST", "/v1/completions", json.dumps(body))
         connection.getresponse().readline()
         status, content = send(url, "POST", CHAT, json.dumps({"messages": MESSAGES, "max_tokens": 2}).encode())

@@ -22,7 +22,7 @@ BODY = json.dumps({"messages": MESSAGES, "max_tokens": 2}).encode()
 
 
 def headers_of(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str]]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request(method, path, body, headers)
     response = connection.getresponse()
     response.read()
@@ -31,7 +31,7 @@ def headers_of(url: str, method: str, path: str, body: bytes = b"", **headers: s
 
 
 def metrics(url: str) -> dict[str, float]:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
     connection.close()
@@ -79,7 +79,7 @@ def test_answers_longer_than_the_server_gives_are_refused_with_the_number(model:
 def test_a_body_that_does_not_come_is_given_up(model: TextModel) -> None:
     with running(model, ServeConfig(model="x", port=0, max_body_seconds=0.2)) as url:
         host, _, port = urlsplit(url).netloc.partition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
             connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
             assert b" 408 " in connection.recv(1000).splitlines()[0]
 
@@ -97,7 +97,7 @@ def test_an_answer_that_takes_too_long_ends_with_an_error(
     monkeypatch.setattr(model.model, "hidden", slow)
     body = {"prompt": "Set a", "max_tokens": 1500, "ignore_eos": True, "stream": stream}
     with running(model, ServeConfig(model="x", port=0, max_answer_seconds=0.3)) as url:
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         connection.request("POST", "/v1/completions", json.dumps(body))
         response = connection.getresponse()
         assert response.status == (200 if stream else 503)

@@ -58,7 +58,7 @@ def test_the_process_prints_a_curl_line_that_works_and_stops_on_interrupt(model_
             except ConnectionError:
                 assert time.monotonic() < deadline
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=10)
+        _, rest = process.communicate(timeout=60)
         assert process.returncode == 0 and "stopped" in rest and "Traceback" not in rest
     finally:
         process.kill()

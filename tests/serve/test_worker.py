@@ -23,7 +23,7 @@ class Listening:
         self.ticket = Ticket(jobs, lambda index, deltas: self.events.put((index, deltas)), self.events.put)
 
     def next(self) -> tuple[int, list[Delta]]:
-        event = self.events.get(timeout=10)
+        event = self.events.get(timeout=60)
         if isinstance(event, BaseException):
             raise event
         return event

@@ -37,14 +37,14 @@ def no_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def browser(model: TextModel, no_gradio: None) -> Iterator[httpx.Client]:
     """A client of a server that has no page behind its door, which is quick."""
-    with running(model, ServeConfig(model="phone", port=0)) as url, httpx.Client(base_url=url) as client:
+    with running(model, ServeConfig(model="phone", port=0)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
 @pytest.fixture
 def locked(model: TextModel, no_gradio: None) -> Iterator[httpx.Client]:
     config = ServeConfig(model="phone", port=0, api_key=f"another key, {KEY}")
-    with running(model, config) as url, httpx.Client(base_url=url) as client:
+    with running(model, config) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -57,8 +57,8 @@ def test_without_gradio_the_page_says_how_to_get_it_and_the_api_works(browser: h
 
 def test_no_page_when_none_is_wanted(model: TextModel) -> None:
     with running(model, ServeConfig(model="phone", port=0, page=False)) as url:
-        assert httpx.get(f"{url}/gradio/").status_code == 404
-        assert httpx.post(f"{url}/login", data={"key": "x"}).status_code == 404
+        assert httpx.get(f"{url}/gradio/", timeout=60).status_code == 404
+        assert httpx.post(f"{url}/login", data={"key": "x"}, timeout=60).status_code == 404
 
 
 def test_the_api_does_not_import_gradio() -> None:

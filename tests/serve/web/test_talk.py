@@ -39,7 +39,7 @@ async def all_of(views: AsyncGenerator[View]) -> list[View]:
 
 
 def said(talk: Talk, text: str, turns: Turns = (), settings: Settings = SETTINGS) -> list[View]:
-    return asyncio.run(all_of(talk.say(text, turns, settings, EN)))
+    return asyncio.run(asyncio.wait_for(all_of(talk.say(text, turns, settings, EN)), timeout=60))
 
 
 def test_an_answer_grows_to_what_the_model_says(talk: Talk, model: TextModel) -> None:
