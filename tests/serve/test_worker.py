@@ -85,8 +85,10 @@ def test_who_leaves_the_queue_makes_room_in_it(model: TextModel) -> None:
         worker.submit(waiting.ticket)
         assert worker.busy and worker.num_waiting
         waiting.ticket.cancel()
-        long.next()
-        long.next()
+        for _ in range(100):  # deltas that were on their way already say nothing about the next round
+            if worker.num_waiting == 0:
+                break
+            long.next()
         assert worker.num_waiting == 0
     long.ticket.cancel()
     worker.close()
