@@ -259,7 +259,7 @@ def main() -> int:
         root = (options.keep or Path(temporary)) / ("quick" if options.quick else options.size)
         if not (root / "bfloat16").exists():
             write_model(shape, root / "bfloat16")
-        ours, theirs = prepare(root / "bfloat16", root, BITS, search=False)
+        ours, theirs = prepare(root / "bfloat16", root, BITS)
         ports = {"leveret": free_port(), "llama_cpp": free_port()}
         urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         command = their_command(theirs, ports["llama_cpp"], load, threads=threads, program=options.llama_server)

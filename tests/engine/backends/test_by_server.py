@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import pytest
 
 import leveret
-from leveret.engine.backends.completions import Piece, request_body
+from leveret.engine.backends.by_server import Reading, ServerBackend
+from leveret.engine.backends.completions import Completions, Piece, request_body
 from leveret.engine.request import Request, SamplingParams
+from leveret.engine.row import Progress, Row
 from leveret.engine.text import TextModel
 from leveret.errors import RequestError
 from leveret.serve.config import ServeConfig
@@ -156,8 +158,6 @@ def test_ids_are_taken_as_given_and_end_at_a_stop_id(
 
 
 def test_text_in_pieces_that_read_differently_apart_stays_the_text(model: TextModel) -> None:
-    from leveret.engine.backends.by_server import Reading
-
     text = "Set a timer 🐢 明天 </s> five"
     for size in (1, 2, 3):
         reading, ids = Reading(model.tokenizer, ()), []
@@ -165,6 +165,54 @@ def test_text_in_pieces_that_read_differently_apart_stays_the_text(model: TextMo
             ids += reading.read(Piece(text=text[start : start + size], ids=None, finish_reason=None))
         ids += reading.read(Piece(text="", ids=None, finish_reason="stop"))
         assert model.tokenizer.decode(ids) == text
+
+
+class Scripted(Completions):
+    """Says what `script` has for the first id of a prompt: pieces, an error, or nothing until an event is set."""
+
+    context_tokens = None
+
+    def __init__(self, script: dict[int, list[Any]]) -> None:
+        self.script = script
+
+    def stream(self, request: Request) -> Iterator[Piece]:
+        for each in self.script[request.prompt_ids[0]]:
+            if isinstance(each, threading.Event):
+                each.wait(60)
+            elif isinstance(each, RequestError):
+                raise each
+            else:
+                yield each
+
+
+def submitted(backend: ServerBackend, first_id: int) -> Row:
+    return backend.submit(Request(prompt_ids=(first_id,), params=SamplingParams(max_tokens=9)))
+
+
+def test_a_step_ends_though_all_it_waited_for_was_cancelled(model: TextModel) -> None:
+    never = threading.Event()
+    backend = ServerBackend(Scripted({1: [never]}), model.tokenizer)
+    row = submitted(backend, 1)
+    threading.Timer(0.05, backend.cancel, (row,)).start()
+    while backend.stats.running_requests + backend.stats.waiting_requests:
+        assert backend.step() == []
+    assert (row.finish_reason, backend.stats.cancelled_requests) == ("cancelled", 1)
+    never.set()
+
+
+def test_an_error_for_one_request_loses_nothing_of_another(model: TextModel) -> None:
+    ends = Piece(text="", ids=[7, 8], finish_reason="length")
+    backend = ServerBackend(Scripted({1: [ends], 2: [RequestError("the server is gone")]}), model.tokenizer)
+    row, failing = submitted(backend, 1), submitted(backend, 2)
+    told: list[Progress] = []
+    failures = 0
+    while backend.stats.running_requests + backend.stats.waiting_requests:
+        try:
+            told += backend.step()
+        except RequestError as error:
+            failures += str(error) == "the server is gone"
+    assert [(each.row, each.ids) for each in told] == [(row, [7, 8])]
+    assert (failures, failing.finish_reason, row.finish_reason) == (1, "cancelled", "length")
 
 
 def test_a_named_model_is_asked_for_and_a_missing_one_is_an_error(

@@ -1,8 +1,8 @@
 """The backend at a URL: a server that speaks the OpenAI API generates; prompts are ours, and so are the ends.
 
 The prompt is rendered and read here, by the model's own template and tokenizer, and sent as ids, so the server sees
-what our engine would. What comes back is ids where the server says them (`return_tokens_as_token_ids`, as vLLM and
-Leveret do) and otherwise text, which is read by the same tokenizer: perhaps not the ids that were generated, but the
+what our engine would. What comes back is ids where the server says them (`return_tokens_as_token_ids`, as vLLM does)
+and otherwise text, which is read by the same tokenizer: perhaps not the ids that were generated, but the
 same text. Whatever a server cannot be asked is refused here with a RequestError, never left out: constraints choose
 among ids one by one, and no server lets anybody do that.
 
@@ -14,22 +14,24 @@ A key is taken from the environment variable OPENAI_API_KEY.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leveret.engine.backend import Backend
 from leveret.engine.backends.completions import Completions, Piece
+from leveret.engine.backends.queued import QueuedBackend
 from leveret.engine.request import FinishReason, Request
 from leveret.engine.row import Progress, Row
-from leveret.engine.stats import EngineStats
 from leveret.errors import RequestError
 from leveret.tokenizer.files import Tokenizer
 
 MOST_CONNECTIONS = 16
 """Requests that are with the server at a time; more wait here."""
+
+WAIT_SECONDS = 0.1
+"""How long a step waits for the server; a row that is cancelled meanwhile is noticed after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +43,39 @@ class _News:
     error: RequestError | None = None
 
 
-class ServerBackend(Backend):
+class Reading:
+    """What has come of one answer, as ids."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._held = ""
+        self._ids: list[int] = []
+        self._text = ""
+        self.stop_ids = frozenset(stop_ids)
+
+    def read(self, piece: Piece) -> list[int]:
+        """The ids of a piece. A text is held back as long as it does not read as what it is after the ids before."""
+        if piece.ids is not None:
+            return list(piece.ids)
+        self._held += piece.text
+        ids = self._tokenizer.encode(self._held, allow_special=True)
+        fits = self._tokenizer.decode([*self._ids, *ids]) == self._text + self._held
+        if not fits and piece.finish_reason is None:
+            return []
+        self._ids, self._text, self._held = [*self._ids, *ids], self._text + self._held, ""
+        return ids
+
+
+class ServerBackend(QueuedBackend[Reading]):
     """Runs requests on a server."""
 
     def __init__(self, completions: Completions, tokenizer: Tokenizer, *, context_tokens: int | None = None) -> None:
         """context_tokens: what the model holds, where the server does not say."""
+        super().__init__()
         self._completions = completions
         self._tokenizer = tokenizer
         self._context_tokens = completions.context_tokens or context_tokens or 1 << 30
         self._news: queue.Queue[_News] = queue.Queue()
-        self._lock = threading.RLock()
-        self._waiting: deque[Row] = deque()
-        self._running: dict[Row, Reading] = {}
-        self._counts: Counter[str] = Counter()
 
     @property
     def context_tokens(self) -> int:
@@ -64,30 +86,6 @@ class ServerBackend(Backend):
     def vocab_size(self) -> int:
         """Ids of the tokenizer."""
         return self._tokenizer.vocab_size
-
-    @property
-    def stats(self) -> EngineStats:
-        """Counts of requests; what the server holds is not known."""
-        counts = self._counts
-        return EngineStats(
-            waiting_requests=len(self._waiting),
-            running_requests=len(self._running),
-            capacity_tokens=0,
-            used_tokens=0,
-            kept_tokens=0,
-            cache_bytes=0,
-            submitted_requests=counts["submitted"],
-            finished_requests=counts["finished"],
-            cancelled_requests=counts["cancelled"],
-            prompt_tokens=counts["prompt"],
-            prefill_tokens=0,
-            reused_tokens=0,
-            generated_tokens=counts["generated"],
-            preemptions=0,
-            drafted_tokens=0,
-            accepted_tokens=0,
-            steps=counts["steps"],
-        )
 
     def check(self, request: Request) -> None:
         """As every backend, and RequestError for what no server can be asked."""
@@ -107,41 +105,31 @@ class ServerBackend(Backend):
                 hint="ask the server itself, or run the model here",
             )
 
-    def submit(self, request: Request) -> Row:
-        """Queue a request. Raises RequestError when it cannot be served."""
-        self.check(request)
-        with self._lock:
-            row = Row(request)
-            self._waiting.append(row)
-            self._counts.update(submitted=1, prompt=len(request.prompt_ids))
-            return row
-
     def step(self) -> list[Progress]:
-        """Wait until something has come from the server; nothing is waited for when nothing is under way.
+        """Take what has come from the server; waits a moment for it while something is under way.
 
-        Raises RequestError with the server's words when it refuses a request or breaks off; that request has ended.
+        Raises RequestError with the server's words when it refuses a request or breaks off; that request has ended, and
+        what came before the error has been told.
         """
         self._send_waiting()
-        if not self._running:
-            return []
-        news = [self._news.get()]
-        while not self._news.empty():
-            news.append(self._news.get())
-        self._counts["steps"] += 1
-        return [progress for each in news if (progress := self._taken(each)) is not None]
+        progress: list[Progress] = []
+        with contextlib.suppress(queue.Empty):
+            while self._running:
+                news = self._news.get(timeout=0 if progress else WAIT_SECONDS)
+                if news.error is not None and progress:
+                    self._news.put(news)
+                    break
+                taken = self._taken(news)
+                progress += [] if taken is None else [taken]
+        self._counts["steps"] += bool(progress)
+        return progress
 
-    def cancel(self, *rows: Row) -> None:
-        """End rows now; their connections are closed."""
-        with self._lock:
-            for row in rows:
-                if row.finish_reason is None:
-                    row.finish_reason = "cancelled"
-                    self._counts["cancelled"] += 1
-                    self._leave(row)
+    @property
+    def _capacity_tokens(self) -> int:
+        return 0
 
-    def close(self) -> None:
-        """End all requests."""
-        self.cancel(*self._running, *self._waiting)
+    def _release(self, place: Reading) -> None:
+        """Nothing: the connection of a row that has ended is closed at the next piece that it brings."""
 
     def _send_waiting(self) -> None:
         with self._lock:
@@ -172,39 +160,7 @@ class ServerBackend(Backend):
             assert news.piece is not None
             reading = self._running[row]
             ids = _append(row, reading.read(news.piece), reading, news.piece.finish_reason)
-            self._counts["generated"] += len(ids)
-            if row.finish_reason is None:
-                return Progress(row=row, ids=ids, completion=None)
-            self._counts["finished"] += 1
-            self._leave(row)
-            return Progress(row=row, ids=ids, completion=row.completion())
-
-    def _leave(self, row: Row) -> None:
-        if self._running.pop(row, None) is None:
-            self._waiting.remove(row)
-
-
-class Reading:
-    """What has come of one answer, as ids."""
-
-    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._held = ""
-        self._ids: list[int] = []
-        self._text = ""
-        self.stop_ids = frozenset(stop_ids)
-
-    def read(self, piece: Piece) -> list[int]:
-        """The ids of a piece. A text is held back as long as it does not read as what it is after the ids before."""
-        if piece.ids is not None:
-            return list(piece.ids)
-        self._held += piece.text
-        ids = self._tokenizer.encode(self._held, allow_special=True)
-        fits = self._tokenizer.decode([*self._ids, *ids]) == self._text + self._held
-        if not fits and piece.finish_reason is None:
-            return []
-        self._ids, self._text, self._held = [*self._ids, *ids], self._text + self._held, ""
-        return ids
+            return self._progress(row, ids)
 
 
 def _append(row: Row, ids: Sequence[int], reading: Reading, reason: FinishReason | None) -> list[int]:

@@ -8,18 +8,14 @@ and so mean the same whoever computes the logits.
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from leveret.engine.backend import Backend
-from leveret.engine.request import Request
+from leveret.engine.backends.queued import QueuedBackend
 from leveret.engine.row import Progress, Row
-from leveret.engine.stats import EngineStats
 
 Feed = tuple[int, Sequence[int], bool]
 """A sequence, the next ids for it, and whether the logits after the last of them are wanted."""
@@ -49,15 +45,12 @@ class Sequences(Protocol):
         """Give up the model."""
 
 
-class SequencesBackend(Backend):
+class SequencesBackend(QueuedBackend[int]):
     """Continuous batching over `Sequences`: rows join and leave between two steps; who came first is fed first."""
 
     def __init__(self, model: Sequences) -> None:
+        super().__init__()
         self._model = model
-        self._lock = threading.RLock()
-        self._waiting: deque[Row] = deque()
-        self._running: dict[Row, int] = {}
-        self._counts: Counter[str] = Counter()
 
     @property
     def context_tokens(self) -> int:
@@ -68,48 +61,6 @@ class SequencesBackend(Backend):
     def vocab_size(self) -> int:
         """Ids that the model knows."""
         return self._model.vocab_size
-
-    @property
-    def stats(self) -> EngineStats:
-        """Counts; the cache is the program's own, and nothing is reused, preempted or guessed."""
-        counts = self._counts
-        return EngineStats(
-            waiting_requests=len(self._waiting),
-            running_requests=len(self._running),
-            capacity_tokens=self._model.max_sequences * self.context_tokens,
-            used_tokens=sum(row.num_cached for row in tuple(self._running)),
-            kept_tokens=0,
-            cache_bytes=0,
-            submitted_requests=counts["submitted"],
-            finished_requests=counts["finished"],
-            cancelled_requests=counts["cancelled"],
-            prompt_tokens=counts["prompt"],
-            prefill_tokens=counts["prefill"],
-            reused_tokens=0,
-            generated_tokens=counts["generated"],
-            preemptions=0,
-            drafted_tokens=0,
-            accepted_tokens=0,
-            steps=counts["steps"],
-        )
-
-    def submit(self, request: Request) -> Row:
-        """Queue a request. Raises RequestError when it cannot be served."""
-        self.check(request)
-        with self._lock:
-            row = Row(request)
-            self._waiting.append(row)
-            self._counts.update(submitted=1, prompt=len(request.prompt_ids))
-            return row
-
-    def cancel(self, *rows: Row) -> None:
-        """End rows now."""
-        with self._lock:
-            for row in rows:
-                if row.finish_reason is None:
-                    row.finish_reason = "cancelled"
-                    self._counts["cancelled"] += 1
-                    self._leave(row)
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
@@ -125,13 +76,23 @@ class SequencesBackend(Backend):
             ]
             logits = iter(self._model.feed(feeds))
             self._counts["steps"] += 1
-            return [self._taken(row, next(logits)) for row, count in turns if self._read(row, count)]
+            return [
+                self._progress(row, row.take(row.sampler.choose(next(logits))))
+                for row, count in turns
+                if self._read(row, count)
+            ]
 
     def close(self) -> None:
         """End what runs, and give up the model."""
-        with self._lock:
-            self.cancel(*self._running, *self._waiting)
-            self._model.end()
+        super().close()
+        self._model.end()
+
+    @property
+    def _capacity_tokens(self) -> int:
+        return self._model.max_sequences * self.context_tokens
+
+    def _release(self, place: int) -> None:
+        self._model.close(place)
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._model.max_sequences:
@@ -151,18 +112,3 @@ class SequencesBackend(Backend):
             self._counts["prefill"] += count
         row.num_cached += count
         return row.num_pending == 0
-
-    def _taken(self, row: Row, logits: Tensor) -> Progress:
-        ids = row.take(row.sampler.choose(logits))
-        self._counts["generated"] += len(ids)
-        if row.finish_reason is None:
-            return Progress(row=row, ids=ids, completion=None)
-        self._counts["finished"] += 1
-        self._leave(row)
-        return Progress(row=row, ids=ids, completion=row.completion())
-
-    def _leave(self, row: Row) -> None:
-        if row in self._running:
-            self._model.close(self._running.pop(row))
-        elif row in self._waiting:
-            self._waiting.remove(row)
