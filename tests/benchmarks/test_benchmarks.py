@@ -28,6 +28,21 @@ PEERS = {
 """Of scripts whose peer is not transformers."""
 
 
+def quick_figures(script: Path, folder: Path) -> dict[str, Any]:
+    """What a script writes when it is only to show that it works."""
+    file = folder / "figures.json"
+    done = subprocess.run(
+        [sys.executable, str(script), "--quick", "--json", str(file)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return figures
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) -> None:
@@ -35,16 +50,7 @@ def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) 
     pytest.importorskip(peer, reason="the peer of this benchmark")
     if script.stem == "serve_cpu":
         pytest.importorskip("sse_starlette", reason="needed by the peer's server")
-    file = tmp_path / "figures.json"
-    done = subprocess.run(
-        [sys.executable, str(script), "--quick", "--json", str(file)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(file.read_text(encoding="utf-8"))
+    figures = quick_figures(script, tmp_path)
     assert figures["works"] and figures["checks"]
     assert set(figures["checks"].values()) == {"yes"}
     for work in figures["works"].values():
@@ -59,32 +65,14 @@ def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) 
 def test_certifying_six_forms_gives_each_its_verdict(tmp_path: Path) -> None:
     for package in ("transformers", "llama_cpp"):
         pytest.importorskip(package, reason="it reads one of the forms")
-    file = tmp_path / "figures.json"
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "certify_cpu.py"), "--quick", "--json", str(file)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(file.read_text(encoding="utf-8"))
+    figures = quick_figures(BENCHMARKS / "certify_cpu.py", tmp_path)
     assert set(figures["checks"].values()) == {"yes"} and len(figures["seconds_by_form"]) == 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "sides"), [("fp8_loss", 6), ("pretrain_gpu", 4), ("loss_curve", 3)])
 def test_a_script_about_losses_trains_all_its_sides(script: str, sides: int, tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--json", str(file)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(file.read_text(encoding="utf-8"))
+    figures = quick_figures(BENCHMARKS / f"{script}.py", tmp_path)
     runs = figures["runs"] if script == "fp8_loss" else {side: [run] for side, run in figures["sides"].items()}
     assert len(runs) == sides
     first, *others = (tuple(run["losses"]) for (run,) in runs.values())
@@ -96,16 +84,7 @@ def test_a_script_about_losses_trains_all_its_sides(script: str, sides: int, tmp
     ("script", "sides"), [("prefix_cpu", {"reuse", "plain"}), ("speculation_cpu", {"lookup", "plain"})]
 )
 def test_a_script_compares_the_engine_with_itself(script: str, sides: set[str], tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", "--json", str(file)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(file.read_text(encoding="utf-8"))
+    figures = quick_figures(BENCHMARKS / f"{script}.py", tmp_path)
     assert set(figures["checks"].values()) == {"yes"}
     assert all(set(work["sides"]) == sides for work in figures["works"].values())
     if script == "prefix_cpu":

@@ -65,15 +65,13 @@ class StructuredFields(BaseModel):
 
     def structure(self) -> Structure | None:
         """The form that is asked for, if one is; RequestError when it is none, or when there are two."""
-        forms = [*_from_response_format(self.response_format), *_from_outputs(self.structured_outputs)]
-        if self.guided_json is not None:
-            forms.append(Structure.json(self.guided_json, param="guided_json"))
-        if self.guided_regex is not None:
-            forms.append(Structure.of_regex(self.guided_regex, param="guided_regex"))
-        if self.guided_choice is not None:
-            forms.append(Structure.of_choice(self.guided_choice, param="guided_choice"))
-        if self.guided_grammar is not None:
-            forms.append(Structure.of_grammar(self.guided_grammar, param="guided_grammar"))
+        asked = self.structured_outputs or StructuredOutputs()
+        forms = [
+            *_from_response_format(self.response_format),
+            *_of_kinds("structured_outputs.", asked.json_, asked.regex, asked.choice, asked.grammar),
+            *([Structure.json_object(param="structured_outputs.json_object")] if asked.json_object else []),
+            *_of_kinds("guided_", self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar),
+        ]
         if len(forms) > 1:
             raise RequestError(
                 f"{forms[0].param} and {forms[1].param} both say what form the answer has; give one",
@@ -92,18 +90,21 @@ def _from_response_format(asked: ResponseFormat | None) -> list[Structure]:
     return [Structure.json(True if schema is None else schema, param="response_format.json_schema.schema")]
 
 
-def _from_outputs(asked: StructuredOutputs | None) -> list[Structure]:
-    if asked is None:
-        return []
+def _of_kinds(
+    prefix: str,
+    schema: dict[str, Any] | bool | str | None,
+    regex: str | None,
+    choice: list[str] | None,
+    grammar: str | None,
+) -> list[Structure]:
+    """The forms that vLLM has a field each for, of whichever names."""
     forms = []
-    if asked.json_ is not None:
-        forms.append(Structure.json(asked.json_, param="structured_outputs.json"))
-    if asked.regex is not None:
-        forms.append(Structure.of_regex(asked.regex, param="structured_outputs.regex"))
-    if asked.choice is not None:
-        forms.append(Structure.of_choice(asked.choice, param="structured_outputs.choice"))
-    if asked.grammar is not None:
-        forms.append(Structure.of_grammar(asked.grammar, param="structured_outputs.grammar"))
-    if asked.json_object:
-        forms.append(Structure.json_object(param="structured_outputs.json_object"))
+    if schema is not None:
+        forms.append(Structure.json(schema, param=f"{prefix}json"))
+    if regex is not None:
+        forms.append(Structure.of_regex(regex, param=f"{prefix}regex"))
+    if choice is not None:
+        forms.append(Structure.of_choice(choice, param=f"{prefix}choice"))
+    if grammar is not None:
+        forms.append(Structure.of_grammar(grammar, param=f"{prefix}grammar"))
     return forms
