@@ -42,7 +42,10 @@ class Backend(ABC):
 
     @abstractmethod
     def step(self) -> list[Progress]:
-        """Go on with all rows; what came of it, nothing for a row that only read a piece of its prompt."""
+        """Go on with all rows; what came of it, nothing for a row that only read a piece of its prompt.
+
+        A row that turns out not to be servable ends with `Row.error`, and no other row with it.
+        """
 
     @abstractmethod
     def cancel(self, *rows: Row) -> None:
@@ -55,7 +58,7 @@ class Backend(ABC):
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Complete all requests; the completions come in the order of the requests.
 
-        Raises RequestError when a request cannot be served, before anything is generated.
+        Raises RequestError when a request cannot be served, mostly before anything is generated.
         """
         for request in requests:
             self.check(request)
@@ -120,6 +123,8 @@ class Backend(ABC):
                 if row.finish_reason is None:
                     self.step()
                 finished = row.finish_reason is not None  # another's step may end it while its news are taken
+                if row.error is not None:
+                    raise row.error
                 yield row
         finally:
             self.cancel(row)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from leveret.engine.blocks import chained
 from leveret.engine.request import Completion, FinishReason, Request
 from leveret.engine.sampler import RowSampler
+from leveret.errors import RequestError
 
 
 class Row:
@@ -31,6 +32,8 @@ class Row:
         """How many later requests were begun while this one waited for room in the cache."""
         self.finish_reason: FinishReason | None = None
         self.stop_id: int | None = None
+        self.error: RequestError | None = None
+        """Why the row was given up, where it was taken on and could not be served after all."""
         self.sampler = RowSampler(request.params, request.prompt_ids, request.constraint, request.record)
         self._names: list[bytes] = [salt]
         self._stop_ids = frozenset(request.params.stop_ids)
@@ -84,9 +87,15 @@ class Row:
         elif self.num_generated == self.request.params.max_tokens:
             self.finish_reason = "length"
 
+    def fail(self, error: RequestError) -> None:
+        """Give the row up."""
+        self.error, self.finish_reason = error, "cancelled"
+
     def completion(self) -> Completion:
-        """The result; only for a finished row."""
+        """The result; only for a finished row. Raises its error, if it was given up."""
         assert self.finish_reason is not None, "the row is not finished"
+        if self.error is not None:
+            raise self.error
         return Completion(
             ids=tuple(self.generated),
             finish_reason=self.finish_reason,
@@ -104,4 +113,4 @@ class Progress:
     ids: list[int]
     """Ids appended in this step, in order; empty when only a stop id came."""
     completion: Completion | None
-    """The result, if the row ended in this step."""
+    """The result, if the row ended in this step; None too if it ended with an error (`Row.error`)."""

@@ -196,6 +196,11 @@ class Worker:
                 continue  # somebody else's, who shares the engine
             place = self._places[each.row]
             ticket, answer = place.ticket, place.ticket.jobs[place.index].answer
+            if each.row.error is not None:
+                self._count(self._places.pop(each.row), each.row, "cancelled")
+                ticket.cancel()  # and with it the other answers of this ticket
+                _tell(ticket, each.row.error)
+                continue
             if place.last is None:
                 self.metrics.first_token_seconds.observe(now - ticket.submitted)
             else:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from openai import BadRequestError, OpenAI
 
 import leveret
 from leveret.engine.backends.by_server import Reading, ServerBackend
@@ -205,14 +207,40 @@ def test_an_error_for_one_request_loses_nothing_of_another(model: TextModel) -> 
     backend = ServerBackend(Scripted({1: [ends], 2: [RequestError("the server is gone")]}), model.tokenizer)
     row, failing = submitted(backend, 1), submitted(backend, 2)
     told: list[Progress] = []
-    failures = 0
     while backend.stats.running_requests + backend.stats.waiting_requests:
-        try:
-            told += backend.step()
-        except RequestError as error:
-            failures += str(error) == "the server is gone"
-    assert [(each.row, each.ids) for each in told] == [(row, [7, 8])]
-    assert (failures, failing.finish_reason, row.finish_reason) == (1, "cancelled", "length")
+        told += backend.step()
+    assert {each.row: each.ids for each in told} == {row: [7, 8], failing: []} and len(told) == 2
+    assert row.completion().ids == (7, 8)
+    with pytest.raises(RequestError, match="the server is gone"):
+        failing.completion()
+    assert (backend.stats.finished_requests, backend.stats.cancelled_requests) == (1, 1)
+
+
+def test_a_server_in_front_of_a_server_ends_only_the_request_that_fails(
+    scripted: tuple[type[Script], str], model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, url = scripted
+    monkeypatch.setattr(script, "events", [piece(" a timer", "stop"), "data: [DONE]"])
+    monkeypatch.setattr(script, "refuses", ("top_k",))
+    behind = leveret.load(model_dir, backend=url)
+    with running(behind, ServeConfig(model=str(model_dir), port=0)) as front:
+        client = OpenAI(base_url=f"{front}/v1", api_key="none", max_retries=0)
+
+        def ask(index: int) -> str:
+            extra = {"top_k": 5} if index % 2 else {}
+            try:
+                return (
+                    client.completions.create(model="phone", prompt="Set", max_tokens=8, extra_body=extra)
+                    .choices[0]
+                    .text
+                )
+            except BadRequestError as error:
+                return error.message
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(16)))
+    assert answers[::2] == [" a timer"] * 8
+    assert all("what is top_k?" in answer for answer in answers[1::2])
 
 
 def test_a_named_model_is_asked_for_and_a_missing_one_is_an_error(

@@ -108,18 +108,13 @@ class ServerBackend(QueuedBackend[Reading]):
     def step(self) -> list[Progress]:
         """Take what has come from the server; waits a moment for it while something is under way.
 
-        Raises RequestError with the server's words when it refuses a request or breaks off; that request has ended, and
-        what came before the error has been told.
+        A request that the server refuses or breaks off ends with an error in its words.
         """
         self._send_waiting()
         progress: list[Progress] = []
         with contextlib.suppress(queue.Empty):
             while self._running:
-                news = self._news.get(timeout=0 if progress else WAIT_SECONDS)
-                if news.error is not None and progress:
-                    self._news.put(news)
-                    break
-                taken = self._taken(news)
+                taken = self._taken(self._news.get(timeout=0 if progress else WAIT_SECONDS))
                 progress += [] if taken is None else [taken]
         self._counts["steps"] += bool(progress)
         return progress
@@ -154,9 +149,8 @@ class ServerBackend(QueuedBackend[Reading]):
             if row not in self._running:
                 return None  # cancelled meanwhile
             if news.error is not None:
-                row.finish_reason = "cancelled"
-                self._leave(row)
-                raise news.error
+                row.fail(news.error)
+                return self._progress(row, [])
             assert news.piece is not None
             reading = self._running[row]
             ids = _append(row, reading.read(news.piece), reading, news.piece.finish_reason)

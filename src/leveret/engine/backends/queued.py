@@ -86,11 +86,11 @@ class QueuedBackend(Backend, Generic[Place]):
     def _progress(self, row: Row, ids: list[int]) -> Progress:
         """What became of a row that has taken `ids`; a row that has ended by them leaves."""
         self._counts["generated"] += len(ids)
-        if row.finish_reason is None:
-            return Progress(row=row, ids=ids, completion=None)
-        self._counts["finished"] += 1
-        self._leave(row)
-        return Progress(row=row, ids=ids, completion=row.completion())
+        if row.finish_reason is not None:
+            self._leave(row)
+            self._counts["finished" if row.error is None else "cancelled"] += 1
+        ended = row.finish_reason is not None and row.error is None
+        return Progress(row=row, ids=ids, completion=row.completion() if ended else None)
 
     def _leave(self, row: Row) -> None:
         if row in self._running:
