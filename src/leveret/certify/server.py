@@ -11,30 +11,23 @@ the answer is None where a server has none of them:
     greedy text              temperature 0                         all
 
 A prompt is given as ids; to a server that takes only text (llama-cpp-python's), as text, and what it answers counts
-only if it read the text into as many ids. A key is taken from the environment variable OPENAI_API_KEY, as OpenAI's own
-client does.
+only if it read the text into as many ids.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from leveret.certify.references import short_form
 from leveret.certify.zoo import Fixture
-from leveret.errors import LeveretError
+from leveret.openai_http import Refusal, json_of
 from leveret.tokenizer.files import Tokenizer
 
 Body = dict[str, Any]
 
-TIMEOUT_SECONDS = 600.0
 TOP = 5
 """Likeliest tokens that are asked for: OpenAI's own limit."""
 
@@ -82,11 +75,8 @@ class Server:
 
     @cached_property
     def model(self) -> str | None:
-        """The name of the first model it serves; LeveretError when there is no server."""
-        try:
-            served = self._call("/models").get("data") or []
-        except _Refusal as refusal:
-            raise LeveretError(str(refusal), hint="a key goes into the environment variable OPENAI_API_KEY") from None
+        """The name of the first model it serves; RequestError when there is no server."""
+        served = json_of(self.url + "/models").get("data") or []
         return str(served[0]["id"]) if served else None
 
     def ids(self, fixture: Fixture) -> tuple[int, ...] | None:
@@ -212,45 +202,12 @@ class Server:
 
     def _try(self, url: str, body: Body) -> Body | None:
         try:
-            return self._call(url, body)
-        except _Refusal as refusal:
+            return json_of(url, body)
+        except Refusal as refusal:
             if str(refusal) not in self.refusals:
                 self.refusals.append(str(refusal))
             return None
 
-    def _call(self, path: str, body: Body | None = None) -> Body:
-        url = path if path.startswith(self.url.partition(":")[0]) else self.url + path
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            request = urllib.request.Request(url, data, headers)
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-                answer: Body = json.loads(response.read())
-                return answer
-        except urllib.error.HTTPError as error:
-            with error:
-                words = error.read().decode(errors="replace")
-            raise _Refusal(f"{short_form(url)} answered {error.code}: {_words(words)}") from None
-        except (OSError, ValueError) as error:
-            raise LeveretError(
-                f"no answer from {short_form(url)}: {error}", hint="name the base URL, such as http://127.0.0.1:8000/v1"
-            ) from error
-
-
-class _Refusal(Exception):
-    """The server answered that it will not, or cannot, do what was asked."""
-
 
 def _conversation(fixture: Fixture) -> Body:
     return {"messages": list(fixture.messages)} | ({"tools": list(fixture.tools)} if fixture.tools else {})
-
-
-def _words(answer: str) -> str:
-    """The server's own words in an error's body."""
-    try:
-        content = json.loads(answer)
-        return str(content.get("error", content).get("message", answer))[:200]
-    except (ValueError, AttributeError):
-        return answer[:200]

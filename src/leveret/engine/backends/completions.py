@@ -7,18 +7,14 @@ leave them out or refuse the request; it is then asked once more without them, a
 from __future__ import annotations
 
 import http.client
-import json
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from leveret.engine.request import FinishReason, Request
 from leveret.errors import RequestError
+from leveret.openai_http import Refusal, answer_of, events, json_of
 
-TIMEOUT_SECONDS = 600.0
 HELPFUL: Mapping[str, Any] = {"return_tokens_as_token_ids": True, "logprobs": 0, "skip_special_tokens": False}
 """vLLM's words: give ids, not only text, and do not leave special tokens out of the text."""
 
@@ -53,55 +49,32 @@ class Completions:
         body = request_body(request) | {"model": self.model, "stream": True}
         stops = {"stop_token_ids": list(request.params.stop_ids)} if request.params.stop_ids else {}
         with self._answer(body, self._extras | stops if self._extras else {}) as response:
-            yield from _pieces(response, self._url)
+            for event in events(response):
+                for choice in event.get("choices", ()):
+                    piece = _piece(choice)
+                    yield piece
+                    if piece.finish_reason is not None:
+                        return
+            raise RequestError(f"{self._url} ended its answer without a reason", code="bad_gateway")
 
     def _answer(self, body: Mapping[str, Any], extras: Mapping[str, Any]) -> http.client.HTTPResponse:
+        url = self._url + "/completions"
         try:
-            return self._open("/completions", {**body, **extras})
-        except _Refusal as refusal:
+            return answer_of(url, {**body, **extras})
+        except Refusal as refusal:
             if not extras or refusal.status not in (400, 422):
-                raise refusal.error from None
-        try:
-            response = self._open("/completions", body)
-        except _Refusal as refusal:
-            raise refusal.error from None
+                raise
+        response = answer_of(url, body)
         self._extras = {}
         return response
 
     def _card(self, name: str) -> dict[str, Any]:
-        try:
-            with self._open("/models") as response:
-                cards: list[dict[str, Any]] = json.load(response).get("data") or []
-        except _Refusal as refusal:
-            raise refusal.error from None
-        except ValueError as error:
-            raise RequestError(f"{self._url}/models does not answer in JSON: {error}", code="bad_gateway") from error
+        cards: list[dict[str, Any]] = json_of(self._url + "/models").get("data") or []
         names = [str(card["id"]) for card in cards]
         if not names or (name and name not in names):
             wanted = f"no model {name!r}" if name else "no model"
             raise RequestError(f"{self._url} serves {wanted}; it has: {', '.join(names) or 'none'}", code="not_found")
         return cards[names.index(name) if name else 0]
-
-    def _open(self, path: str, body: Mapping[str, Any] | None = None) -> http.client.HTTPResponse:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            response: http.client.HTTPResponse = urllib.request.urlopen(
-                urllib.request.Request(self._url + path, data, headers), timeout=TIMEOUT_SECONDS
-            )
-            return response
-        except urllib.error.HTTPError as error:
-            with error:
-                words = _words(error.read().decode(errors="replace"))
-            raise _Refusal(error.code, f"{self._url} answered {error.code}: {words}") from None
-        except (OSError, ValueError) as error:
-            raise RequestError(
-                f"no answer from {self._url}: {error}",
-                code="bad_gateway",
-                hint="name the base URL, such as http://127.0.0.1:8000/v1",
-            ) from error
 
 
 def request_body(request: Request) -> dict[str, Any]:
@@ -127,37 +100,6 @@ def request_body(request: Request) -> dict[str, Any]:
     return body | {name: value for name, value in further.items() if value is not None}
 
 
-class _Refusal(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.error = RequestError(
-            message,
-            code="refused",
-            hint="a key goes into the environment variable OPENAI_API_KEY" if status == 401 else None,
-        )
-
-
-def _pieces(response: http.client.HTTPResponse, url: str) -> Iterator[Piece]:
-    """The events of a stream, up to the one with a reason."""
-    try:
-        for line in response:
-            data = line.decode("utf-8").strip().removeprefix("data:").strip()
-            if not data or data == "[DONE]" or data.startswith(":"):
-                continue
-            event = json.loads(data)
-            if "error" in event:
-                raise RequestError(f"{url} failed: {_words(json.dumps(event))}", code="bad_gateway")
-            for choice in event.get("choices", ()):
-                piece = _piece(choice)
-                yield piece
-                if piece.finish_reason is not None:
-                    return
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise RequestError(f"{url} broke off: {error}", code="bad_gateway") from error
-    raise RequestError(f"{url} closed the connection before the answer was complete", code="bad_gateway")
-
-
 def _piece(choice: Mapping[str, Any]) -> Piece:
     tokens = (choice.get("logprobs") or {}).get("tokens") or ()
     named = bool(tokens) and all(str(token).startswith(_ID) for token in tokens)
@@ -166,12 +108,3 @@ def _piece(choice: Mapping[str, Any]) -> Piece:
     return Piece(
         text=text, ids=ids, finish_reason=None if reason is None else "length" if reason == "length" else "stop"
     )
-
-
-def _words(answer: str) -> str:
-    """The server's own words in an error's body."""
-    try:
-        content = json.loads(answer)
-        return str(content.get("error", content).get("message", answer))[:300]
-    except (ValueError, AttributeError):
-        return answer[:300]
