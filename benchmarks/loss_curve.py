@@ -177,11 +177,16 @@ def main() -> int:
     options = parser.parse_args()
     shape = Shape(**{**vars(QUICK), "vocab_size": 256}) if options.quick else T
     about = {"rows": options.rows, "length": options.sequence_length, "steps": 3 if options.quick else options.steps}
-    found = {OURS: train(shape, {}, seed=0, **about)}
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_initial(shape, Path(folder))
-        found[REFERENCE] = train_reference(Path(folder), rounded=False, **about)
-        found[NOISE] = train_reference(Path(folder), rounded=True, **about)
+        for side, run in {
+            OURS: lambda: train(shape, {}, seed=0, **about),
+            REFERENCE: lambda: train_reference(Path(folder), rounded=False, **about),
+            NOISE: lambda: train_reference(Path(folder), rounded=True, **about),
+        }.items():
+            found[side] = run()
+            print(f"{side}: {about['steps']} steps in {found[side]['seconds']:.0f} s", file=sys.stderr, flush=True)
     print(table(found))
     first = abs(found[OURS]["losses"][0] - found[REFERENCE]["losses"][0])
     within = farthest(found[OURS]["losses"], found[REFERENCE]["losses"])
