@@ -18,8 +18,9 @@ from leveret.cli.chat_session import Session, stopping
 from leveret.cli.generate import run as generate
 from leveret.cli.generate_config import GenerateConfig
 from leveret.console import Console
+from leveret.engine.jobs import Job
 from leveret.engine.reply import Delta
-from leveret.engine.text import Job, TextModel
+from leveret.engine.text import TextModel
 from leveret.errors import RequestError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder

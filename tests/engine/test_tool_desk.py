@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate, template_for
+from leveret.engine.jobs import Job
 from leveret.engine.reply import Delta, Reply, reply_from
 from leveret.engine.request import Completion
-from leveret.engine.text import Job, TextModel
+from leveret.engine.text import TextModel
 from leveret.engine.tool_offer import offer_from, writing_of
 from leveret.errors import RequestError
 from leveret.tokenizer.files import Tokenizer

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from leveret.engine.jobs import Job
 from leveret.engine.reply import Delta, Reply, reply_from
 from leveret.engine.request import Request
 from leveret.engine.row import Row
-from leveret.engine.text import Job, TextModel
+from leveret.engine.text import TextModel
 from leveret.errors import RequestError
 from leveret.serve.worker import Ticket, Worker
 

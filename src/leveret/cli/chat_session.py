@@ -23,7 +23,8 @@ from leveret.config import parse_config, suggest
 from leveret.console import Console
 from leveret.engine.conversation import Conversation
 from leveret.engine.defaults import SamplingOptions
-from leveret.engine.text import Job, TextModel
+from leveret.engine.jobs import Job
+from leveret.engine.text import TextModel
 from leveret.errors import LeveretError, RequestError
 
 COMMANDS = {

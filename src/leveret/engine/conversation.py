@@ -20,8 +20,9 @@ from typing import Unpack
 
 from leveret.chat.messages import Message, ToolCall, messages_from
 from leveret.engine.defaults import SamplingOptions
+from leveret.engine.jobs import Job
 from leveret.engine.reply import Reply
-from leveret.engine.text import Job, TextModel
+from leveret.engine.text import TextModel
 from leveret.engine.tool_calls import OfferedTools
 from leveret.errors import RequestError
 from leveret.paths import atomic_write

@@ -6,8 +6,8 @@
     for piece in model.stream("Once upon a time"): print(piece, end="")
 
 It joins three things that know nothing of each other: the tokenizer and the chat template (text to ids), the engine
-(ids to ids), and the tool dialect. `prepare_text` and `prepare_chat` turn a prompt or a conversation into a `Job`, an
-engine request with the answer that will come of it; everything else here, and the server, runs jobs.
+(ids to ids), and the tool dialect. `prepare_text` and `prepare_chat` (jobs.py) turn a prompt or a conversation into a
+`Job`, an engine request with the answer that will come of it; everything here, and the server, runs jobs.
 
 Sampling options (`max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `stop`,
 `stop_ids`) go over the model's generation_config.json. The default max_tokens is cut to what the context has left; one
@@ -16,58 +16,36 @@ given by the caller is not, and is an error when it does not fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
-import tokenizers
 import torch
 
-from leveret.chat.messages import Message, ToolCall, checked_text, messages_from
+from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate
-from leveret.engine.assembler import TextAssembler
 from leveret.engine.backend import Backend
 from leveret.engine.backends.names import OWN, checked_name
 from leveret.engine.backends.opening import open_parts
 from leveret.engine.config import EngineConfig
-from leveret.engine.defaults import SamplingOptions, with_options
+from leveret.engine.defaults import SamplingOptions
 from leveret.engine.engine import Engine
-from leveret.engine.prompting import USUAL, PromptShape, chat_ids, find_parts
-from leveret.engine.reply import Answer, Delta, Reply, TextAnswer, reply_from
-from leveret.engine.request import Completion, Request, SamplingParams
+from leveret.engine.jobs import Job, JobMaker, Messages
+from leveret.engine.prompting import find_parts
+from leveret.engine.reply import Answer, Delta, Reply, reply_from
+from leveret.engine.request import Completion, SamplingParams
 from leveret.engine.row import Row
-from leveret.engine.structure import AnswerOptions, Structure, split_options
-from leveret.engine.tool_calls import OfferedTools, ToolChoice, last_query
-from leveret.engine.tool_desk import ToolDesk
-from leveret.engine.tool_offer import offer_from
+from leveret.engine.structure import AnswerOptions
+from leveret.engine.tool_calls import OfferedTools, ToolChoice
 from leveret.errors import ConfigError, RequestError
 from leveret.hub import model_under, resolve_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
-from leveret.tools.functional import FunctionalDialect
 from leveret.tools.schema import ToolSet
 from leveret.weights.load import load_model
 
-ROLES = ("system", "user", "assistant", "tool")
-"""Who may say something, after `chat/messages.py` has translated other names for them."""
 
-Messages = Sequence[Message | Mapping[str, Any]]
-"""A conversation: `Message`s, or dictionaries in OpenAI's form. Content is never trusted with special tokens here."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A request for the engine, and the answer that its ids become."""
-
-    request: Request
-    answer: Answer
-    prompt_logprobs: int | None = None
-    """Score the prompt's tokens too, with so many alternatives; None: no. The server's worker does it."""
-
-
-class TextModel:
+class TextModel(JobMaker):
     """A decoder with its tokenizer, chat template and tools; made by `leveret.load`."""
 
     def __init__(
@@ -82,20 +60,9 @@ class TextModel:
         engine: EngineConfig | None = None,
     ) -> None:
         """Parts that belong together; `load` finds them in a directory. A Decoder runs in an engine of its own."""
-        self._decoder = model.model if isinstance(model, Engine) else model if isinstance(model, Decoder) else None
-        self.engine: Backend = model if isinstance(model, Backend) else Engine(model, engine)
-        """What runs the model; our own engine or another program behind the same interface."""
-        self.tokenizer = tokenizer
-        self.template = template
-        """None for a base model that has no chat template."""
-        self.tools = tools
-        """The tools the model has functional tokens for; None when it has none."""
-        self.defaults = defaults or SamplingParams()
-        """Sampling where the caller says nothing."""
-        self.name = name
-        """Name of the model's directory."""
-        self._adds_bos = _adds_bos(tokenizer)
-        self.dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
+        backend: Backend = model if isinstance(model, Backend) else Engine(model, engine)
+        super().__init__(backend, tokenizer, template=template, tools=tools, defaults=defaults, name=name)
+        self._decoder = backend.model if isinstance(backend, Engine) else None
 
     @classmethod
     def load(
@@ -254,109 +221,6 @@ class TextModel:
         """The reply to one job, piece by piece. Raises RequestError at once when it cannot be served."""
         return _pieces(self.engine.follow(job.request), job.answer)
 
-    def prepare_text(self, prompt: str | Sequence[int], **options: Unpack[AnswerOptions]) -> Job:
-        """A job that continues a text or token ids. A text gets a BOS if the tokenizer's files say so."""
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(checked_text(prompt, "prompt"), add_bos=self._adds_bos)
-        else:
-            ids = list(prompt)
-        structure, sampling = split_options(options)
-        return self._text_job(ids, self._params(ids, sampling), structure=structure)
-
-    def prepare_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: OfferedTools = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        constrained: bool = True,
-        shape: PromptShape = USUAL,
-        **options: Unpack[AnswerOptions],
-    ) -> Job:
-        """A job for the assistant's next turn; the arguments are those of `chat`, and where the prompt ends."""
-        template = self._need_template()
-        offer = offer_from(tools, self.tools, tool_choice=tool_choice, parallel=parallel_tool_calls)
-        conversation = _messages(messages)
-        shown, entries = self._desk.shown(offer, conversation)
-        ids = chat_ids(template, self.tokenizer, shown, shape=shape, tools=entries)
-        structure, sampling = split_options(options)
-        params = self._params(ids, sampling, template, structured=structure is not None)
-        prefix = template.reply_prefix if shape == USUAL else ""
-        if offer.empty:
-            params = replace(params, banned_ids=(*params.banned_ids, *self._desk.silent_ids()))
-            return self._text_job(ids, params, prefix=prefix, structure=structure)
-        answer, constraint = self._desk.answer(
-            offer, params, query=last_query(conversation), prefix=prefix, form=structure, constrained=constrained
-        )
-        return Job(
-            request=Request(prompt_ids=tuple(ids), params=params, constraint=constraint, watch=answer.watch),
-            answer=answer,
-        )
-
-    def _text_job(
-        self, ids: list[int], params: SamplingParams, *, prefix: str = "", structure: Structure | None = None
-    ) -> Job:
-        form = None if structure is None else self._desk.grammars.constraint(structure, params.stop_ids, prefix=prefix)
-        skip = params.skip_special_tokens
-        assembler = TextAssembler(self.tokenizer, params.stop, prefix=prefix, skip_special=skip)
-        answer = TextAnswer(assembler=assembler, form=form)
-        prompt = tuple(ids)
-        request = Request(prompt_ids=prompt, params=params, constraint=form, watch=answer.watch, record=answer.record)
-        return Job(request=request, answer=answer)
-
-    def _params(
-        self,
-        ids: list[int],
-        options: SamplingOptions,
-        template: ChatTemplate | None = None,
-        *,
-        structured: bool = False,
-    ) -> SamplingParams:
-        """Sampling for a prompt: the model's defaults, the stops of its template, then the caller's options.
-
-        With `ignore_eos` only the caller's own stops end the answer. A structured answer ends where its form does: a
-        stop string of the template in it is a part of it.
-        """
-        room = max(1, self.engine.context_tokens - len(ids))
-        if options.get("ignore_eos"):
-            most = min(self.defaults.max_tokens, room)
-            return with_options(replace(self.defaults, max_tokens=most, stop_ids=()), options)
-        stops = () if template is None or structured else template.stops
-        stop_ids = [*self.defaults.stop_ids, *(() if template is None else template.stop_ids(self.tokenizer))]
-        if self.tokenizer.eos_id is not None:
-            stop_ids.append(self.tokenizer.eos_id)
-        given = options.get("stop", ())
-        words = [stop for stop in stops if stop not in self.tokenizer.special_ids]
-        words += [given] if isinstance(given, str) else given
-        defaults = replace(
-            self.defaults,
-            max_tokens=min(self.defaults.max_tokens, room),
-            stop_ids=tuple(dict.fromkeys(stop_ids)),
-        )
-        return with_options(defaults, {**options, "stop": tuple(dict.fromkeys(words))})
-
-    @cached_property
-    def _desk(self) -> ToolDesk:
-        template = () if self.template is None else self.template.stop_ids(self.tokenizer)
-        return ToolDesk(
-            self.tokenizer,
-            self.template,
-            self.dialect,
-            num_ids=self.engine.vocab_size,
-            stop_ids=(*template, *self.defaults.stop_ids),
-        )
-
-    def _need_template(self) -> ChatTemplate:
-        if self.template is None:
-            raise RequestError(
-                f"{self.name} has no chat template: it is a base model",
-                param="messages",
-                code="no_chat_template",
-                hint="continue a text instead (leveret generate), or put a chat_template.jinja beside the model",
-            )
-        return self.template
-
     def _run(self, job: Job) -> Reply:
         return self.run([job])[0]
 
@@ -370,27 +234,3 @@ def _pieces(rows: Iterator[Row], answer: Answer) -> Iterator[Delta]:
         yield from answer.drain()
         if row.finish_reason is not None:
             yield from answer.finish(row.completion())
-
-
-def _messages(messages: Messages) -> list[Message]:
-    """The conversation as Messages; RequestError when it is empty or not a conversation."""
-    if not messages:
-        raise RequestError("the conversation has no messages", param="messages", code="invalid_value")
-    dicts = [each.to_dict() if isinstance(each, Message) else each for each in messages]
-    conversation = messages_from(dicts)
-    for index, message in enumerate(conversation):
-        if message.role not in ROLES:
-            raise RequestError(
-                f"messages[{index}].role is {message.role!r}; it must be one of {', '.join(ROLES)}",
-                param=f"messages[{index}].role",
-                code="invalid_value",
-            )
-    return conversation
-
-
-def _adds_bos(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer's files say that a text begins with BOS: their post-processor then adds it."""
-    if tokenizer.bos_id is None:
-        return False
-    engine = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    return bool(engine.encode("", add_special_tokens=True).ids[:1] == [tokenizer.bos_id])

@@ -10,8 +10,9 @@ from typing import Any
 
 from leveret.chat.messages import Message, ToolCall
 from leveret.console import Console
+from leveret.engine.jobs import Job
 from leveret.engine.reply import Reply
-from leveret.engine.text import Job, TextModel
+from leveret.engine.text import TextModel
 from leveret.errors import RequestError, ToolError
 from leveret.tools.checker import check
 from leveret.tools.requests import ToolRequest

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from leveret.engine.jobs import Job
 from leveret.engine.reply import Delta, Reply, Usage
 from leveret.engine.structure import AnswerOptions
-from leveret.engine.text import Job, TextModel
+from leveret.engine.text import TextModel
 from leveret.errors import RequestError
 from leveret.serve.protocol import ChatBody, CompletionBody
 from leveret.tokenizer.files import Tokenizer

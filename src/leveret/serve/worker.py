@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leveret.engine.backend import Backend
+from leveret.engine.jobs import Job
 from leveret.engine.logprobs import score_prompt
 from leveret.engine.reply import Delta
 from leveret.engine.row import Progress, Row
-from leveret.engine.text import Job, TextModel
+from leveret.engine.text import TextModel
 from leveret.errors import LeveretError, RequestError
 from leveret.serve.metrics import Metrics
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from leveret.chat.messages import ToolCall
+from leveret.engine.jobs import Job
 from leveret.engine.reply import Delta, ReplyReason
-from leveret.engine.text import Job
 from leveret.serve.worker import Ticket
 
 SECONDS_BETWEEN_VIEWS = 0.05
