@@ -115,6 +115,30 @@ def test_quantized_weights_are_read_as_they_are_stored(build: str, bits: int, ro
     assert 1e-4 < compiled < 2.5e-2
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "int4 exact", "int8 exact", "int4", "int8"])
+@pytest.mark.parametrize("count", [2, 5, 9, 16, 21])
+@torch.inference_mode()
+def test_ids_that_are_guessed_get_the_bits_of_ids_fed_one_by_one(build: str, weights: str, count: int) -> None:
+    model = a_decoder()
+    if weights != "bfloat16":
+        bits = int(weights[3])
+        quantize_linears(model, GptqStorage(bits=bits, group_size=32, symmetric=bits == 8), search=False)
+        choose_product(model.to(torch.bfloat16))
+        for layer in model.modules():
+            if isinstance(layer, QuantizedLinear):
+                layer.activations = "exact" if "exact" in weights else "int8"
+    half = model.to(torch.bfloat16)
+    step = CompiledStep.of(half)
+    assert step is not None
+    start = filled(half, [7])
+    ids = torch.randint(0, 101, (count,), generator=torch.Generator().manual_seed(2)).tolist()
+    one_by_one, together = Paged(half, start), Paged(half, start)
+    alone = torch.cat([step(one_by_one.feed([each])) for each in ids])
+    guessed = step(together.feed(ids), as_alone=True)
+    assert torch.equal(guessed, alone)
+    assert all(torch.equal(*pair) for pair in zip(together.whole(), one_by_one.whole(), strict=True))
+
+
 @torch.inference_mode()
 def test_quantized_weights_in_an_order_of_their_own_and_exact_activations(build: str) -> None:
     models = [a_decoder() for _ in range(3)]

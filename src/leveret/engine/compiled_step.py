@@ -44,13 +44,17 @@ class CompiledStep:
             return None
         return cls(model, step)
 
-    def __call__(self, rows: PagedRows) -> Tensor:
-        """Feed the new tokens, T in all, which the cache then holds -> the logits after each, (T, V)."""
+    def __call__(self, rows: PagedRows, *, as_alone: bool = False) -> Tensor:
+        """Feed the new tokens, T in all, which the cache then holds -> the logits after each, (T, V).
+
+        as_alone: the bits of each token fed in a call of its own.
+        """
         model = self._model
         cos, signed_sin = self._turns(rows)
         x = F.embedding(rows.ids[0], model.embed_tokens.weight)
         cache = rows.cache
-        return self._step(x, cache.keys, cache.values, rows.tables(), rows.positions[0].tolist(), cos, signed_sin)
+        positions = rows.positions[0].tolist()
+        return self._step(x, cache.keys, cache.values, rows.tables(), positions, cos, signed_sin, as_alone=as_alone)
 
     def _turns(self, rows: PagedRows) -> tuple[Tensor, Tensor]:
         """cos and signed sin of each new token, (T, D), looked up: a tiny model spent a tenth of a token on them."""

@@ -118,7 +118,7 @@ class DecodeStep:
 
     def __call__(
         self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], tables: Tensor, positions: Sequence[int],
-        cos: Tensor, signed_sin: Tensor,
+        cos: Tensor, signed_sin: Tensor, *, as_alone: bool = False,
     ) -> Tensor:  # fmt: skip
         """Embeddings of the new tokens (B, H), which are overwritten -> logits (B, V).
 
@@ -126,6 +126,7 @@ class DecodeStep:
         tables: (B, blocks) int64; a cache that is one piece for each row has C its capacity and one block for each.
         positions: where in its sequence each new token comes; rows may be several tokens of one sequence in a row.
         cos, signed_sin: (B, D). All bfloat16 and in one piece.
+        as_alone: give each row, to the bit, what it would get in a call of its own; that is slower for many rows.
         """
         for table, layer_keys, layer_values in zip(self._layers, keys, values, strict=True):
             table.keys, table.values = layer_keys.data_ptr(), layer_values.data_ptr()
@@ -136,7 +137,8 @@ class DecodeStep:
         library.leveret_decode_step(
             ctypes.byref(self._shape), self._layers, self._last_norm, ctypes.byref(self._head), pointer(x),
             size(x.shape[0]), (ctypes.c_int64 * len(positions))(*positions), pointer(tables), size(tables.shape[1]),
-            size(block), pointer(cos), pointer(signed_sin), pointer(logits), torch.get_num_threads(),
+            size(block), pointer(cos), pointer(signed_sin), pointer(logits), size(int(as_alone)),
+            torch.get_num_threads(),
         )  # fmt: skip
         return logits
 

@@ -3,7 +3,7 @@
 // A token costs a small model far less than the calls that compute it, and a large one no more than reading its weights.
 // So all threads go through the layers together: the rows of a norm, the tiles of a product and the heads of an
 // attention are divided among them, and they wait for each other in between. Results are rounded to bfloat16 where the
-// decoder's own are, and a row's do not depend on the rows beside it as long as these are few.
+// decoder's own are, and a row's do not depend on the rows beside it as long as these are few, or are said to be.
 #include "eights.h"
 
 namespace {
@@ -58,11 +58,13 @@ struct Places {
 // What products read: rows of bfloat16 (more of them than there are, for tiles), and for few rows the same in float32.
 struct Rows {
     int64_t columns;
+    bool few, few_dense;  // multiplied as few rows are: integers, bfloat16 weights
     std::vector<bfloat16> numbers;
     std::vector<float> wide;
 
-    Rows(int64_t rows, int64_t columns)
-        : columns(columns), numbers(size_t(round_up(rows, ROW_PADDING) * columns)), wide(size_t(rows <= FEW ? rows * columns : 0)) {}
+    Rows(int64_t rows, int64_t columns, bool as_few)
+        : columns(columns), few(as_few || rows <= FEW), few_dense(as_few || rows <= FEW_DENSE),
+          numbers(size_t(round_up(rows, ROW_PADDING) * columns)), wide(size_t(few ? rows * columns : 0)) {}
 
     void put(floats values, int64_t place) {
         store(values, numbers.data() + place);
@@ -106,7 +108,7 @@ void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const flo
 void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t rows, Scratch& scratch, float* sums) {
     int64_t inputs = linear.inputs, count = std::min(TILE, linear.columns - tile * TILE);
     const bfloat16* weight = static_cast<const bfloat16*>(linear.data) + tile * TILE * inputs;
-    if (rows <= FEW_DENSE) {
+    if (x.few_dense) {
         int64_t row = 0;
         const float* wide = x.wide.data();
         for (; row + 4 <= rows; row += 4) dense_rows<4>(weight, inputs, count, wide + row * inputs, sums + row * TILE);
@@ -128,7 +130,7 @@ void integer_tile(const Linear& linear, int64_t tile, const Rows& x, const Eight
                   linear.inputs, linear.outputs, linear.group};
     Levels<BITS> levels;
     if (linear.rounds) eights_of_tile<BITS>(weight, tile, eights, rows, scratch.right.data(), sums);
-    else if (rows <= FEW) few_rows_of_tile<BITS>(weight, levels, tile, x.wide.data(), rows, sums);
+    else if (x.few) few_rows_of_tile<BITS>(weight, levels, tile, x.wide.data(), rows, sums);
     else many_rows_of_tile<BITS>(weight, levels, tile, x.numbers.data(), rows, scratch.right.data(), sums);
 }
 
@@ -259,16 +261,18 @@ void attend(const Shape& shape, const Layer& layer, const Places& places, int64_
 
 // x (rows, hidden): the embeddings of the new tokens. positions (rows,): where in its sequence each of them comes; tables
 // (rows, blocks): where the cache keeps that sequence. Several rows may be tokens of one sequence that follow each other.
-// cos, signed_sin (rows, width). logits (rows, vocabulary): the head's products with the last norm's output.
+// cos, signed_sin (rows, width). logits (rows, vocabulary): the head's products with the last norm's output. as_few: to
+// the bit what each row would give alone, however many there are.
 LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers, const bfloat16* last_norm,
                                         const Linear* head, bfloat16* x, int64_t rows, const int64_t* positions,
                                         const int64_t* tables, int64_t blocks, int64_t block_tokens,
-                                        const bfloat16* cos, const bfloat16* signed_sin, bfloat16* logits, int threads) {
+                                        const bfloat16* cos, const bfloat16* signed_sin, bfloat16* logits, int64_t as_few,
+                                        int threads) {
     const Shape& shape = *given;
     int64_t hidden = shape.hidden, query_size = shape.heads * shape.width, key_size = shape.groups * shape.width;
     Places places{tables, blocks, block_tokens};
     int64_t longest = *std::max_element(positions, positions + rows) + 1;
-    Rows normed(rows, hidden), attended(rows, query_size), gated(rows, shape.intermediate);
+    Rows normed(rows, hidden, as_few), attended(rows, query_size, as_few), gated(rows, shape.intermediate, as_few);
     std::vector<bfloat16> query(size_t(rows * query_size)), key(size_t(rows * key_size)), value(size_t(rows * key_size));
     std::vector<bfloat16> added(size_t(rows * hidden));
     int64_t widest = std::max({hidden, query_size, shape.intermediate});
