@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from peak_memory import peak_bytes
 
 TOLERANCE = 1.002
 """The largest ratio of our perplexity to the peer's that counts as no worse: what another seed would change."""
@@ -200,8 +201,7 @@ def one_side(options: argparse.Namespace) -> int:
     values = json.loads(options.plan)
     plan = Plan(**values | {"model": Path(values["model"]), "calibration": Path(values["calibration"])})
     seconds = {"leveret": ours, "gptqmodel": theirs}[options.side](plan, options.output)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    answer = {"seconds": seconds, "peak_bytes": peak, "version": version(options.side)}
+    answer = {"seconds": seconds, "peak_bytes": peak_bytes(), "version": version(options.side)}
     options.json.write_text(json.dumps(answer))
     return 0
 

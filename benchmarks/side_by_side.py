@@ -18,9 +18,7 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from leveret.console import Console
+from peak_memory import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,7 @@ def _answer(connection: Connection, make: Callable[[Any], Works], argument: Any)
         began = time.perf_counter()
         result = work()
         seconds = time.perf_counter() - began
-        connection.send((seconds, result, _peak_bytes()))
-
-
-def _peak_bytes() -> int:
-    """The most memory this process has held; the process that started it is not counted."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        connection.send((seconds, result, peak_bytes()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +149,8 @@ def alternate(
             took, results[side.name] = side.do(work)
             if number >= 0:
                 seconds[side.name].append(took)
-        difference = difference or same(*(results[side.name] for side in sides))
+        found = same(*(results[side.name] for side in sides))  # each round: it may keep what it saw
+        difference = difference or found
     return Timing(work=work, amount=amount, unit=unit, seconds=seconds), difference
 
 

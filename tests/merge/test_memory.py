@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import torch
 from leveret.console import Console
@@ -18,6 +18,7 @@ from leveret.merge.run import run
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
+from leveret.trainer.memory import peak_memory_bytes
 from leveret.weights.writer import WeightWriter
 
 folder, rows, method = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -37,7 +38,7 @@ for name in ("base", "a", "b"):
 base = {"base": str(folder / "base")} if method == "ties" else {}
 run(MergeConfig(models=[str(folder / "a"), str(folder / "b")], output=folder / "out", method=method, **base),
     Console(quiet=True))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_memory_bytes(torch.device("cpu")))
 """
 
 
@@ -46,7 +47,7 @@ def peak_mib(folder: Path, rows: int, method: str) -> float:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder), str(rows), method], capture_output=True, text=True, check=True
     )
-    return int(done.stdout.split()[-1]) / 1024
+    return int(done.stdout.split()[-1]) / 2**20
 
 
 @pytest.mark.slow
