@@ -3,7 +3,8 @@
     python benchmarks/decode_cpu.py [--json FILE] [--quick]
 
 Works: `first token` reads one long prompt and gives one token; `decode 1` and `decode 8` continue one and eight short
-prompts. Both sides hold the same random model in the same dtype; in float32 they must give the same ids.
+prompts; every round has prompts of its own, which no cache has seen, the same on both sides. Both hold the same random
+model in the same dtype; in float32 they must give the same ids.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import argparse
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from model_shape import Shape, add_shape_options, shape_from, write_model
+from model_shape import add_shape_options, shape_from, write_model
 from side_by_side import Side, Works, alternate, report
 
 
@@ -26,8 +27,14 @@ class Plan:
 
     model: Path
     dtype: str
-    works: dict[str, tuple[tuple[tuple[int, ...], ...], int]]
-    """Name -> prompts of equal length, and how many tokens each gets."""
+    vocabulary: int
+    works: dict[str, tuple[int, int, int]]
+    """Name -> how many prompts, their length, and how many tokens each gets."""
+
+    def prompts(self) -> Callable[[int, int], list[list[int]]]:
+        """Draws prompts of random ids; the n-th call gives the same on both sides."""
+        draw = random.Random(0)
+        return lambda count, length: [[draw.randrange(self.vocabulary) for _ in range(length)] for _ in range(count)]
 
 
 def make_ours(plan: Plan) -> Works:
@@ -35,11 +42,11 @@ def make_ours(plan: Plan) -> Works:
     from leveret.engine.request import Request, SamplingParams
     from leveret.weights.load import load_model
 
-    engine = Engine(load_model(plan.model, dtype=plan.dtype))
+    engine, prompts = Engine(load_model(plan.model, dtype=plan.dtype)), plan.prompts()
 
-    def work(prompts: tuple[tuple[int, ...], ...], num_tokens: int) -> list[list[int]]:
+    def work(count: int, length: int, num_tokens: int) -> list[list[int]]:
         params = SamplingParams(max_tokens=num_tokens)
-        requests = [Request(prompt_ids=prompt, params=params) for prompt in prompts]
+        requests = [Request(prompt_ids=tuple(prompt), params=params) for prompt in prompts(count, length)]
         return [list(completion.ids) for completion in engine.generate(requests)]
 
     return {name: lambda about=about: work(*about) for name, about in plan.works.items()}
@@ -52,31 +59,17 @@ def make_theirs(plan: Plan) -> Works:
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=getattr(torch, plan.dtype)).eval()
+    prompts = plan.prompts()
 
     @torch.inference_mode()
-    def work(prompts: tuple[tuple[int, ...], ...], num_tokens: int) -> list[list[int]]:
-        ids = torch.tensor(prompts)
+    def work(count: int, length: int, num_tokens: int) -> list[list[int]]:
+        ids = torch.tensor(prompts(count, length))
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False, pad_token_id=0
         )
         return out[:, ids.shape[1] :].tolist()
 
     return {name: lambda about=about: work(*about) for name, about in plan.works.items()}
-
-
-def works_of(shape: Shape, *, quick: bool, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
-    """Prompts of random ids, and how far they are continued."""
-    draw = random.Random(0)
-    prompt_tokens, new_tokens = (24, 8) if quick else (prompt_tokens, new_tokens)
-
-    def prompts(number: int, length: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(draw.randrange(shape.vocab_size) for _ in range(length)) for _ in range(number))
-
-    return {
-        "first token": (prompts(1, prompt_tokens), 1),
-        "decode 1": (prompts(1, 16), new_tokens),
-        "decode 8": (prompts(8, 16), new_tokens),
-    }
 
 
 def first_difference(ours: list[list[int]], theirs: list[list[int]]) -> str | None:
@@ -97,14 +90,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     options = parser.parse_args()
     shape = shape_from(options)
-    works = works_of(shape, quick=options.quick, prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens)
+    long, new = (24, 8) if options.quick else (options.prompt_tokens, options.new_tokens)
+    works = {"first token": (1, long, 1), "decode 1": (1, 16, new), "decode 8": (8, 16, new)}
     timings, checks = [], {}
     with tempfile.TemporaryDirectory() as folder:
         write_model(shape, Path(folder))
-        plan = Plan(model=Path(folder), dtype=options.dtype, works=works)
+        plan = Plan(model=Path(folder), dtype=options.dtype, vocabulary=shape.vocab_size, works=works)
         sides = [Side("leveret", make_ours, plan), Side("transformers", make_theirs, plan)]
-        for name, (prompts, num_tokens) in works.items():
-            amount = len(prompts) * (len(prompts[0]) if num_tokens == 1 else num_tokens)
+        for name, (count, length, num_tokens) in works.items():
+            amount = count * (length if num_tokens == 1 else num_tokens)
             rounds = 1 if options.quick else options.rounds
             timing, difference = alternate(
                 sides, name, amount=amount, unit="token", rounds=rounds, same=first_difference

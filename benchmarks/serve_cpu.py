@@ -11,8 +11,9 @@ share of it on both sides. Works, all streamed over loopback, greedy:
 
 Printed for each: tokens of answers a second, and for the crowd the times to the first text and to the end, median and
 99th of a hundred. llama.cpp's server is `llama-server` where one is given, with a slot for every client; else that of
-llama-cpp-python, which answers one request at a time, told not to interrupt it. Random weights have no end token, so
-both generate all that is asked for: a stream that ends earlier, is cut or holds pieces of another is a failure.
+llama-cpp-python, which answers one request at a time, told not to interrupt it. Of the random weights those of the end
+token are zero, so both generate all that is asked for: a stream that ends earlier, is cut or holds pieces of another is
+a failure of ours. The peer may lose a tenth, which is counted and told.
 
 Then ours alone: `faults`, the crowd again among clients that leave in the midst of answers, send rubbish, prompts that
 are too long, half a request, or read slowly. Each of the crowd must get its whole answer, and afterwards the server
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import signal
@@ -45,12 +47,13 @@ from side_by_side import Side, Timing, Works, alternate, report
 
 BITS = 8
 START_SECONDS = 120
+MAY_LOSE = {"llama_cpp": 0.1}  # llama-cpp-python's server ends some streams with an error of its own: less work for it
 RUBBISH = [b"", b"{", b"\xff", b'{"prompt": "\\ud800"}', b'{"prompt": "x", "temperature": "hot"}', b"[" * 10_000]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How much is asked for: characters of prompts (two a token), tokens of answers."""
+    """How much is asked for: characters of prompts (each a token), tokens of answers."""
 
     clients: int = 64
     short: tuple[int, int] = (32, 32)
@@ -141,7 +144,7 @@ def our_command(model: Path, port: int, load: Load) -> list[str]:
 
 
 def their_command(file: Path, port: int, load: Load, *, threads: int, program: str | None) -> list[str]:
-    context = sum(load.long) + 16
+    context = 2 * sum(load.long)  # of each slot; more than is needed
     address = ["--host", "127.0.0.1", "--port", str(port), "--model", str(file)]
     if program is not None:
         slots = ["-np", str(load.clients), "-c", str(load.clients * context)]
@@ -236,14 +239,19 @@ def compare(urls: dict[str, str], load: Load, rounds: int) -> tuple[list[Timing]
             }
             for name, outcomes in found.items():
                 seen[name] += outcomes
-            wrong = [each.wrong for outcomes in found.values() for each in outcomes if each.wrong]
-            return f"no: {wrong[:2]}" if wrong else None
+            wrong = {name: [each.wrong for each in outcomes if each.wrong] for name, outcomes in found.items()}
+            lost = [
+                name for name, each in wrong.items() if len(each) > math.ceil(len(found[name]) * MAY_LOSE.get(name, 0))
+            ]
+            return f"no: {', '.join(f'{name} {wrong[name][:2]}' for name in lost)}" if lost else None
 
         amount = load.tokens(count)
         timing, difference = alternate(sides, work, amount=amount, unit="token", rounds=rounds, same=same)
         timings.append(timing)
         checks[f"{work}: every stream is whole"] = difference
-        notes += [f"{work}, {name}: {told(outcomes[count:])}" for name, outcomes in seen.items()]
+        for name, outcomes in seen.items():
+            lost = sum(each.wrong is not None for each in outcomes)
+            notes.append(f"{work}, {name}: {told(outcomes[count:])}; {lost} of {len(outcomes)} streams not whole")
     for side in sides:
         side.close()
     return timings, checks, notes
