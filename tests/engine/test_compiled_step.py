@@ -16,6 +16,7 @@ from leveret.engine.request import Request, SamplingParams
 from leveret.kernels.native.library import missing
 from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.decoder import Decoder
+from leveret.model.paged_cache import PagedRows
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no compiled kernels: {missing()}")
 
@@ -40,7 +41,12 @@ def test_answers_are_those_of_the_modules(monkeypatch: pytest.MonkeyPatch) -> No
     requests = [Request(prompt_ids=tuple(range(2 + n, 6 + 3 * n)), params=params) for n in range(5)]
     calls: list[int] = []
     plain = CompiledStep.__call__
-    monkeypatch.setattr(CompiledStep, "__call__", lambda self, rows: calls.append(rows.num_tokens) or plain(self, rows))
+
+    def counted(self: CompiledStep, rows: PagedRows, **how: bool) -> torch.Tensor:
+        calls.append(rows.num_tokens)
+        return plain(self, rows, **how)
+
+    monkeypatch.setattr(CompiledStep, "__call__", counted)
     compiled = engine.generate(requests)
     assert sum(calls) > 60
     monkeypatch.setattr(CompiledStep, "of", lambda model: None)

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from leveret.engine.compiled_step import CompiledStep
 from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine, _choose
 from leveret.engine.request import Request, SamplingParams
 from leveret.engine.row import Row
 from leveret.engine.scheduler import Turn
 from leveret.engine.speculative import MOST_GUESSES, Lookup, Pace, Speculation
+from leveret.engine.token_score import TokenScore
 from leveret.errors import ConfigError
+from leveret.kernels.native.library import missing
 from leveret.model.config import MoeConfig
 from leveret.model.decoder import Decoder
 from leveret.weights.save import save_model
@@ -79,6 +82,22 @@ def test_answers_with_a_draft_model_are_those_without(model: Decoder, scale: flo
         assert accepted == drafted > 100
     elif scale == 1.0:
         assert accepted < 0.3 * drafted
+
+
+@pytest.mark.skipif(missing() is not None, reason="no compiled kernels here")
+@pytest.mark.parametrize("scale", [0.0, 0.003])
+def test_in_bfloat16_one_stream_gets_the_same_bits_with_guesses_and_without(scale: float) -> None:
+    config = tiny_config(97, hidden_size=128, intermediate_size=256, head_dim=64, max_position_embeddings=256)
+    model, draft = random_decoder(config), noisy(random_decoder(config), scale)
+    for each in (model, draft):
+        each.to(torch.bfloat16)
+    told: list[list[TokenScore]] = []
+    for engine in (Engine(model, PLAIN), Engine(model, PLAIN, draft=draft)):
+        assert CompiledStep.of(model) is not None
+        told.append([])
+        engine.generate([dataclasses.replace(request(REPEATING, max_tokens=60, logprobs=3), record=told[-1].append)])
+    assert engine.stats.accepted_tokens > 20
+    assert told[0] == told[1]
 
 
 def test_right_guesses_save_steps(model: Decoder) -> None:

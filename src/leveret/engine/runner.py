@@ -63,9 +63,13 @@ class Runner:
         return [index for index in short if wanted[index] == len(feeds[index].ids)]
 
     def by_compiled_step(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
-        """Feed all by the compiled step; the wanted logits. Guessed ids get the bits of ids fed one by one."""
+        """Feed all by the compiled step; the wanted logits.
+
+        Guessed ids, and all of a sequence that is alone, get the bits of ids fed one by one.
+        """
         assert self._compiled_step is not None
-        logits = self._compiled_step(PagedRows(self.cache, feeds), as_alone=any(count > 1 for count in wanted))
+        as_alone = len(feeds) == 1 or any(count > 1 for count in wanted)
+        logits = self._compiled_step(PagedRows(self.cache, feeds), as_alone=as_alone)
         return logits if logits.shape[0] == sum(wanted) else logits[_places(feeds, wanted)]
 
     def by_modules(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
