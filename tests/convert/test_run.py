@@ -224,7 +224,7 @@ def test_a_tied_head_is_left_out_when_it_is_the_embedding_and_refused_when_it_is
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A .bin of 134 MB takes at most 30 MB more than a tiny one, which takes what PyTorch loads when it is used."""
+    """A .bin of 134 MB takes at most 50 MB more than a tiny one, which takes what PyTorch loads when it is used."""
     tiny = make(tmp_path / "tiny", tokenizer)
     config = ModelConfig(
         family="llama", vocab_size=8192, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2,
@@ -257,7 +257,7 @@ print(peak() - before)
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
-    assert int(done.stdout) < 30e6, done.stdout + done.stderr
+    assert int(done.stdout) < 50e6, done.stdout + done.stderr
 
 
 def edit(folder: Path, change: Any) -> None:

@@ -94,7 +94,13 @@ def start(workshop: Path, spawn: bool) -> tuple[subprocess.Popen[str], int]:
     (module,) = modules.glob("*.py")
     script = workshop / "start.py"
     script.write_text(START.format(modules=str(modules), module=module.stem, spawn=spawn))
-    process = subprocess.Popen([sys.executable, script], text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit "ignore"
+    try:
+        process = subprocess.Popen(
+            [sys.executable, script], text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     begun = workshop / "runs/tale/write/begun"
     deadline = time.monotonic() + 30
     while not (begun.exists() and begun.read_text()):

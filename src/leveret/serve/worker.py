@@ -216,19 +216,25 @@ class Worker:
 
     def _drop_unwanted(self) -> None:
         """Let go of jobs whose ticket was cancelled, or has taken too long."""
-        if self._max_seconds is not None:
-            oldest = time.monotonic() - self._max_seconds
-            with self._wake:
-                tickets = {id(ticket): ticket for ticket, _ in self._waiting}
-            tickets |= {id(place.ticket): place.ticket for place in self._places.values()}
-            for ticket in tickets.values():
-                if ticket.submitted < oldest and not ticket.cancelled:
-                    ticket.cancel()
-                    _tell(ticket, RequestError(f"the answer took longer than {self._max_seconds:g} s", code="timeout"))
+        late = self._late()
+        for ticket in late:
+            ticket.cancel()
         for row in [row for row, place in self._places.items() if place.ticket.cancelled]:
             place = self._places.pop(row)
             place.engine.cancel(row)
             self._count(place, row, "cancelled")
+        for ticket in late:  # whoever hears of it finds nothing held any more
+            _tell(ticket, RequestError(f"the answer took longer than {self._max_seconds:g} s", code="timeout"))
+
+    def _late(self) -> list[Ticket]:
+        """Tickets that have taken too long."""
+        if self._max_seconds is None:
+            return []
+        oldest = time.monotonic() - self._max_seconds
+        with self._wake:
+            tickets = {id(ticket): ticket for ticket, _ in self._waiting}
+        tickets |= {id(place.ticket): place.ticket for place in self._places.values()}
+        return [ticket for ticket in tickets.values() if ticket.submitted < oldest and not ticket.cancelled]
 
     def _count(self, place: _Place, row: Row, reason: str) -> None:
         """Into the books with a job that has ended."""
