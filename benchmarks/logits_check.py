@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-FARTHEST = {4: 0.1, 8: 0.01}
+FARTHEST = {4: 0.15, 8: 0.01}
 """Bits -> the most that may lie between a rounded model's logits and the whole one's."""
 
 
