@@ -12,7 +12,7 @@ Works, greedy, each with prompts of its own that no cache has seen:
     first token     a prompt of 512 ids to the choice of the next: the rate of reading, and the time to the first token
     1 stream        a prompt of 16 ids; timed is what follows
     8, 32 streams   prompts of 128 ids, 128 more each; timed is what follows the prompts, ids of all streams together
-    start           a new process, the model's files in the page cache, to the first id
+    start           a new process, the model's files in the page cache, until it says the first id
 
 What both computed is compared: the logits after one prompt must lie near those of the bfloat16 model. Random weights
 are drawn small enough for a network that does not make much of every rounding. With --trained, a model directory, the
@@ -126,7 +126,7 @@ def works_of(
     }
     if plan.start:
         command = [sys.executable, str(Path(__file__).resolve()), "--start", program, str(plan.model)]
-        works["start"] = lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL).returncode
+        works["start"] = lambda: first_line(command)
     return works
 
 
@@ -230,6 +230,15 @@ def make_transformers(plan: Plan) -> Works:
 PEERS = {"llama_cpp": make_llama_cpp, "transformers": make_transformers}
 
 
+def first_line(command: Sequence[str]) -> None:
+    """Start a process, wait for the first thing it says, and end it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise SystemExit(f"{' '.join(command)} has said nothing")
+        process.kill()
+
+
 def start(program: str, model: Path) -> None:
     """What the work `start` runs: load and give one id."""
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
@@ -237,14 +246,14 @@ def start(program: str, model: Path) -> None:
         from llama_cpp_peer import LlamaCpp
 
         llama = LlamaCpp(model, threads=threads, streams=1, tokens=64, flash=True)
-        print(llama.read([list(range(16))]))
+        print(llama.read([list(range(16))]), flush=True)
         return
     from leveret.engine.engine import Engine
     from leveret.engine.request import Request, SamplingParams
     from leveret.weights.load import load_model
 
     request = Request(prompt_ids=tuple(range(16)), params=SamplingParams(max_tokens=1))
-    print(Engine(load_model(model, dtype="bfloat16")).generate([request])[0].ids)
+    print(Engine(load_model(model, dtype="bfloat16")).generate([request])[0].ids, flush=True)
 
 
 def write_model(shape: Shape, directory: Path) -> None:

@@ -9,6 +9,7 @@ is the signature of every command. Run again with the same config, it resumes, o
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,7 +84,13 @@ class Command:
 
 def _load(target: str) -> Any:
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    collects = gc.isenabled()
+    gc.disable()  # what imports make stays, and looking through PyTorch for something to free costs a fifth of it
+    try:
+        return getattr(importlib.import_module(module), name)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _verb(

@@ -10,6 +10,7 @@ import torch
 
 from leveret.certify.thresholds import Numerics
 from leveret.model.decoder import Decoder
+from leveret.model.meta import shapes_only
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.gguf_file import GgufFile
 from leveret.weights.gguf_read import GgufTensors, restore_companions
@@ -21,7 +22,7 @@ WHOLE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def model_in(file: GgufFile, dtype: torch.dtype | None = None) -> Decoder:
     """The model of a file, in `dtype` or as its matrices are stored; a WeightsError when it is none of ours."""
     source = GgufTensors(file)
-    with torch.device("meta"):
+    with shapes_only():
         model = Decoder(source.config)
     places = model.state_dict()
     for name, stored in source.dtypes.items():

@@ -9,6 +9,8 @@ Exit codes: 0 done; 1 error; 2 wrong config or command line; 3 wrong data; 4 mod
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (that of the process by default) and return its exit code."""
     console = Console()
     _let_waiting_threads_sleep()
+    if arguments is None:
+        atexit.register(gc.freeze)  # else the last collection looks at all that PyTorch is made of: half a second
     try:
         if Ranks.from_environment() is not None:
             end_with_parent()  # torchrun itself may be killed

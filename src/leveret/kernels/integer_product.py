@@ -101,10 +101,11 @@ def pack_words(
     A tile is then a strip of columns, and nothing is unpacked. scales, zeros: (G, O), as in `GroupedIntegers`.
     """
     rows, outputs = words.shape
-    tiles = torch.zeros((-(-outputs // TILE), rows, TILE), dtype=torch.int32)
+    tiles = torch.empty((-(-outputs // TILE), rows, TILE), dtype=torch.int32)
     whole = outputs // TILE
     tiles[:whole] = words[:, : whole * TILE].view(rows, whole, TILE).transpose(0, 1)
     if outputs % TILE:
+        tiles[whole] = 0
         tiles[whole, :, : outputs % TILE] = words[:, whole * TILE :]
     return CompiledWeight(
         words=tiles,

@@ -26,6 +26,7 @@ from leveret.kernels.attention import additive_mask, attention
 from leveret.model.attention import AttentionPlan, SelfAttention
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
+from leveret.model.meta import shapes_only
 from leveret.model.rope import RotaryEmbedding, rotate
 
 START_DEVIATION = 0.02
@@ -36,7 +37,7 @@ class PrefixAttention(SelfAttention):
     """The attention of a layer, with a prefix (P, 2 K D): the keys, then the values."""
 
     def __init__(self, config: ModelConfig, rope: RotaryEmbedding, old: SelfAttention, prefix: nn.Parameter) -> None:
-        with torch.device("meta"):
+        with shapes_only():
             super().__init__(config, old.layer)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = old.q_proj, old.k_proj, old.v_proj, old.o_proj
         self.prefix = prefix

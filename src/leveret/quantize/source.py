@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from leveret.errors import UnexpectedWeights
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
+from leveret.model.meta import shapes_only
 from leveret.weights.load import read_config
 from leveret.weights.placing import HEAD, assign, match_names, split
 from leveret.weights.reader import WeightReader
@@ -21,7 +22,7 @@ class PartwiseModel:
     def __init__(self, source: Path, reader: WeightReader) -> None:
         self.directory = source
         self.config = read_config(source)
-        with torch.device("meta"):
+        with shapes_only():
             self.model = Decoder(self.config)
         self._reader = reader
         self._held = match_names(self.model, family_for(self.config.family), reader.tensors)

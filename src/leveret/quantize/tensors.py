@@ -17,6 +17,7 @@ from leveret.errors import ConfigError, UnexpectedWeights, WeightsError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
+from leveret.model.meta import shapes_only
 from leveret.precision.linear import IntegerStorage, QuantizedLinear
 from leveret.precision.nf4 import NF4Linear
 from leveret.precision.rounding import check_group_size, relative_error, round_to_nearest
@@ -29,7 +30,7 @@ from leveret.weights.safetensors import find_weight_files
 
 def linears_named(config: ModelConfig, patterns: Sequence[str]) -> list[str]:
     """The names in the files of those Linears whose name has one of these regular expressions in it."""
-    with torch.device("meta"):
+    with shapes_only():
         model = Decoder(config)
     family = family_for(config.family)
     stored = [family.stored_module(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -38,7 +39,7 @@ def linears_named(config: ModelConfig, patterns: Sequence[str]) -> list[str]:
 
 def empty_quantized(config: ModelConfig, storage: Storage) -> Decoder:
     """The model to be filled: no memory yet, quantized Linears in place. ConfigError when a layer does not fit."""
-    with torch.device("meta"):
+    with shapes_only():
         model = Decoder(config)
     prepare_quantized(model, storage.to_dict(), stored_name=family_for(config.family).stored_module)
     layers = quantized_layers(model)
@@ -61,7 +62,7 @@ def fill_quantized(
 ) -> Iterator[LayerReport]:
     """Fill the model of `empty_quantized` from the unquantized directory `source`; yields a report of each layer."""
     config = read_config(source)
-    with torch.device("meta"):
+    with shapes_only():
         whole = Decoder(config)
     files = find_weight_files(source)
     held = match_names(whole, family_for(config.family), files.file_of)

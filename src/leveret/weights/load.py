@@ -21,6 +21,7 @@ from leveret.hub import is_adapter, model_under
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
+from leveret.model.meta import shapes_only
 from leveret.model.token_rows import fold_rows
 from leveret.precision.at_load import quantize_in_memory
 from leveret.precision.int8_table import write_out_table
@@ -68,7 +69,7 @@ def load_model(
     file = _config_file(directory)
     values = _config_values(file)
     config = _parse(file, values)
-    with torch.device("meta"):
+    with shapes_only():
         model = Decoder(config)
     if quantization := values.get("quantization_config"):
         prepare_quantized(model, quantization, stored_name=family_for(config.family).stored_module)

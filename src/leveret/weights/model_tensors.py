@@ -23,6 +23,7 @@ from leveret.errors import ShapeMismatch, UnexpectedWeights, WeightsError
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
+from leveret.model.meta import shapes_only
 from leveret.weights.load import is_quantized, read_config
 from leveret.weights.placing import HEAD, match_names
 from leveret.weights.reader import WeightReader
@@ -49,7 +50,7 @@ class ModelTensors(Protocol):
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of our tensors, by our names, and without the head if it is the embedding."""
-    with torch.device("meta"):
+    with shapes_only():
         shapes = {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
     if config.tie_word_embeddings:
         del shapes[HEAD]
@@ -72,7 +73,7 @@ class FolderTensors:
         self.config = config
         self.reader = WeightReader(directory, files)
         family = family_for(config.family)
-        with torch.device("meta"):
+        with shapes_only():
             model = Decoder(config)
         self.held = match_names(model, family, self.reader.tensors)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
