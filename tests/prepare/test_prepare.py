@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from leveret.config import parse_config
 from leveret.console import Console
@@ -214,3 +215,16 @@ def test_wrong_configs_say_what_is_wrong(texts: Path, values: dict[str, Any], sa
     with pytest.raises(ConfigError) as caught:
         config(texts, **values)
     assert said in str(caught.value)
+
+
+def test_a_wording_that_asks_for_two_tools_is_warned_of(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    book = yaml.safe_load((RECIPE / "phrases.en.yaml").read_text("utf-8"))
+    book["tools"]["play_music"].append("start {name}")
+    file = texts.parent / "phrases.yaml"
+    file.write_text(yaml.safe_dump(book, allow_unicode=True))
+    run(config(texts, requests=requests(phrases=[file], train=50, held_out=4)), Console())
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert (
+        "which a new value does not tell apart: 1, such as" in said
+        and "'start {}' asks for open_app and play_music" in said
+    )

@@ -11,6 +11,7 @@ from leveret.data.examples import Document
 from leveret.prepare.config import RequestsConfig
 from leveret.prepare.documents import write_documents
 from leveret.segment.words import normalize
+from leveret.tools.ambiguity import shared_wordings
 from leveret.tools.generator import Kind, RequestGenerator
 from leveret.tools.made_up import made_up_rules
 from leveret.tools.phrase_book import PhraseBook
@@ -64,6 +65,12 @@ def _generators(
     for book in books:
         if missing := [name for name in tools.names if name not in book.tools]:
             console.warn(f"{book.source} has no requests for {', '.join(missing)}: a model will not learn to call them")
+        if shared := shared_wordings(book):
+            some = "; ".join(f"{words!r} asks for {' and '.join(tools)}" for words, tools in list(shared.items())[:3])
+            console.warn(
+                f"{book.source}: wordings that ask for more than one tool, which a new value does not tell apart: "
+                f"{len(shared):,}, such as: {some}"
+            )
     return [RequestGenerator(book, tools, seed=seed) for book in books]
 
 

@@ -78,6 +78,10 @@ class PhraseRules:
         """Draw one text of a pattern without slots."""
         return "".join(piece.text for piece in self.pieces(pattern.nodes, rng, _no_slot))
 
+    def may_be_empty(self, rule: str) -> bool:
+        """Whether one of the alternatives of `rule` is no text at all."""
+        return any(not options for options in self._options[rule])
+
     def _draw(self, nodes: Sequence[Node], rng: random.Random, fill: Callable[[Slot], str], drawn: list[Piece]) -> None:
         for node in nodes:
             if isinstance(node, str):
