@@ -8,8 +8,11 @@ what was written is flushed to the disk on both sides before the clock stops. Im
 mergekit) runs through its `run_merge`, with `lazy_unpickle` and `low_cpu_memory` as its README has them, without card
 and tokenizer; as its examples do in `dtype: bfloat16` (sums in bf16), or with --float32 in `dtype: float32` and
 `out_dtype: bfloat16` (sums as ours). Every method has processes of its own, so each peak is one method's; shown is the
-highest. Results: all tensors are compared, within the rounding of the peer's sums. For ties, so many values may differ
-by more: the peer keeps exactly k of equal magnitudes, ours all of them, and votes may hang on a rounding.
+highest. Where the disk is slow, both wait for it: so writing as many bytes and flushing them, with nothing to merge, is
+timed afterwards, and it is told what each side had to read from the disk because the system's cache no longer held it.
+With --folder in memory (/dev/shm) the disk has no part in it. Results: all tensors are compared, within the rounding of
+the peer's sums. For ties, so many values may differ by more: the peer keeps exactly k of equal magnitudes, ours all of
+them, and votes may hang on a rounding.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +115,7 @@ def make_ours(plan: Plan) -> Works:
         run(config, Console(quiet=True))
         return str(plan.output)
 
-    return {plan.method: work}
+    return {plan.method: telling_reads(work)}
 
 
 def make_theirs(plan: Plan) -> Works:
@@ -132,7 +138,39 @@ def make_theirs(plan: Plan) -> Works:
                 os.fsync(handle.fileno())
         return str(plan.output)
 
-    return {plan.method: work}
+    return {plan.method: telling_reads(work)}
+
+
+def telling_reads(work: Callable[[], str]) -> Callable[[], tuple[str, int]]:
+    """`work`, and with its result the bytes that this process read from the disk meanwhile."""
+
+    def told() -> tuple[str, int]:
+        before = bytes_from_disk()
+        return work(), bytes_from_disk() - before
+
+    return told
+
+
+def bytes_from_disk() -> int:
+    """What the kernel has fetched from a disk for this process; 0 where it does not tell."""
+    counts = Path("/proc/self/io")
+    if not counts.exists():
+        return 0
+    return next(int(line.split()[1]) for line in counts.read_text().splitlines() if line.startswith("read_bytes"))
+
+
+def seconds_of_writing(folder: Path, size: int, rounds: int) -> list[float]:
+    """How long it takes to write `size` bytes and to flush them, in blocks of 4 MiB, with nothing to compute."""
+    block, file, seconds = os.urandom(1 << 22), folder / "written", []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        with open(file, "wb", buffering=0) as handle:
+            for start in range(0, size, len(block)):
+                handle.write(block[: size - start])
+            os.fsync(handle.fileno())
+        seconds.append(time.perf_counter() - began)
+        file.unlink()
+    return seconds
 
 
 def _recipe(plan: Plan) -> dict[str, Any]:
@@ -180,18 +218,26 @@ def time_method(plan: Plan, rounds: int, parameters: int) -> tuple[Timing, str |
         Side(name, make, Plan(**vars(plan) | {"output": plan.output / f"{plan.method}-{name}"}))
         for name, make in makers
     ]
-    timing, difference = alternate(
-        sides,
-        plan.method,
-        amount=parameters,
-        unit="parameter",
-        rounds=rounds,
-        same=lambda ours, theirs: first_difference(plan, ours, theirs),
-    )
+    reads: dict[str, list[int]] = {side.name: [] for side in sides}
+
+    def same(ours: tuple[str, int], theirs: tuple[str, int]) -> str | None:
+        for name, (_, count) in zip(reads, (ours, theirs), strict=True):
+            reads[name].append(count)
+        return first_difference(plan, ours[0], theirs[0])
+
+    timing, difference = alternate(sides, plan.method, amount=parameters, unit="parameter", rounds=rounds, same=same)
     for side in sides:
         side.close()
         shutil.rmtree(plan.output / f"{plan.method}-{side.name}", ignore_errors=True)
+    counts = {name: values[1:] for name, values in reads.items()}  # without the round that is not counted
+    print(f"{plan.method}: " + ", ".join(_round_by_round(name, timing.seconds[name], counts[name]) for name in counts))
     return timing, difference, sides
+
+
+def _round_by_round(name: str, seconds: Sequence[float], reads: Sequence[int]) -> str:
+    return f"{name} " + "; ".join(
+        f"{took:.1f} s, {count / 1e9:.2f} GB from the disk" for took, count in zip(seconds, reads, strict=True)
+    )
 
 
 def main() -> int:
@@ -207,6 +253,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     options = parser.parse_args()
     shape = QUICK if options.quick else Shape(**vars(SHAPE) | {"num_hidden_layers": options.layers})
+    rounds = 1 if options.quick else options.rounds
     timings, checks, peaks, all_sides = [], {}, {}, []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         write_models(shape, Path(folder))
@@ -214,18 +261,26 @@ def main() -> int:
         for method in options.methods:
             plan = Plan(method=method, folder=Path(folder), output=Path(folder),
                         peer_dtype="float32" if options.float32 else "bfloat16")  # fmt: skip
-            timing, difference, sides = time_method(plan, 1 if options.quick else options.rounds, size)
+            timing, difference, sides = time_method(plan, rounds, size)
             timings.append(timing)
             checks[f"{method}: the same model within the peer's rounding"] = difference
             peaks[method] = {side.name: side.peak_bytes for side in sides}
             all_sides.append(sides)
+        writing = seconds_of_writing(Path(folder), 2 * size, rounds)
+    alone = f"{statistics.median(writing):.1f} s ({min(writing):.1f} to {max(writing):.1f})"
+    print(f"writing {2 * size / 1e9:.2f} GB and flushing them, nothing else: {alone}")
     worst = [max(pair, key=lambda side: side.peak_bytes) for pair in zip(*all_sides, strict=True)]
     return report(
         "merging two bf16 models",
         timings,
         worst,
         checks,
-        settings={**vars(shape), "peer_dtype": "float32" if options.float32 else "bfloat16", "peaks": peaks},
+        settings={
+            **vars(shape),
+            "peer_dtype": "float32" if options.float32 else "bfloat16",
+            "peaks": peaks,
+            "writing_seconds": writing,
+        },
         packages=["leveret", "torch", "mergekit"],
         file=options.json,
     )
