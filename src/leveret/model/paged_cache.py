@@ -14,7 +14,7 @@ blocks of the longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -91,8 +91,8 @@ class PagedCache:
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Make blocks all zeros. Attention multiplies what it must not see by 0, and 0 times rubbish may be NaN."""
-        if blocks:
-            self._pool[:, :, list(blocks)] = 0
+        for first, last in _runs(sorted(blocks)):  # a list as an index goes element by element
+            self._pool[:, :, first:last].zero_()
 
     @staticmethod
     def block_bytes(config: ModelConfig, block_tokens: int, dtype: torch.dtype) -> int:
@@ -142,9 +142,10 @@ class PagedRows:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keep one layer's new keys and values, (1, K, T, D) each."""
-        blocks, offsets = self._places
-        self.cache.keys[layer][blocks, :, offsets] = key[0].detach().transpose(0, 1)  # (T, K, D)
-        self.cache.values[layer][blocks, :, offsets] = value[0].detach().transpose(0, 1)
+        # By rows of the flat pool: with block, all heads and offset as indices PyTorch goes element by element.
+        for pool, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
+            width = pool.shape[-1]
+            pool.view(-1, width)[self._places] = new[0].detach().transpose(0, 1).reshape(-1, width)
 
     def read(self, layer: int, piece: Piece, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """What a piece sees, (R, K, S, D) each; key and value are the new ones, (1, K, T, D)."""
@@ -158,12 +159,14 @@ class PagedRows:
         return keys.view(shape), values.view(shape)
 
     @cached_property
-    def _places(self) -> tuple[Tensor, Tensor]:
-        """Block and place in it of each new token, (T,) each."""
-        size = self.cache.block_tokens
+    def _places(self) -> Tensor:
+        """Where each head of each new token is kept, (T * K,): the row of a layer's pool as (N * K * C, D)."""
+        heads, size = self.cache.keys[0].shape[1:3]
         blocks = [feed.table[place // size] for feed in self.feeds for place in _range(feed)]
         device = self.positions.device
-        return torch.tensor(blocks, device=device), self.positions[0] % size
+        head = torch.tensor(blocks, device=device).unsqueeze(1) * heads + torch.arange(heads, device=device)  # (T, K)
+        rows: Tensor = head * size + self.positions[0].unsqueeze(1) % size
+        return rows.flatten()
 
     def _alike(self, index: int, feed: Feed) -> tuple[int, int, int]:
         """Neighbors of the same key attend together."""
@@ -194,6 +197,13 @@ class PagedRows:
             mask=additive_mask(positions, read, window=window, dtype=dtype),
             is_causal=False,
         )
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """[first, last) of stretches of consecutive numbers; `numbers` in order."""
+    for _, stretch in groupby(enumerate(numbers), key=lambda each: each[1] - each[0]):
+        found = [number for _, number in stretch]
+        yield found[0], found[-1] + 1
 
 
 def _range(feed: Feed) -> range:

@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int64_t HEADS = 4;  // that read a key together
+constexpr int64_t LINE = 32;  // numbers of bfloat16 in a line of the cache
 constexpr int64_t FEW = 8, FEW_DENSE = 4;  // rows: up to here integers, and bfloat16 weights, are multiplied as they lie
 
 struct Linear {
@@ -44,13 +45,19 @@ struct Places {
         return ((block * shape.groups + group) * tokens + token % tokens) * shape.width;
     }
 
-    // Calls use(first token, one past the last, where the first is) for each piece of [first, end) that lies together.
+    // Calls use(first token, one past the last, their numbers) for each piece of [first, end) that lies together in
+    // `cache`. The next piece is fetched meanwhile: it lies somewhere else, where no processor would look by itself.
     template <class Use>
-    void pieces(const Shape& shape, int64_t row, int64_t group, int64_t first, int64_t end, Use use) const {
+    void pieces(const Shape& shape, const bfloat16* cache, int64_t row, int64_t group, int64_t first, int64_t end,
+                Use use) const {
+        const bfloat16* here = cache + at(shape, row, group, first);
         while (first < end) {
             int64_t next = std::min(end, (first / tokens + 1) * tokens);
-            use(first, next, at(shape, row, group, first));
+            const bfloat16* there = next < end ? cache + at(shape, row, group, next) : here;
+            for (int64_t i = 0; i < std::min(tokens, end - next) * shape.width; i += LINE) __builtin_prefetch(there + i);
+            use(first, next, here);
             first = next;
+            here = there;
         }
     }
 };
@@ -222,8 +229,8 @@ void attend(const Shape& shape, const Layer& layer, const Places& places, int64_
         for (int64_t i = 0; i < width; i += LANES) store(load(scratch.halves.data() + i), scratch.turned.data() + h * width + i);
     }
     float factor = 1.0f / std::sqrt(float(width));
-    places.pieces(shape, row, group, first, position + 1, [&](int64_t from, int64_t to, int64_t place) {
-        const bfloat16* keys = layer.keys + place;
+    int64_t end = position + 1;
+    places.pieces(shape, layer.keys, row, group, first, end, [&](int64_t from, int64_t to, const bfloat16* keys) {
         for (int64_t s = from; s < to; s++, keys += width)
             for (int64_t h = 0; h < heads;) {
                 const float* queries = scratch.turned.data() + h * width;
@@ -247,9 +254,10 @@ void attend(const Shape& shape, const Layer& layer, const Places& places, int64_
         scratch.shares[size_t(h)] = 1.0f / sum_of(sums);
     }
     std::fill(scratch.mixed.begin(), scratch.mixed.end(), 0.0f);
-    places.pieces(shape, row, group, first, position + 1, [&](int64_t from, int64_t to, int64_t place) {
+    places.pieces(shape, layer.values, row, group, first, end, [&](int64_t from, int64_t to, const bfloat16* values) {
         for (int64_t h = 0; h < heads; h++)
-            mix(layer.values + place, to - from, scratch.scores.data() + h * stride + from - first, width, scratch.mixed.data() + h * width);
+            mix(values, to - from, scratch.scores.data() + h * stride + from - first, width,
+                scratch.mixed.data() + h * width);
     });
     for (int64_t h = 0; h < heads; h++)
         for (int64_t i = 0; i < width; i += LANES)
