@@ -9,7 +9,6 @@ is the signature of every command. Run again with the same config, it resumes, o
 
 from __future__ import annotations
 
-import gc
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leveret.errors import StorageError
+from leveret.garbage import without_collecting
 
 if TYPE_CHECKING:
     from leveret.config import Config
@@ -84,13 +84,8 @@ class Command:
 
 def _load(target: str) -> Any:
     module, _, name = target.partition(":")
-    collects = gc.isenabled()
-    gc.disable()  # what imports make stays, and looking through PyTorch for something to free costs a fifth of it
-    try:
+    with without_collecting():  # what imports make stays; a fifth of importing PyTorch is looking for something to free
         return getattr(importlib.import_module(module), name)
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _verb(

@@ -30,6 +30,7 @@ from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.neftune import NoisyLoss
 from leveret.finetune.new_tokens import add_rows, add_tokens
 from leveret.finetune.samples import Writing, read_samples
+from leveret.garbage import without_collecting
 from leveret.hub import resolve_whole_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.dropout import BpeDropout
@@ -146,6 +147,7 @@ def _template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
     return ChatTemplate(template.source, name=name, variables=tokenizer.special_tokens)
 
 
+@without_collecting()
 def _rows(
     path: Path, config: FinetuneConfig, writing: Writing, console: Console, excluded: Exclusions,
     dropout: BpeDropout | None,

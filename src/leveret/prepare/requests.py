@@ -8,6 +8,7 @@ from pathlib import Path
 
 from leveret.console import Console
 from leveret.data.examples import Document
+from leveret.garbage import without_collecting
 from leveret.prepare.config import RequestsConfig
 from leveret.prepare.documents import write_documents
 from leveret.segment.words import normalize
@@ -78,7 +79,7 @@ def _training_requests(
     generators: Sequence[RequestGenerator], requests: RequestsConfig, seed: int, console: Console
 ) -> list[ToolRequest]:
     drawn = []
-    with console.progress("requests", requests.train) as progress:
+    with without_collecting(), console.progress("requests", requests.train) as progress:
         for number in range(requests.train):
             drawn.append(_training_request(generators, requests, seed, number))
             if number % 1000 == 999:
