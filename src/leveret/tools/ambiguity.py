@@ -8,29 +8,23 @@ kind in its place, and without shared rules at either end that may say nothing (
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 
 from leveret.tools.phrase_book import PhraseBook
-from leveret.tools.phrase_rules import skeleton, wording
+from leveret.tools.phrase_rules import skeleton
 from leveret.tools.phrases import Node, Reference, Slot
-
-SAMPLED = 64
-"""Wordings that are drawn of each pattern."""
 
 VALUE = "{}"
 
 
 def shared_wordings(book: PhraseBook) -> Mapping[str, Sequence[str]]:
     """Wording (`start {}`) -> the tools that it asks for, two or more, among wordings drawn of every pattern."""
-    rng = random.Random(0)
     tools_of: dict[str, set[str]] = {}
-    for tool, patterns in book.tools.items():
-        for pattern in patterns:
-            for _ in range(SAMPLED):
-                frame = _frame(book, tool, wording(pattern.nodes, rng))
-                if VALUE in frame:
-                    tools_of.setdefault(frame, set()).add(tool)
+    for tool in book.tools:
+        for nodes in book.wordings[tool].sample():
+            frame = _frame(book, tool, nodes)
+            if VALUE in frame:
+                tools_of.setdefault(frame, set()).add(tool)
     return {frame: sorted(tools) for frame, tools in sorted(tools_of.items()) if len(tools) > 1}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from leveret.tools.phrase_rules import pick, skeleton, wording
 from leveret.tools.phrases import Node, Pattern
@@ -32,7 +32,7 @@ class Wordings:
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         self.patterns = patterns
-        hashed, others = self._sample()
+        hashed, others = self._divided()
         known = {word for text in others for word in words_of(text)}
         self._known = known if any(known.issuperset(words_of(text)) for text in hashed) else None
 
@@ -53,10 +53,16 @@ class Wordings:
         text = skeleton(nodes)
         return is_held_out(text, HELD_OUT_PERCENT) and (self._known is None or self._known.issuperset(words_of(text)))
 
-    def _sample(self) -> tuple[set[str], set[str]]:
-        """Wordings of every pattern: those whose hash holds them out, and the others."""
+    def sample(self) -> Iterator[list[Node]]:
+        """Wordings of every pattern, the same each time: enough of them to see nearly all that it can say."""
         rng = random.Random(0)
-        texts = {skeleton(wording(pattern.nodes, rng)) for pattern in self.patterns for _ in range(_SAMPLED)}
+        for pattern in self.patterns:
+            for _ in range(_SAMPLED):
+                yield wording(pattern.nodes, rng)
+
+    def _divided(self) -> tuple[set[str], set[str]]:
+        """The sample: wordings whose hash holds them out, and the others."""
+        texts = {skeleton(nodes) for nodes in self.sample()}
         hashed = {text for text in texts if is_held_out(text, HELD_OUT_PERCENT)}
         return hashed, texts - hashed
 
