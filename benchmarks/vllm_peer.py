@@ -36,6 +36,7 @@ class Vllm:
         self._engine = self._llm.llm_engine
         self._number = 0
         self._got: dict[str, int] = {}
+        """Requests under way, and how many ids each has."""
 
     def logits(self, prompt: list[int], vocabulary: int) -> list[float]:
         """After a prompt, up to a number that is the same for all: vLLM gives log probabilities."""
@@ -50,8 +51,7 @@ class Vllm:
         """Read prompts, each to its first id; they get `answer` ids in all (0: one). Others are forgotten."""
         from vllm import SamplingParams
 
-        if unfinished := [name for name, count in self._got.items() if count >= 0]:
-            self._engine.abort_request(unfinished)
+        self._engine.abort_request(list(self._got))
         params = SamplingParams(max_tokens=max(answer, 1), temperature=0, ignore_eos=True, detokenize=False)
         self._got = {}
         for prompt in prompts:
@@ -69,10 +69,12 @@ class Vllm:
         return count
 
     def _step(self) -> int:
-        """One step; how many new ids. A request that has ended counts as -1."""
+        """One step; how many new ids."""
         count = 0
         for output in self._engine.step():
-            new = len(output.outputs[0].token_ids) - self._got[output.request_id]
-            count += new
-            self._got[output.request_id] = -1 if output.finished else self._got[output.request_id] + new
+            before = self._got.pop(output.request_id)
+            length = len(output.outputs[0].token_ids)
+            count += length - before
+            if not output.finished:
+                self._got[output.request_id] = length
         return count
