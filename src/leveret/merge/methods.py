@@ -33,6 +33,7 @@ OWN = 2.0**-21
 """A merged change this close (relative) to a model's own is that model's own: four roundings apart at most."""
 
 GRAM_PART = 1 << 15
+"""Values that `gram_matrix` takes at a time."""
 
 
 def weighted_sum(values: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
