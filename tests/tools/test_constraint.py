@@ -136,6 +136,18 @@ def test_a_copied_string_begins_and_ends_at_words(dialect, tokenizer, grammar) -
     assert texts(constraint, tokenizer) == {"y"}
 
 
+def test_a_copied_string_neither_begins_nor_ends_at_a_comma(dialect, tokenizer, grammar) -> None:
+    constraint = prefix_constraint(dialect, tokenizer, grammar, "ring,Ann、ok", '<api_1>("')
+    assert {text[0] for text in texts(constraint, tokenizer)} == {"r", "A", "o"}
+    constraint = prefix_constraint(dialect, tokenizer, grammar, "ring Ann, ok", '<api_1>(" Ann')
+    assert {text[0] for text in texts(constraint, tokenizer)} == {'"', ","}
+    for mark in ",;:，；：、":
+        constraint = prefix_constraint(dialect, tokenizer, grammar, f"ring Ann{mark} ok", f'<api_1>(" Ann{mark}')
+        assert not any(text.startswith('"') for text in texts(constraint, tokenizer)), mark
+    constraint = prefix_constraint(dialect, tokenizer, grammar, "text Bob :)", '<api_2>(" Bob"," :')
+    assert any(text.startswith(")") for text in texts(constraint, tokenizer))
+
+
 def test_a_phone_number_is_copied_only_where_the_request_has_one(dialect, tokenizer, grammar) -> None:
     constraint = prefix_constraint(dialect, tokenizer, grammar, "dial 12345 for Bob", '<api_0>("')
     assert texts(constraint, tokenizer) == {"1"}

@@ -1,9 +1,9 @@
 """Copying a string out of the request: which pieces of it are possible values, and how far a copy has come.
 
-A copy begins and ends at cut points (`words.py`), is spelled as JSON, takes the one space that stands before its word
-in the request, and satisfies its parameter. While it is being written, several places of the request may still fit
-("the" stands there twice); each is a position `(piece, offset)`: which start it copies from, and the offset, in bytes
-of the spelled request, of what comes next.
+A copy begins and ends at cut points (`words.py`) and with no comma, is spelled as JSON, takes the one space that stands
+before its word in the request, and satisfies its parameter. While it is being written, several places of the request
+may still fit ("the" stands there twice); each is a position `(piece, offset)`: which start it copies from, and the
+offset, in bytes of the spelled request, of what comes next.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ class _Start(NamedTuple):
     last: int
 
 
+_NEVER_FIRST = frozenset(",，、")
+_NEVER_LAST = _NEVER_FIRST | frozenset(";:；：")
+"""What stands between a value and the next words. A colon may begin a value: ":)" is a message."""
+
+
 class RequestCopy:
     """All copies that one parameter can take from one request."""
 
@@ -46,9 +51,10 @@ class RequestCopy:
         for spelling in spellings:
             offsets.append(offsets[-1] + len(spelling))
         cuts = cut_points(query)
-        words = [place for place, character in enumerate(query) if cuts[place] and not character.isspace()]
-        ends = (place for place in range(1, len(query) + 1) if cuts[place] and not query[place - 1].isspace())
-        end_offsets = [offsets[place] for place in ends]
+        words = [place for place, first in enumerate(query) if cuts[place] and first not in _NEVER_FIRST]
+        words = [place for place in words if not query[place].isspace()]
+        ends = [place + 1 for place, last in enumerate(query) if cuts[place + 1] and last not in _NEVER_LAST]
+        end_offsets = [offsets[place] for place in ends if not query[place - 1].isspace()]
         unrestricted = parameter.free and parameter.min_length <= 1 and parameter.max_length is None
         self._starts: list[_Start] = []
         for place in words:
