@@ -33,6 +33,12 @@ def test_the_same_words_for_two_tools_are_found_whatever_is_polite_about_them(ph
     assert found == {"start {}": ["open_app", "play_music"]}
 
 
+def test_a_rule_between_that_may_say_nothing_hides_no_wording(phone: ToolSet) -> None:
+    found = shared_wordings(book(phone, ["start {name}"], ["start <p>{name}"]))
+    assert found == {"start {}": ["open_app", "play_music"]}
+    assert not shared_wordings(book(phone, ["start {name}"], ["start <verb> {name}"]))
+
+
 @pytest.mark.parametrize(
     ("music", "app"),
     [

@@ -78,6 +78,10 @@ class PhraseRules:
         """Draw one text of a pattern without slots."""
         return "".join(piece.text for piece in self.pieces(pattern.nodes, rng, _no_slot))
 
+    def drawn(self, node: Node, rng: random.Random) -> str:
+        """Draw one text of a node without slots."""
+        return "".join(piece.text for piece in self.pieces([node], rng, _no_slot))
+
     def may_be_empty(self, rule: str) -> bool:
         """Whether one of the alternatives of `rule` is no text at all."""
         return any(not options for options in self._options[rule])
