@@ -148,17 +148,14 @@ class PhraseBook:
         problem = f"values of kind {kind!r} are too few to have a {split} part"
         raise ToolError(f"{self.source}: {problem}", hint="add more values")
 
-    def draw_strange(self, kind: str, rng: random.Random) -> Drawn:
-        """Draw a value of any open kind for a slot of `kind`, for training only: none that is held out for `kind`."""
-        for _ in range(PATIENCE):
-            drawn = self.draw_value(pick(self.open_kinds, rng), rng, held_out=False)
-            if not is_held_out(_hashed(kind, drawn), HELD_OUT_PERCENT):
-                return drawn
-        return self.draw_value(kind, rng, held_out=False)
+    def draw_strange(self, rng: random.Random) -> Drawn:
+        """Draw a value of any open kind, for training only; as values are held out by their text, it is held out
+        for no kind."""
+        return self.draw_value(pick(self.open_kinds, rng), rng, held_out=False)
 
     def _is_held_out(self, kind: str, drawn: Drawn) -> bool:
         """A value that is worked out from its words is held out only if training has each of them; digits need none."""
-        if not is_held_out(_hashed(kind, drawn), HELD_OUT_PERCENT):
+        if not _hashed_out(drawn):
             return False
         return drawn.verbatim or self._trained_words(kind).issuperset(_spelled(drawn.surface))
 
@@ -166,7 +163,7 @@ class PhraseBook:
         if kind not in self._words:
             rng = random.Random(0)
             sample = (self._draw_open(kind, rng) for _ in range(_SAMPLED_VALUES))
-            trained = (drawn.surface for drawn in sample if not is_held_out(_hashed(kind, drawn), HELD_OUT_PERCENT))
+            trained = (drawn.surface for drawn in sample if not _hashed_out(drawn))
             self._words[kind] = frozenset(word for surface in trained for word in _spelled(surface))
         return self._words[kind]
 
@@ -249,8 +246,9 @@ def _spelled(surface: str) -> list[str]:
     return [word for word in words_of(surface) if not word.isdigit()]
 
 
-def _hashed(kind: str, drawn: Drawn) -> str:
-    return f"{kind}: {drawn.surface.lower()}"
+def _hashed_out(drawn: Drawn) -> bool:
+    """Whether a value's text, of whatever kind it is, would hold it out."""
+    return is_held_out(drawn.surface.lower(), HELD_OUT_PERCENT)
 
 
 def _language(data: Mapping[str, Any], source: str) -> str:
