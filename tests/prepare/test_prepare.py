@@ -126,6 +126,8 @@ def test_requests_as_text_say_each_request_twice(texts: Path) -> None:
     out = texts.parent / "out"
     queries = [request.query for request in read_requests(out / "requests.train.jsonl")]
     assert [line["text"] for line in lines(out / "requests.text.jsonl")] == [f"{query}\n{query}" for query in queries]
+    run(config(texts, requests=requests(train=50, as_text=20)), Console(quiet=True))
+    assert [line["text"] for line in lines(out / "requests.text.jsonl")] == [f"{each}\n{each}" for each in queries[:20]]
 
 
 def test_values_are_said_beside_what_they_mean(texts: Path) -> None:

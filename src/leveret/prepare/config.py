@@ -19,6 +19,9 @@ class RequestsConfig(Config):
     """Phrase books (YAML), one a language; each language gets an equal share of the requests."""
     train: Annotated[int, Field(ge=1), Rehearsal(400)] = 40_000
     """Requests to train on."""
+    as_text: Annotated[int, Field(ge=1)] = 40_000
+    """So many of the requests to train on, the first ones, are written as plain text as well, for a tokenizer and for
+    pretraining."""
     held_out: Annotated[int, Field(ge=1), Rehearsal(40)] = 500
     """Held-out single requests a language; a third as many combined ones and a quarter as many irrelevant ones."""
     combined_share: Annotated[float, Field(ge=0, le=1)] = 0.25

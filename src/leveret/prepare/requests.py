@@ -39,7 +39,7 @@ def prepare_requests(
     generators = _generators(requests, documents, seed, console)
     train = _training_requests(generators, requests, seed, console)
     write_requests(output / "requests.train.jsonl", train)
-    write_documents(output / "requests.text.jsonl", _request_texts(train))
+    write_documents(output / "requests.text.jsonl", _request_texts(train[: requests.as_text]))
     write_documents(output / "values.text.jsonl", _value_texts(generators, len(train), seed))
     console.info(f"requests.train.jsonl: {len(train):,} requests in {len(generators)} languages")
     counts = {"train_requests": len(train)}
