@@ -110,7 +110,7 @@ class RequestGenerator:
         def fill(slot: Slot) -> str:
             kind = self.book.kind_of(tool, slot)
             if not held_out and kind in self.book.open_kinds and rng.random() < STRANGE_VALUES:
-                drawn.append(self.book.draw_strange(rng))
+                drawn.append(self.book.draw_strange(kind, rng))
             else:
                 drawn.append(self.book.draw_value(kind, rng, held_out=held_out))
             return drawn[-1].surface

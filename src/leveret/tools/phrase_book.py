@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ class PhraseBook:
         }
         """For each tool, and None for requests that no tool serves."""
         self._words: dict[str, frozenset[str]] = {}
+        self._counts_as = self._usual_kinds()
         self.open_kinds = sorted(self._used_kinds() & set(self._values))
         """The kinds in use that are copied and have values of their own: names, messages, titles."""
 
@@ -127,6 +128,19 @@ class PhraseBook:
         """The kinds in use whose words are not their value, such as times: "half past six" is 06:30."""
         return sorted(self._used_kinds() & (set(SPOKEN[self.language]) - COPIED_KINDS))
 
+    def _usual_kinds(self) -> dict[str, str]:
+        """For a kind that only a slot names (`{name:topic}`): the kind that the argument has elsewhere.
+
+        A value is held out for an argument, and so for all kinds that the argument can have.
+        """
+        return {
+            slot.kind: self.kind_of(name, replace(slot, kind=None))
+            for name, patterns in self.tools.items()
+            for pattern in patterns
+            for slot in pattern.slots
+            if slot.kind is not None
+        }
+
     def _used_kinds(self) -> set[str]:
         return {
             self.kind_of(name, slot)
@@ -148,14 +162,17 @@ class PhraseBook:
         problem = f"values of kind {kind!r} are too few to have a {split} part"
         raise ToolError(f"{self.source}: {problem}", hint="add more values")
 
-    def draw_strange(self, rng: random.Random) -> Drawn:
-        """Draw a value of any open kind, for training only; as values are held out by their text, it is held out
-        for no kind."""
-        return self.draw_value(pick(self.open_kinds, rng), rng, held_out=False)
+    def draw_strange(self, kind: str, rng: random.Random) -> Drawn:
+        """Draw a value of any open kind for a slot of `kind`, for training only: none that is held out for `kind`."""
+        for _ in range(PATIENCE):
+            drawn = self.draw_value(pick(self.open_kinds, rng), rng, held_out=False)
+            if not self._hashed_out(kind, drawn):
+                return drawn
+        return self.draw_value(kind, rng, held_out=False)
 
     def _is_held_out(self, kind: str, drawn: Drawn) -> bool:
         """A value that is worked out from its words is held out only if training has each of them; digits need none."""
-        if not _hashed_out(drawn):
+        if not self._hashed_out(kind, drawn):
             return False
         return drawn.verbatim or self._trained_words(kind).issuperset(_spelled(drawn.surface))
 
@@ -163,9 +180,13 @@ class PhraseBook:
         if kind not in self._words:
             rng = random.Random(0)
             sample = (self._draw_open(kind, rng) for _ in range(_SAMPLED_VALUES))
-            trained = (drawn.surface for drawn in sample if not _hashed_out(drawn))
+            trained = (drawn.surface for drawn in sample if not self._hashed_out(kind, drawn))
             self._words[kind] = frozenset(word for surface in trained for word in _spelled(surface))
         return self._words[kind]
+
+    def _hashed_out(self, kind: str, drawn: Drawn) -> bool:
+        """Whether the hash of a value for its argument would hold it out."""
+        return is_held_out(f"{self._counts_as.get(kind, kind)}: {drawn.surface.lower()}", HELD_OUT_PERCENT)
 
     def _draw_open(self, kind: str, rng: random.Random) -> Drawn:
         if kind in self._values:
@@ -244,11 +265,6 @@ def typed_value(value: str | int, parameter: Parameter) -> str | int | float | b
 
 def _spelled(surface: str) -> list[str]:
     return [word for word in words_of(surface) if not word.isdigit()]
-
-
-def _hashed_out(drawn: Drawn) -> bool:
-    """Whether a value's text, of whatever kind it is, would hold it out."""
-    return is_held_out(drawn.surface.lower(), HELD_OUT_PERCENT)
 
 
 def _language(data: Mapping[str, Any], source: str) -> str:
