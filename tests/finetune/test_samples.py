@@ -1,6 +1,7 @@
 """Masks, long conversations and BPE dropout, through the verb: what reaches the model, and what is reported."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,13 +11,21 @@ from leveret.chat.template import builtin_template
 from leveret.console import Console
 from leveret.data.examples import Conversation
 from leveret.data.files import ReadReport
-from leveret.errors import TemplateError
+from leveret.errors import DataError, TemplateError
 from leveret.finetune import run as finetune
+from leveret.finetune import samples as samples_module
 from leveret.finetune.samples import Writing, read_samples
+from leveret.forked import in_processes
 from leveret.paths import hash_tree
 from leveret.tokenizer.dropout import BpeDropout
 from leveret.tokenizer.files import Tokenizer
+from leveret.tools.functional import FunctionalDialect
+from leveret.tools.schema import ToolSet, tools_from_json
 from leveret.trainer import loop, xray
+
+from .conftest import REQUESTS, TOOLS
+
+TOOL_SET = ToolSet(tools_from_json(TOOLS))
 
 QUIET = Console(quiet=True)
 
@@ -118,6 +127,36 @@ def test_bpe_dropout_writes_each_pass_anew_and_the_same_text(make_config):
         assert tokenizer.decode(sample.ids) == tokenizer.decode(plain.ids)
         assert tokenizer.decode(xray.trained_ids(sample)) == "I am fine.<|im_end|>"
         assert list(sample.ids).count(tokenizer.id_of("<|im_end|>")) == 2
+
+
+def test_several_processes_read_what_one_reads(make_config, tmp_path, monkeypatch):
+    tokenizer = Tokenizer.load(make_config.folder / "base")
+    tokenizer.add_special_tokens([*builtin_template("chatml").special_tokens, *FunctionalDialect(TOOL_SET).tokens])
+    writing = Writing(
+        tokenizer=tokenizer,
+        template=builtin_template("chatml"),
+        dialect=FunctionalDialect(TOOL_SET, reserved=tokenizer.special_ids),
+        split_above=30,
+    )
+    write_lines(
+        tmp_path / "chats.jsonl", *(chat("hello", f"I am fine, {i}", "today?" * (i % 3), "no") for i in range(9))
+    )
+    write_lines(tmp_path / "requests.jsonl", *REQUESTS)
+
+    def read():
+        reports = [ReadReport(), ReadReport()]
+        files = ("chats.jsonl", "requests.jsonl")
+        groups = [read_samples(tmp_path / file, report, writing) for file, report in zip(files, reports, strict=True)]
+        written = [part for parts in groups[0] for part in parts]
+        return groups, reports, writing.forms(written, BpeDropout(tokenizer, 0.5), passes=2, seed=3)
+
+    alone = read()
+    assert alone[1][0].num_parts > 9 and len(alone[0][1]) == len(REQUESTS)
+    monkeypatch.setattr(samples_module, "in_processes", partial(in_processes, processes=3, least=1))
+    assert read() == alone
+    (tmp_path / "requests.jsonl").write_text(json.dumps(REQUESTS[0]) + "\n" * 8 + '{"query": "play"}\n')
+    with pytest.raises(DataError, match=r'line 9: .*needs "calls"|requests.jsonl:9'):
+        read()
 
 
 def test_a_run_with_bpe_dropout_that_died_gives_the_weights_of_one_that_did_not(make_config, monkeypatch, x_ray):

@@ -9,8 +9,9 @@ Nothing else in the data ever is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from leveret.chat.messages import Message
@@ -24,10 +25,14 @@ from leveret.data.samples import render_sample
 from leveret.data.splitting import split_conversation
 from leveret.engine.tool_calls import with_calls_rendered
 from leveret.errors import DataError, RequestError
+from leveret.forked import in_processes
 from leveret.tokenizer.dropout import BpeDropout
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
-from leveret.tools.requests import read_requests
+from leveret.tools.requests import read_request, request_lines
+
+Parts = list[tuple[Conversation, Sample]]
+"""What one conversation became: itself, or the parts that it was divided into, each beside its sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class Writing:
         """One conversation as it is trained."""
         return render_sample(self.tokenizer, self.template, conversation, mask=self.mask, encode_text=encode_text)
 
-    def parts(self, conversation: Conversation, report: ReadReport) -> list[tuple[Conversation, Sample]]:
+    def parts(self, conversation: Conversation, report: ReadReport) -> Parts:
         """The same, or what it was divided into; parts that train nothing are left out."""
         most = self.split_above
         if most is None:
@@ -63,16 +68,18 @@ class Writing:
         self, written: Sequence[tuple[Conversation, Sample]], dropout: BpeDropout, *, passes: int, seed: int
     ) -> list[list[Sample]]:
         """The samples in other tokens for each pass; what they are follows from the seed, the pass and the place."""
-        return [
-            [
+
+        def in_pass(number: int, part: Sequence[tuple[int, Conversation]]) -> list[Sample]:
+            return [
                 self.sample(conversation, encode_text=dropout.reader(f"{seed}:{number}:{place}"))
-                for place, (conversation, _) in enumerate(written)
+                for place, conversation in part
             ]
-            for number in range(passes)
-        ]
+
+        places = [(place, conversation) for place, (conversation, _) in enumerate(written)]
+        return [in_processes(partial(in_pass, number), places) for number in range(passes)]
 
 
-def read_samples(path: Path, report: ReadReport, writing: Writing) -> list[list[tuple[Conversation, Sample]]]:
+def read_samples(path: Path, report: ReadReport, writing: Writing) -> list[Parts]:
     """All samples of a file or folder, each beside what it says; those that come of one conversation in one list.
 
     Errors name the file and the line of what cannot be read or written.
@@ -82,12 +89,24 @@ def read_samples(path: Path, report: ReadReport, writing: Writing) -> list[list[
         if kind_of(file) not in RECORD_SUFFIXES:
             report.dropped["text files beside the records"] += 1
         elif _holds_requests(file):
-            for conversation in _requests(file, report, writing.dialect):
-                found.append([(conversation, writing.sample(conversation))])
+            found += _requests(file, report, writing)
         else:
-            for conversation in read_conversations(file, report):
-                found.append(writing.parts(_in_dialect(conversation, writing.dialect), report))
+            found += _conversations(list(read_conversations(file, report)), report, writing)
     report.dropped = +report.dropped
+    return found
+
+
+def _conversations(conversations: Sequence[Conversation], report: ReadReport, writing: Writing) -> list[Parts]:
+    def write(part: Sequence[Conversation]) -> list[tuple[list[Parts], ReadReport]]:
+        counted = ReadReport()
+        return [([writing.parts(_in_dialect(one, writing.dialect), counted) for one in part], counted)]
+
+    found = []
+    for groups, counted in in_processes(write, conversations):
+        found += groups
+        report.num_split += counted.num_split
+        report.num_parts += counted.num_parts
+        report.dropped += counted.dropped
     return found
 
 
@@ -108,16 +127,27 @@ def _in_dialect(conversation: Conversation, dialect: FunctionalDialect | None) -
     return replace(conversation, messages=tuple(messages), tools=None)
 
 
-def _requests(file: Path, report: ReadReport, dialect: FunctionalDialect | None) -> Iterator[Conversation]:
+def _requests(file: Path, report: ReadReport, writing: Writing) -> list[Parts]:
     """Tool requests as conversations of two messages; where no tool fits, the answer is the no-tool token."""
+    dialect = writing.dialect
     if dialect is None:
         raise DataError("holds tool requests, but no tool set is given", path=file, hint="set `tools` to its JSON file")
+
+    def write(part: Sequence[tuple[int, tuple[int, str]]]) -> list[Parts]:
+        found: list[Parts] = []
+        for number, (line_number, line) in part:
+            request = read_request(file, line_number, line, dialect.tools)
+            answer = Message("assistant", dialect.render(request.calls, request.query), trusted=True)
+            messages = (Message("user", request.query), answer)
+            conversation = Conversation(messages=messages, key=f"{file}, request {number}")
+            found.append([(conversation, writing.sample(conversation))])
+        return found
+
+    lines = request_lines(file)
     report.num_files += 1
-    for number, request in enumerate(read_requests(file, dialect.tools), start=1):
-        report.num_records += 1
-        report.formats["tool requests"] += 1
-        answer = Message("assistant", dialect.render(request.calls, request.query), trusted=True)
-        yield Conversation(messages=(Message("user", request.query), answer), key=f"{file}, request {number}")
+    report.num_records += len(lines)
+    report.formats["tool requests"] += len(lines)
+    return in_processes(write, list(enumerate(lines, start=1)))
 
 
 def _holds_requests(file: Path) -> bool:

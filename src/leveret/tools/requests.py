@@ -34,16 +34,21 @@ def read_requests(path: str | Path, tools: ToolSet | None = None) -> list[ToolRe
     Raises DataError with the file and line of the first mistake, and for a file without requests.
     """
     path = Path(path)
+    return [read_request(path, number, line, tools) for number, line in request_lines(path)]
+
+
+def request_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file of requests that hold one, each with its number. Raises DataError if there is none."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise DataError("no such file", path=path) from None
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 text: {error}", path=path) from None
-    requests = [_read_line(path, number, line, tools) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not requests:
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
         raise DataError("holds no requests", path=path, hint='one line is {"query": "...", "calls": [...]}')
-    return requests
+    return numbered
 
 
 def write_requests(path: str | Path, requests: Iterable[ToolRequest]) -> None:
@@ -56,7 +61,8 @@ def _to_json(request: ToolRequest) -> dict[str, Any]:
     return {"query": request.query, "calls": calls} | ({"group": request.group} if request.group else {})
 
 
-def _read_line(path: Path, number: int, line: str, tools: ToolSet | None) -> ToolRequest:
+def read_request(path: Path, number: int, line: str, tools: ToolSet | None) -> ToolRequest:
+    """The request of one line. Raises DataError with the file and the line's number."""
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
