@@ -8,6 +8,7 @@ from pathlib import Path
 
 from leveret.console import Console
 from leveret.data.examples import Document
+from leveret.forked import in_processes
 from leveret.garbage import without_collecting
 from leveret.prepare.config import RequestsConfig
 from leveret.prepare.documents import write_documents
@@ -27,6 +28,9 @@ HELD_OUT_SHARES: tuple[tuple[Kind, float], ...] = (("single", 1.0), ("combined",
 
 VALUE_LINES = 10
 """Lines of a document of values; there is one such document for twice as many requests."""
+
+DRAWN_AT_ONCE = 20_000
+"""Requests between two reports of progress."""
 
 PATIENCE = 50
 """Draws for each held-out request that is wanted, before fewer are taken."""
@@ -78,12 +82,14 @@ def _generators(
 def _training_requests(
     generators: Sequence[RequestGenerator], requests: RequestsConfig, seed: int, console: Console
 ) -> list[ToolRequest]:
-    drawn = []
+    def draw(numbers: Sequence[int]) -> list[ToolRequest]:
+        return [_training_request(generators, requests, seed, number) for number in numbers]
+
+    drawn: list[ToolRequest] = []
     with without_collecting(), console.progress("requests", requests.train) as progress:
-        for number in range(requests.train):
-            drawn.append(_training_request(generators, requests, seed, number))
-            if number % 1000 == 999:
-                progress.update(number + 1)
+        while len(drawn) < requests.train:
+            drawn += in_processes(draw, range(len(drawn), min(len(drawn) + DRAWN_AT_ONCE, requests.train)))
+            progress.update(len(drawn))
     return drawn
 
 

@@ -24,7 +24,7 @@ from leveret.tools.typing_habits import as_typed, final_mark
 
 Kind = Literal["single", "combined", "irrelevant"]
 
-STRANGE_VALUES = 0.12
+STRANGE_VALUES = 0.06
 """Share of the copied values in training that are of another kind: an app called "dinner with Emma". Where a value
 begins and ends must be read off the wording; a model that only knows the values themselves cannot copy a new one."""
 
