@@ -50,11 +50,15 @@ def in_processes(
             _result(child, reading)
 
 
+def allowed_cores() -> int:
+    """Cores that the system lets this process run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> int:
-    """Cores that this process may use, or OMP_NUM_THREADS if that is fewer."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The same, or OMP_NUM_THREADS if that is fewer."""
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(told) if told.isdecimal() else cores))
+    return max(1, min(allowed_cores(), int(told))) if told.isdecimal() else allowed_cores()
 
 
 def _begin(work: Callable[[Sequence[T]], list[R]], part: Sequence[T]) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import time
@@ -15,6 +14,7 @@ from leveret.cli.tensor_table import in_bytes
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.errors import LeveretError
+from leveret.forked import allowed_cores
 from leveret.paths import cache_dir, free_bytes
 from leveret.version import VERSION
 
@@ -95,9 +95,8 @@ def _installation() -> Iterator[tuple[str, str]]:
 
 
 def _machine(folder: Path) -> Iterator[tuple[str, str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags, name = _processor()
-    yield "processor", f"{name}, {cores} cores to use"
+    yield "processor", f"{name}, {allowed_cores()} cores to use"
     yield "processor features", ", ".join(label for flag, label in CPU_FEATURES.items() if flag in flags) or "unknown"
     yield "kernels", _kernels()
     total, available = _memory()
