@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from leveret.kernels.merging import gram_matrix, weighted_sum
 from leveret.merge import methods
 
 SIZE = 4000
@@ -30,29 +31,29 @@ def doubles(*tensors: torch.Tensor) -> list[np.ndarray]:
 @pytest.mark.parametrize("weights", [[0.5, 0.3, 0.2], [1.0, 0.5, -0.25], [0.0, 2.0, 0.0], [0.1, 0.1, 0.1]])
 def test_a_weighted_sum_is_one(weights: list[float]) -> None:
     expected = sum(weight * value for weight, value in zip(weights, doubles(*MODELS), strict=True))
-    np.testing.assert_allclose(methods.weighted_sum(MODELS, weights).numpy(), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(weighted_sum(MODELS, weights).numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("weights", [[0.4, 0.4, 0.2], [1 / 3, 1 / 3, 1 / 3], [0.1, 0.2, 0.7], [2.0, -0.7, -0.3]])
 def test_the_sum_of_one_model_with_itself_is_the_model_to_the_bit(weights: list[float]) -> None:
-    assert torch.equal(methods.weighted_sum([BASE] * 3, weights), BASE)
+    assert torch.equal(weighted_sum([BASE] * 3, weights), BASE)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_weight_of_one_gives_the_model_to_the_bit_whatever_the_others_hold(number: int) -> None:
     values = [torch.full((SIZE,), float("inf")) for _ in range(3)]
     values[number] = MODELS[number]
-    assert torch.equal(methods.weighted_sum(values, [float(place == number) for place in range(3)]), MODELS[number])
+    assert torch.equal(weighted_sum(values, [float(place == number) for place in range(3)]), MODELS[number])
 
 
 def test_all_weights_zero_give_zeros() -> None:
-    assert torch.equal(methods.weighted_sum(MODELS, [0.0] * 3), torch.zeros(SIZE))
+    assert torch.equal(weighted_sum(MODELS, [0.0] * 3), torch.zeros(SIZE))
 
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
 def test_slerp_moves_at_constant_speed_on_the_arc_between_two_directions(t: float) -> None:
     a, b = (value / value.norm() for value in (normal(1), normal(2)))
-    result = methods.weighted_sum([a, b], methods.slerp_coefficients(methods.gram_matrix([a, b]), t))
+    result = weighted_sum([a, b], methods.slerp_coefficients(gram_matrix([a, b]), t))
     angle = np.arccos(float(a.double() @ b.double()))
     assert float(result.norm()) == pytest.approx(1, abs=1e-5)
     assert np.arccos(float(a.double() @ result.double())) == pytest.approx(t * angle, abs=1e-4)
@@ -63,20 +64,20 @@ def test_slerp_is_its_formula_on_tensors_of_any_length() -> None:
     x, y = doubles(a, b)
     angle = np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
     expected = (np.sin((1 - t) * angle) * x + np.sin(t * angle) * y) / np.sin(angle)
-    close(methods.weighted_sum([a, b], methods.slerp_coefficients(methods.gram_matrix([a, b]), t)), expected)
+    close(weighted_sum([a, b], methods.slerp_coefficients(gram_matrix([a, b]), t)), expected)
 
 
 @pytest.mark.parametrize(("t", "which"), [(0.0, 0), (1.0, 1)])
 def test_slerp_at_its_ends_is_a_model_to_the_bit(t: float, which: int) -> None:
     pair = MODELS[:2]
-    coefficients = methods.slerp_coefficients(methods.gram_matrix(pair), t)
-    assert torch.equal(methods.weighted_sum(pair, coefficients), pair[which])
+    coefficients = methods.slerp_coefficients(gram_matrix(pair), t)
+    assert torch.equal(weighted_sum(pair, coefficients), pair[which])
 
 
 @pytest.mark.parametrize("value", [BASE, torch.zeros(SIZE)], ids=["random", "zero"])
 def test_slerp_of_a_model_with_itself_is_the_model(value: torch.Tensor) -> None:
-    coefficients = methods.slerp_coefficients(methods.gram_matrix([value, value]), 0.37)
-    assert torch.equal(methods.weighted_sum([value, value], coefficients), value)
+    coefficients = methods.slerp_coefficients(gram_matrix([value, value]), 0.37)
+    assert torch.equal(weighted_sum([value, value], coefficients), value)
 
 
 def test_task_arithmetic_adds_scaled_changes() -> None:
@@ -84,14 +85,12 @@ def test_task_arithmetic_adds_scaled_changes() -> None:
     weights, scale = [0.5, -1.0, 0.3], 0.7
     expected = base + scale * sum(weight * (value - base) for weight, value in zip(weights, models, strict=True))
     coefficients = methods.task_coefficients(weights, scale)
-    np.testing.assert_allclose(
-        methods.weighted_sum([BASE, *MODELS], coefficients).numpy(), expected, rtol=2e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(weighted_sum([BASE, *MODELS], coefficients).numpy(), expected, rtol=2e-6, atol=1e-6)
 
 
 def test_one_task_alone_gives_back_its_model_to_the_bit() -> None:
     far = normal(9, 1e-6)  # base + (model - base) would lose most of its digits
-    assert torch.equal(methods.weighted_sum([BASE, far], methods.task_coefficients([1.0], 1.0)), far)
+    assert torch.equal(weighted_sum([BASE, far], methods.task_coefficients([1.0], 1.0)), far)
 
 
 def test_model_stock_is_its_formula() -> None:
@@ -106,20 +105,20 @@ def test_model_stock_is_its_formula() -> None:
                       for i, j in pairs])  # fmt: skip
     assert cosine > 0.3
     ratio = 3 * cosine / (1 + 2 * cosine)
-    coefficients = methods.stock_coefficients(methods.gram_matrix([value - BASE for value in tensors]))
-    close(methods.weighted_sum([BASE, *tensors], coefficients), ratio * np.mean(models, axis=0) + (1 - ratio) * base)
+    coefficients = methods.stock_coefficients(gram_matrix([value - BASE for value in tensors]))
+    close(weighted_sum([BASE, *tensors], coefficients), ratio * np.mean(models, axis=0) + (1 - ratio) * base)
 
 
 def test_model_stock_of_equal_models_is_the_model_and_of_unchanged_ones_the_base() -> None:
-    same = methods.stock_coefficients(methods.gram_matrix([MODELS[0] - BASE] * 3))
-    assert torch.equal(methods.weighted_sum([BASE, *[MODELS[0]] * 3], same), MODELS[0])
-    none = methods.stock_coefficients(methods.gram_matrix([torch.zeros(SIZE)] * 2))
-    assert torch.equal(methods.weighted_sum([BASE, BASE, BASE], none), BASE)
+    same = methods.stock_coefficients(gram_matrix([MODELS[0] - BASE] * 3))
+    assert torch.equal(weighted_sum([BASE, *[MODELS[0]] * 3], same), MODELS[0])
+    none = methods.stock_coefficients(gram_matrix([torch.zeros(SIZE)] * 2))
+    assert torch.equal(weighted_sum([BASE, BASE, BASE], none), BASE)
 
 
 def test_model_stock_keeps_the_base_where_changes_point_apart() -> None:
     change = normal(4)
-    assert methods.stock_coefficients(methods.gram_matrix([change, -change])) == [1.0, 0.0, 0.0]
+    assert methods.stock_coefficients(gram_matrix([change, -change])) == [1.0, 0.0, 0.0]
 
 
 def ties_reference(base: np.ndarray, models: list[np.ndarray], weights: list[float], density: float,

@@ -1,6 +1,6 @@
 """A tensor is merged in blocks of a quarter of a million values, several blocks at a time, each in a thread.
 
-A thread reads its block of every model, converts it to float32, merges, rounds once, and writes. What a merge needs in
+A thread reads its block of every model, merges it in float32, rounds once, and writes. What a merge needs in
 memory is therefore a few blocks for each thread, whatever the size of the models or of their largest tensor (`ties`
 keeps a sixteenth of the tensor's changes besides). Methods that need to know something of the whole tensor first (an
 angle, the k-th largest change) look at it one block after another before; the second look finds the file in the
@@ -65,7 +65,11 @@ class Blocks:
 
     def read(self, piece: Piece, start: int, stop: int) -> list[Tensor]:
         """Values [start, stop) of the piece in every source, in float32."""
-        return [self.stored(piece, number, name, start, stop).float() for number, name in piece.parts]
+        return [values.float() for values in self.stored_in_all(piece, start, stop)]
+
+    def stored_in_all(self, piece: Piece, start: int, stop: int) -> list[Tensor]:
+        """Values [start, stop) of the piece in every source, as stored."""
+        return [self.stored(piece, number, name, start, stop) for number, name in piece.parts]
 
     def stored(self, piece: Piece, number: int, name: str, start: int, stop: int) -> Tensor:
         """Values [start, stop) in one source, as stored."""

@@ -1,6 +1,6 @@
 """The arithmetic of merging, on blocks of values: every method is a weighted sum or an election.
 
-A *weighted sum* has one coefficient for each model in a whole tensor:
+A *weighted sum* (kernels/merging.py) has one coefficient for each model in a whole tensor:
 
     linear            w_i                                       "model soups", arXiv 2203.05482
     slerp             sin((1-t)θ)/sinθ, sin(tθ)/sinθ            Shoemake 1985; θ: angle between the two tensors
@@ -31,27 +31,6 @@ PARALLEL = 0.9995
 
 OWN = 2.0**-21
 """A merged change this close (relative) to a model's own is that model's own: four roundings apart at most."""
-
-GRAM_PART = 1 << 15
-"""Values that `gram_matrix` takes at a time."""
-
-
-def weighted_sum(values: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    """Σ c_i x_i of float32 blocks; models whose coefficient is 0 are not looked at (0 times infinity is no number).
-
-    Written as (Σc) x_a + Σ c_i (x_i - x_a) around the model a of the largest coefficient, which is exact where all x
-    are equal and Σc is 1, and where only one c is not 0.
-    """
-    chosen = [(c, x) for c, x in zip(coefficients, values, strict=True) if c != 0]
-    if not chosen:
-        return torch.zeros_like(values[0])
-    total = math.fsum(c for c, _ in chosen)
-    anchor = max(chosen, key=lambda pair: abs(pair[0]))[1]
-    result = anchor.clone() if abs(total - 1) < 1e-9 else anchor * total
-    for coefficient, value in chosen:
-        if value is not anchor:
-            result.add_(value - anchor, alpha=coefficient)
-    return result
 
 
 def task_coefficients(weights: Sequence[float], scale: float) -> list[float]:
@@ -85,19 +64,6 @@ def stock_coefficients(gram: Tensor) -> list[float]:
     if ratio > 1 - 1e-9:  # cosines of equal changes are 1 but for the last digits
         ratio = 1.0
     return [1 - ratio, *[ratio / count] * count]
-
-
-def gram_matrix(values: Sequence[Tensor]) -> Tensor:
-    """Inner products (N, N) of N flat blocks, in float64; those of a tensor are the sum over its blocks.
-
-    Part by part, so that the copies in float64 stay in the processor's cache: 0.5 instead of 5.2 ms for two blocks of
-    262,144 values.
-    """
-    result = torch.zeros(len(values), len(values), dtype=torch.float64)
-    for parts in zip(*(torch.split(value, GRAM_PART) for value in values), strict=True):
-        stacked = torch.stack(parts).double()
-        result.addmm_(stacked, stacked.T)
-    return result
 
 
 def elect(

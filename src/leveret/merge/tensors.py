@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leveret.errors import ConfigError, WeightsError
+from leveret.kernels.merging import all_finite, gram_matrix, weighted_sum
 from leveret.merge import magnitude, methods
 from leveret.merge.blocks import Blocks, uniform
 from leveret.merge.config import MergeConfig
@@ -20,49 +21,59 @@ from leveret.weights.writer import WeightWriter
 
 NOTHING = np.empty(0, dtype=np.float32)
 
-Merge = Callable[[Sequence[Tensor], int], Tensor]
+Merge = Callable[[int, int], Tensor]
+"""(start, stop) -> these values of the merged tensor, rounded."""
+
+Election = Callable[[Sequence[Tensor], int], Tensor]
 """Float32 blocks of all parts and the place they begin at -> the merged block."""
 
 
 def write_piece(piece: Piece, blocks: Blocks, config: MergeConfig, num_layers: int, writer: WeightWriter) -> None:
     """Merge one tensor and write it."""
     if len(piece.parts) == 1 or not piece.dtype.is_floating_point:
-        blocks.every(piece, partial(_copy, piece, blocks, writer))
-        return
-    merge = _method(piece, blocks, config, settings_for(config, piece.name, num_layers))
+        merge: Merge = partial(_copy, piece, blocks)
+    else:
+        merge = _method(piece, blocks, config, settings_for(config, piece.name, num_layers))
 
-    def work(start: int, stop: int) -> None:
-        values = blocks.read(piece, start, stop)
-        merged = merge(values, start).to(piece.dtype)
-        _finite(piece, merged, values)
-        writer.write(piece.name, start, merged)
-
-    blocks.every(piece, work)
+    blocks.every(piece, lambda start, stop: writer.write(piece.name, start, merge(start, stop)))
 
 
 def _method(piece: Piece, blocks: Blocks, config: MergeConfig, settings: Settings) -> Merge:
     weights = settings.weights
     match config.method:
         case "linear":
-            return _sum(weights)
+            return _sum(piece, blocks, weights)
         case "slerp":
-            return _sum(methods.slerp_coefficients(_gram(piece, blocks, changes=False), settings.t))
+            return _sum(piece, blocks, methods.slerp_coefficients(_gram(piece, blocks, changes=False), settings.t))
         case "task-arithmetic":
-            return _sum(methods.task_coefficients(weights, settings.scale))
+            return _sum(piece, blocks, methods.task_coefficients(weights, settings.scale))
         case "model-stock":
-            return _sum(methods.stock_coefficients(_gram(piece, blocks, changes=True)))
+            return _sum(piece, blocks, methods.stock_coefficients(_gram(piece, blocks, changes=True)))
         case "ties":
-            return partial(_elect_trimmed, thresholds=_thresholds(piece, blocks, settings.density), settings=settings)
+            thresholds = _thresholds(piece, blocks, settings.density)
+            return _elected(piece, blocks, partial(_elect_trimmed, thresholds=thresholds, settings=settings))
         case "dare" | "dare-ties":
             if config.method == "dare" and settings.drop == 0:
-                return _sum(methods.task_coefficients(weights, settings.scale))
-            return partial(_drop, name=piece.name, config=config, settings=settings)
+                return _sum(piece, blocks, methods.task_coefficients(weights, settings.scale))
+            return _elected(piece, blocks, partial(_drop, name=piece.name, config=config, settings=settings))
         case "passthrough":
             raise AssertionError("passthrough has one part for each tensor")
 
 
-def _sum(coefficients: Sequence[float]) -> Merge:
-    return lambda values, start: methods.weighted_sum(values, coefficients)
+def _sum(piece: Piece, blocks: Blocks, coefficients: Sequence[float]) -> Merge:
+    def merge(start: int, stop: int) -> Tensor:
+        values = blocks.stored_in_all(piece, start, stop)
+        return _finite(piece, weighted_sum(values, coefficients, piece.dtype), values)
+
+    return merge
+
+
+def _elected(piece: Piece, blocks: Blocks, election: Election) -> Merge:
+    def merge(start: int, stop: int) -> Tensor:
+        values = blocks.read(piece, start, stop)
+        return _finite(piece, election(values, start).to(piece.dtype), values)
+
+    return merge
 
 
 def _elect_trimmed(values: Sequence[Tensor], start: int, *, thresholds: Sequence[float], settings: Settings) -> Tensor:
@@ -104,8 +115,8 @@ def _gram(piece: Piece, blocks: Blocks, *, changes: bool) -> Tensor:
     """Inner products of the models' tensors, or of their changes from the base, over the whole tensor."""
 
     def work(start: int, stop: int) -> Tensor:
-        values = blocks.read(piece, start, stop)
-        return methods.gram_matrix([value - values[0] for value in values[1:]] if changes else values)
+        values = blocks.stored_in_all(piece, start, stop)
+        return gram_matrix(values[1:], values[0]) if changes else gram_matrix(values)
 
     count = len(piece.parts) - 1 if changes else len(piece.parts)
     return sum(blocks.each(piece, work), start=torch.zeros(count, count, dtype=torch.float64))
@@ -156,17 +167,18 @@ def _counted(piece: Piece, blocks: Blocks, number: int, rank: int) -> float:
     return magnitude.magnitude(upper, lower)
 
 
-def _copy(piece: Piece, blocks: Blocks, writer: WeightWriter, start: int, stop: int) -> None:
+def _copy(piece: Piece, blocks: Blocks, start: int, stop: int) -> Tensor:
     """Values as they are, converted only if another dtype was asked for; whole numbers must be equal in all models."""
-    first, *others = (blocks.stored(piece, number, name, start, stop) for number, name in piece.parts)
+    first, *others = blocks.stored_in_all(piece, start, stop)
     if any(not torch.equal(first, other) for other in others):
         raise ConfigError(f"{piece.name} holds whole numbers that differ between the models; these have no mean")
-    writer.write(piece.name, start, first.to(piece.dtype))
+    return first.to(piece.dtype)
 
 
-def _finite(piece: Piece, merged: Tensor, values: Sequence[Tensor]) -> None:
-    if math.isfinite(merged.float().sum().item()) or bool(torch.isfinite(merged).all()):
-        return  # the sum is quicker, and finite only if all are
+def _finite(piece: Piece, merged: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """`merged`, whose numbers are all finite. WeightsError says why not: the models' `values` are not, or overflow."""
+    if all_finite(merged):
+        return merged
     if all(bool(torch.isfinite(value).all()) for value in values):
         raise WeightsError(f"{piece.name} overflows {str(piece.dtype)[6:]}", hint="merge into bfloat16 or float32")
     raise WeightsError(

@@ -28,6 +28,7 @@ SOURCES = (
     "decode.cpp",
     "experts.cpp",
     "nf4.cpp",
+    "merging.cpp",
 )
 HEADERS = ("numbers.h", "registers.h", "products.h", "tiles.h", "integers.h", "eights.h")
 
