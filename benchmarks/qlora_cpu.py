@@ -30,7 +30,7 @@ import numpy as np
 
 from model_shape import QUICK, Shape, write_model
 from pretrain_cpu import SHAPES, preloaded
-from side_by_side import Side, Timing, Works, alternate, report
+from side_by_side import Side, Timing, Works, alternate, report, until_the_end
 from train_cpu import BETAS, LOSS_TOLERANCE
 
 LEARNING_RATE = 2e-4
@@ -73,6 +73,7 @@ def write_start(shape: Shape, folder: Path) -> None:
 def make_ours(plan: Plan) -> Works:
     import torch
 
+    from leveret.allocator import keep_freed_memory
     from leveret.console import Console
     from leveret.data.packing import Row
     from leveret.model.lora import lora_modules
@@ -80,7 +81,6 @@ def make_ours(plan: Plan) -> Works:
     from leveret.trainer.adamw import AdamW
     from leveret.trainer.batches import batch_of
     from leveret.trainer.config import TrainingConfig
-    from leveret.trainer.memory import keep_freed_memory
     from leveret.trainer.objective import CausalLoss
     from leveret.trainer.step import optimizer_step
     from leveret.weights.adapter_load import load_adapter
@@ -95,7 +95,7 @@ def make_ours(plan: Plan) -> Works:
         module.lora_B.requires_grad_()
     optimizer = AdamW(model.train(), config, dtype=torch.bfloat16)
     objective = CausalLoss(model, config)
-    keep_freed_memory(Console(quiet=True)).__enter__()  # as in a run; the process ends with the benchmark
+    until_the_end(keep_freed_memory(Console(quiet=True)))  # as in a run
     steps = count()
 
     def row(ids: np.ndarray) -> Row:

@@ -14,6 +14,8 @@ arguments, whose result (plain data) the script compares between the sides. The 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import multiprocessing
 import os
@@ -21,6 +23,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -131,6 +134,15 @@ class Timing:
             for seconds in self.seconds.values()
         ]
         return [self.work, *rates, f"{self.ratio:.2f} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"]
+
+
+_HELD = contextlib.ExitStack()
+atexit.register(_HELD.close)
+
+
+def until_the_end(context: AbstractContextManager[Any]) -> None:
+    """Enter a context that this process leaves when it ends."""
+    _HELD.enter_context(context)
 
 
 def alternate(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from model_shape import Shape, add_shape_options, shape_from, write_model
-from side_by_side import Side, Works, alternate, report
+from side_by_side import Side, Works, alternate, report, until_the_end
 
 LEARNING_RATE = 1e-3
 BETAS = (0.9, 0.95)
@@ -51,12 +51,12 @@ class Plan:
 def make_ours(plan: Plan) -> Works:
     import torch
 
+    from leveret.allocator import keep_freed_memory
     from leveret.console import Console
     from leveret.data.packing import Row
     from leveret.trainer.adamw import AdamW
     from leveret.trainer.batches import batch_of
     from leveret.trainer.config import TrainingConfig
-    from leveret.trainer.memory import keep_freed_memory
     from leveret.trainer.objective import CausalLoss
     from leveret.trainer.step import optimizer_step
     from leveret.weights.load import load_model
@@ -65,7 +65,7 @@ def make_ours(plan: Plan) -> Works:
     model = load_model(plan.model, dtype="float32").train()
     optimizer = AdamW(model, config, dtype=torch.bfloat16)
     objective = CausalLoss(model)
-    keep_freed_memory(Console(quiet=True)).__enter__()  # as in a run; the process ends with the benchmark
+    until_the_end(keep_freed_memory(Console(quiet=True)))  # as in a run
     steps = count()
 
     def row(ids: np.ndarray) -> Row:

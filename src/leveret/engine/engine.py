@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from leveret.allocator import reuse_freed_blocks
 from leveret.engine.backend import Backend
 from leveret.engine.blocks import BlockPool
 from leveret.engine.config import EngineConfig
@@ -51,6 +52,7 @@ class Engine(Backend):
         draft: a model that guesses, in place of the one that `config.draft_model` names.
         context_tokens: most tokens of a prompt and its answer together; None: what the model can hold.
         """
+        reuse_freed_blocks()
         self._model = model
         self._config = config or EngineConfig()
         self._context_tokens = context_tokens or model.config.max_position_embeddings

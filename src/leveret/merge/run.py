@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from leveret.allocator import keep_freed_memory
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.errors import ConfigError
@@ -34,7 +35,6 @@ from leveret.merge.sources import (
 from leveret.merge.tensors import write_piece
 from leveret.merge.vocabulary import Alignment, align
 from leveret.paths import atomic_directory
-from leveret.trainer.memory import keep_freed_memory
 from leveret.weights.load import as_dtype
 from leveret.weights.writer import WeightWriter
 

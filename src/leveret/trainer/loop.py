@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from leveret.allocator import keep_freed_memory
 from leveret.console import Console
 from leveret.errors import CheckpointError, NonFiniteLoss, Stopped
 from leveret.kernels.native.library import choose
@@ -38,7 +39,7 @@ from leveret.trainer.config import TrainingConfig
 from leveret.trainer.forensics import Forensics, Origins
 from leveret.trainer.fp8 import in_fp8, with_scales
 from leveret.trainer.journal import Journal
-from leveret.trainer.memory import keep_freed_memory, peak_memory_bytes
+from leveret.trainer.memory import peak_memory_bytes
 from leveret.trainer.metrics import Metrics, NoMetrics
 from leveret.trainer.optimizer import build_optimizer
 from leveret.trainer.parallel import DTYPES, placed
