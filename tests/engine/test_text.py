@@ -23,6 +23,7 @@ from leveret.engine.text import TextModel
 from leveret.errors import ConfigError, RequestError, WeightsError
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
+from leveret.tools.schema import ToolSet
 
 USER = {"role": "user", "content": "Set a timer for five minutes and call Alice"}
 QUERIES = [
@@ -328,3 +329,15 @@ def test_the_keys_of_the_engine_reach_it_and_are_refused_for_other_backends(mode
     assert model.engine.stats.cache_bytes <= 1 << 20
     with pytest.raises(ConfigError, match="the engine keys are for our own engine, and the backend is transformers"):
         TextModel.load(model_dir, backend="transformers", engine=EngineConfig(speculation=None))
+
+
+def test_a_tool_set_offers_its_tools(model: TextModel) -> None:
+    assert model.tools is not None
+    whole, listed, own = (
+        model.chat([USER], tools=tools, tool_choice="required", seed=3, temperature=1.0)
+        for tools in (model.tools, model.tools.to_openai(), "all")
+    )
+    assert whole.tool_calls and whole.tool_calls == listed.tool_calls == own.tool_calls
+    (only,) = ToolSet([model.tools.get("take_photo")])
+    reply = model.chat([USER], tools=ToolSet([only]), tool_choice="required", temperature=2.0, seed=3)
+    assert {call.name for call in reply.tool_calls} == {"take_photo"}

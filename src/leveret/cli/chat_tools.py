@@ -18,7 +18,7 @@ from leveret.chat.messages import ToolCall
 from leveret.cli.chat_config import ChatConfig
 from leveret.console import Console
 from leveret.engine.conversation import Conversation
-from leveret.engine.tool_calls import OfferedTools
+from leveret.engine.tool_calls import ListedTools
 from leveret.engine.tool_loop import Runner, ToolLoop
 from leveret.tools.call_text import describe_call, name_call
 from leveret.tools.dry_run import DryRun
@@ -33,7 +33,7 @@ FILE_ROUNDS = 5
 class ChatTools:
     """What a session offers, and what becomes of calls."""
 
-    offered: OfferedTools = "all"
+    offered: ListedTools = "all"
     runner: Runner
     max_rounds: int = 1
     allowed: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def chat_tools(config: ChatConfig, console: Console) -> Iterator[ChatTools]:
     """The tools of a session; a sandbox lives as long as the block. ToolError when the file cannot be offered."""
     file = config.tools if isinstance(config.tools, Path) else None
     if file is None or file.suffix != ".py":
-        offered: OfferedTools = "all" if file is None else list(declarations(file))
+        offered: ListedTools = "all" if file is None else list(declarations(file))
         yield ChatTools(offered=offered, runner=DryRun(), max_rounds=config.max_rounds or 1)
         return
     limits = config.sandbox
@@ -112,7 +112,7 @@ class TerminalLoop:
                 return answer[0] != "n"
 
 
-def list_tools(offered: OfferedTools, own: ToolSet | None) -> list[str]:
+def list_tools(offered: ListedTools, own: ToolSet | None) -> list[str]:
     """The functions that are offered, one a line: its name, its arguments, what it does."""
     entries = [] if offered is None else own.to_openai() if offered == "all" and own is not None else list(offered)
     lines = []

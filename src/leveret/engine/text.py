@@ -156,7 +156,8 @@ class TextModel(JobMaker):
 
         Args:
             messages: the conversation so far.
-            tools: "all", or names or OpenAI declarations of the tools that may be called; None for plain text.
+            tools: "all", or names or OpenAI declarations of the tools that may be called, or a ToolSet; None for plain
+                text.
             tool_choice: "required" leaves the model no way not to call.
             parallel_tool_calls: False ends the answer after one call.
             constrained: False lets the model write what it likes where it should write calls.

@@ -20,14 +20,17 @@ from leveret.errors import RequestError, ToolError
 from leveret.tools.functional import FunctionalDialect
 from leveret.tools.schema import ToolSet
 
-OfferedTools = Literal["all"] | Sequence[str | Mapping[str, Any]] | None
+ListedTools = Literal["all"] | Sequence[str | Mapping[str, Any]] | None
 """Tools a request offers: all the model knows; names or OpenAI declarations of some; or none (None or empty)."""
+
+OfferedTools = ListedTools | ToolSet
+"""The same, or a tool set."""
 
 ToolChoice = Literal["auto", "none", "required"]
 """Whether the model may call tools, must not, or must."""
 
 
-def offered_names(tools: OfferedTools, toolset: ToolSet | None, tool_choice: ToolChoice = "auto") -> tuple[str, ...]:
+def offered_names(tools: ListedTools, toolset: ToolSet | None, tool_choice: ToolChoice = "auto") -> tuple[str, ...]:
     """Names of the tools that a request offers, in the order of the model's tool set; () for plain text.
 
     Raises RequestError when tools are offered that the model has no functional token for.

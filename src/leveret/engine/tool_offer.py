@@ -71,6 +71,8 @@ def offer_from(
     tools: OfferedTools, toolset: ToolSet | None, *, tool_choice: ToolChoice = "auto", parallel: bool = True
 ) -> Offer:
     """The offer of a request. RequestError for a bare name without a token, and for a declaration that is none."""
+    if isinstance(tools, ToolSet):
+        tools = tools.to_openai()
     if tools is None or isinstance(tools, str) or tool_choice == "none":
         functional = offered_names(tools, toolset, tool_choice)
         return Offer(functional=functional, required=tool_choice == "required", parallel=parallel)
