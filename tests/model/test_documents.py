@@ -130,3 +130,28 @@ def test_groups_hold_every_token_once_and_give_way_where_they_do_not_pay() -> No
     one_long = torch.tensor([[0] * 6 + [1, 2]])
     assert group_documents(one_long, longest=None) is None
     assert group_documents(torch.full((1, 4), -1), longest=None) is None
+
+
+@pytest.mark.parametrize("moe", [None, MoeConfig(num_experts=4)], ids=["dense", "experts"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_of_some_places_are_those_of_all_in_value_and_gradient(
+    moe: MoeConfig | None, dtype: torch.dtype, tiny: Tiny, ids: Ids
+) -> None:
+    model = tiny(moe=moe).to(dtype)
+    row, positions, documents = packed(ids(1, 24))
+    places = torch.tensor([3, 4, 6, 11, 18, 21])
+    found = []
+    for only in (None, places):
+        model.zero_grad()
+        states = model.hidden(row, positions=positions, document_ids=documents, only=only)
+        states = states.flatten(0, 1)[places] if only is None else states
+        states.float().square().sum().backward()
+        found.append(
+            (states.detach(), [parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        )
+    (all_states, all_grads), (states, grads) = found
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(states, all_states, atol=tolerance, rtol=tolerance)
+    assert len(grads) == len(all_grads)
+    for grad, expected in zip(grads, all_grads, strict=True):
+        assert float((grad - expected).float().norm() / expected.float().norm().clamp_min(1e-6)) < tolerance

@@ -83,18 +83,21 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, heads * D)
-        packed = plan.packed
-        if packed is not None and can_pack(query, key, value, head_dim=self.head_dim, documents=packed.documents):
-            out = packed_attention(
-                query, key, value, cos=packed.cos, signed_sin=packed.signed_sin, documents=packed.documents,
-                head_dim=self.head_dim, window=packed.window,
-            )  # fmt: skip
-        else:
-            out = self._attend(query, key, value, plan)
-        projected: Tensor = self.o_proj(out)
+    def forward(self, x: Tensor, plan: AttentionPlan, only: Tensor | None = None) -> Tensor:
+        """only: (N,) places in the flattened (B, T) -> (N, hidden), what these read; None: all."""
+        read = self._mix(self.q_proj(x), self.k_proj(x), self.v_proj(x), plan)
+        projected: Tensor = self.o_proj(read if only is None else read.flatten(0, 1).index_select(0, only))
         return projected
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+        """(B, T, heads * D) each -> (B, T, H * D), by the compiled kernel where it can."""
+        packed = plan.packed
+        if packed is None or not can_pack(query, key, value, head_dim=self.head_dim, documents=packed.documents):
+            return self._attend(query, key, value, plan)
+        return packed_attention(
+            query, key, value, cos=packed.cos, signed_sin=packed.signed_sin, documents=packed.documents,
+            head_dim=self.head_dim, window=packed.window,
+        )  # fmt: skip
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
         """The general way; (B, T, heads * D) each -> (B, T, H * D)."""

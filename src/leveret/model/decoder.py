@@ -79,6 +79,7 @@ class Decoder(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | PagedRows | None = None,
         router: MutableSequence[Tensor] | None = None,
+        only: Tensor | None = None,
     ) -> Tensor:
         """The states after the final norm, (B, T, H).
 
@@ -87,11 +88,15 @@ class Decoder(nn.Module):
         cache: continue what it holds, and add these tokens to it; positions follow from it, so neither may be given.
         With `PagedRows`, input_ids are its `ids`: one row for all sequences.
         router: collects (`moe.RouterLogits`) each layer's router logits (B * T, experts), for the balance loss.
+        only: (N,) places in the flattened (B, T); the states there, (N, H). The last layer computes no others, of which
+        nothing else depends: where half of the positions train nothing, that is a third of its work.
         """
         x = F.embedding(input_ids, self.embed_tokens.weight)  # (B, T, H)
         plan = self._plan(x, positions, document_ids, cache)
-        for layer in self.layers:
+        *inner, last = self.layers
+        for layer in inner:
             x = layer(x, plan, router)
+        x = last(x, plan, router) if only is None else last(x, plan, router, only)
         if isinstance(cache, KVCache):
             cache.advance(input_ids.shape[1])
         out: Tensor = self.norm(x)
@@ -131,9 +136,19 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = SparseMixture(config.hidden_size, config.intermediate_size, config.moe)
 
-    def forward(self, x: Tensor, plan: AttentionPlan, router: MutableSequence[Tensor] | None = None) -> Tensor:
-        """x (B, T, H) -> (B, T, H)."""
-        attended = self.self_attn(self.input_layernorm(x), plan)
+    def forward(
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        router: MutableSequence[Tensor] | None = None,
+        only: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, T, H) -> (B, T, H); only: (N,) places in the flattened (B, T) -> (N, H)."""
+        if only is not None and isinstance(self.mlp, SparseMixture):  # whose experts are balanced over all tokens
+            return self.forward(x, plan, router).flatten(0, 1).index_select(0, only)
+        attended = self.self_attn(self.input_layernorm(x), plan, only)
+        if only is not None:
+            x = x.flatten(0, 1).index_select(0, only)
         x, normed = self.post_attention_layernorm.after_adding(x, attended)
         mixed = self.mlp(normed, router) if isinstance(self.mlp, SparseMixture) else self.mlp(normed)
         return torch.add(x, mixed)

@@ -45,9 +45,8 @@ class PrefixAttention(SelfAttention):
         cos, signed_sin = rope(places, None, torch.float32)  # (1, 1, 1, D)
         self._turn_back = cos, -signed_sin
 
-    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        out: Tensor = self.o_proj(self._attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), plan))
-        return out
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+        return self._attend(query, key, value, plan)
 
     def _read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         batch, _, length, _ = query.shape
