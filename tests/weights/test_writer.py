@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from leveret.errors import CorruptedFile
-from leveret.weights import writer as writer_module
 from leveret.weights.reader import WeightReader
 from leveret.weights.writer import WeightWriter
 
@@ -83,29 +80,3 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_told(tmp_path: Path) -> No
             file.truncate((tmp_path / "model.safetensors").stat().st_size - 8)
         with pytest.raises(CorruptedFile, match="ends inside a tensor"):
             reader.read("a")
-
-
-def test_what_is_written_is_flushed_in_passing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[int] = []
-    monkeypatch.setattr(writer_module, "FLUSH_BYTES", 32)
-    monkeypatch.setattr(writer_module.os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_size))
-    with WeightWriter(tmp_path, {"a": LAYOUT["a"]}) as writer:
-        for start in range(0, 60, 4):
-            writer.write("a", start, TENSORS["a"].reshape(-1)[start : start + 4])
-    assert 1 <= len(flushed) <= 3 and set(flushed) == {(tmp_path / "model.safetensors").stat().st_size}
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], TENSORS["a"])
-
-
-def test_an_error_of_the_disk_that_a_flush_was_told_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(handle: int) -> None:
-        raise OSError(errno.EIO, "the disk is gone")
-
-    monkeypatch.setattr(writer_module, "FLUSH_BYTES", 32)
-    monkeypatch.setattr(writer_module.os, "fsync", broken)
-    with pytest.raises(OSError, match="the disk is gone"), WeightWriter(tmp_path, {"a": LAYOUT["a"]}) as writer:
-        writer.write("a", 0, TENSORS["a"].reshape(-1))
-    with pytest.raises(KeyError), WeightWriter(tmp_path, {"a": LAYOUT["a"]}) as writer:
-        writer.write("a", 0, TENSORS["a"].reshape(-1))
-        raise KeyError("what went wrong first")

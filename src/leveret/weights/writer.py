@@ -6,8 +6,6 @@
 Names, dtypes and shapes are known before any value is, so the header of each file is written first and every value has
 its place. Several threads may write. On leaving, every value must have come, and the index is written if there are
 several files. Write into the draft of an `atomic_directory`: half a model then never has a name.
-
-What is written is flushed to the disk in passing (`_Flusher`), so that disk and processor work at the same time.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import math
 import os
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,9 +31,6 @@ Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-FLUSH_BYTES = 64 << 20
-"""After so many bytes the disk is told to begin."""
-
 
 class WeightWriter:
     """The files of one model. A context manager; an exception inside leaves the files as they are, without an index."""
@@ -48,7 +42,6 @@ class WeightWriter:
         self._missing = {name: math.prod(shape) for name, (_, shape) in layout.items()}
         self._lock = threading.Lock()
         self._handles: dict[str, int] = {}
-        self._flusher = _Flusher()
         shards = _shards(layout, shard_bytes)
         for number, names in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -66,14 +59,8 @@ class WeightWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._flusher.finish()
-        except OSError:
-            if error is None:
-                raise
-        finally:
-            for handle in self._handles.values():
-                os.close(handle)
+        for handle in self._handles.values():
+            os.close(handle)
         if error is not None:
             return
         unfinished = sorted(name for name, values in self._missing.items() if values)
@@ -95,7 +82,6 @@ class WeightWriter:
             content, position = content[written:], position + written
         with self._lock:
             self._missing[name] -= values.numel()
-        self._flusher.wrote(self._handles[file], values.nbytes)
 
     def _begin(self, file: str, names: list[str]) -> None:
         """Write the header of one file, and set every tensor's place in it."""
@@ -113,39 +99,6 @@ class WeightWriter:
         os.ftruncate(handle, 8 + len(text) + end)
         for name in names:
             self._place[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
-
-
-class _Flusher:
-    """Flushes files to the disk while others are written to, in a thread that begins when there is enough.
-
-    The system keeps what is written in memory and writes it when it must; the flush that makes a model safe at the end
-    then waits for gigabytes. An error of the disk is told once only, to whoever flushes: so it is kept, and raised by
-    `finish`.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._flushes: list[Future[None]] = []
-
-    def wrote(self, handle: int, count: int) -> None:
-        """Take note of `count` bytes written to a file."""
-        with self._lock:
-            total = self._waiting[handle] = self._waiting.get(handle, 0) + count
-            if total < FLUSH_BYTES or (self._flushes and not self._flushes[-1].done()):
-                return
-            self._waiting[handle] = 0
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="flush")
-            self._flushes.append(self._pool.submit(os.fsync, handle))
-
-    def finish(self) -> None:
-        """Wait for the last flush. Raises the OSError of the first that failed."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-        for flush in self._flushes:
-            flush.result()
 
 
 def _shards(layout: Layout, shard_bytes: int) -> list[list[str]]:
