@@ -2,7 +2,7 @@
 
 By default malloc gives every large block straight back to the kernel, and gets it again as fresh pages that must each
 be faulted in and zeroed: tens of thousands of page faults a training step of 8,192 tokens, a tenth of its CPU time
-(docs/log.md), and a sixth of the time in which the engine reads prompts. Allocators that keep their memory (tcmalloc)
+(docs/log.md), and a seventh of the time in which the engine reads prompts. Allocators that keep their memory (tcmalloc)
 do not pay this; nobody should have to preload one. So glibc is told from inside:
 
     keep_freed_memory     for a block (a training run, a merge): everything comes from the heap, and stays there

@@ -26,7 +26,7 @@ from leveret.trainer.routing import routing_of
 from leveret.trainer.world import World
 
 MOST_TRAINED = 0.8
-"""Share of trained positions up to which the last layer computes these only: below, gathering them costs less."""
+"""Share of trained positions up to which the last layer computes these only; beyond, there is little to save."""
 
 PLACES = 64
 """Their number is a multiple of it: a product of a size never seen before takes oneDNN a millisecond longer."""
