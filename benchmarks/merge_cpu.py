@@ -4,31 +4,37 @@
 
 Two random bf16 models of 1.1 billion parameters (hidden 2048, 22 layers, 32/4 heads, vocabulary 32,000), a base for the
 methods that need one, and a merged model on the disk: all between is on the clock, reading and writing included, and
-what was written is flushed to the disk on both sides before the clock stops. Importing is not. mergekit (pip install
-mergekit) runs through its `run_merge`, with `lazy_unpickle` and `low_cpu_memory` as its README has them, without card
-and tokenizer; as its examples do in `dtype: bfloat16` (sums in bf16), or with --float32 in `dtype: float32` and
-`out_dtype: bfloat16` (sums as ours). Every method has processes of its own, so each peak is one method's; shown is the
-highest. Where the disk is slow, both wait for it: so writing as many bytes and flushing them, with nothing to merge, is
-timed afterwards, and it is told what each side had to read from the disk because the system's cache no longer held it.
-With --folder in memory (/dev/shm) the disk has no part in it. Results: all tensors are compared, within the rounding of
-the peer's sums. For ties, so many values may differ by more: the peer keeps exactly k of equal magnitudes, ours all of
-them, and votes may hang on a rounding.
+what was written is flushed to the disk on both sides before the clock stops. Importing is not, but with --commands,
+which times `leveret merge` and `mergekit-yaml` as commands from start to end. mergekit (pip install mergekit) runs
+through its `run_merge`, with `lazy_unpickle`, `low_cpu_memory` and `async_write` (the quickest of its options on a
+CPU), without card and tokenizer; as its
+examples do in `dtype: bfloat16` (sums in bf16), or with --float32 in `dtype: float32` and `out_dtype: bfloat16` (sums
+as ours). Every method has processes of its own, so each peak is one method's; shown is the highest. Where the disk is
+slow, both wait for it: so writing as many bytes and flushing them, with nothing to merge, is timed afterwards, past the
+system's cache and through it, and it is told what each side had to read from the disk because the system's cache no
+longer held it. With --folder in memory (/dev/shm) the disk has no part in it.
+Results: all tensors are compared, within the rounding of the peer's sums. For ties, so many values may differ by more:
+the peer keeps exactly k of equal magnitudes, ours all of them, and votes may hang on a rounding.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mergekit_peer import DENSITY, METHODS
 from model_shape import QUICK, Shape
 from side_by_side import Side, Timing, Works, alternate, report
 
@@ -40,8 +46,6 @@ SHAPE = Shape(
     num_key_value_heads=4,
     vocab_size=32000,
 )
-METHODS = ("linear", "slerp", "task-arithmetic", "ties")
-DENSITY = 0.2
 STANDARD, CHANGE = 0.02, 0.1
 """Standard deviation of the base's weights, and how far the models are from it, in such deviations."""
 ROUNDING = {"bfloat16": 2.0**-6, "float32": 2.0**-7}
@@ -59,6 +63,7 @@ class Plan:
     """Holds base/, a/ and b/."""
     output: Path
     peer_dtype: str = "bfloat16"
+    commands: bool = False
 
     @property
     def base(self) -> Path | None:
@@ -68,8 +73,6 @@ class Plan:
 
 def write_models(shape: Shape, folder: Path, seed: int = 0) -> None:
     """A base and two models near it, in bf16, tensor by tensor."""
-    import json
-
     import torch
 
     from leveret.model.config import ModelConfig
@@ -98,55 +101,58 @@ def write_models(shape: Shape, folder: Path, seed: int = 0) -> None:
 
 
 def make_ours(plan: Plan) -> Works:
-    from leveret.console import Console
-    from leveret.merge.config import MergeConfig
-    from leveret.merge.run import run
-
     keys: dict[str, Any] = {"density": DENSITY} if plan.method == "ties" else {}
     if plan.method == "linear":
         keys["weights"] = [0.4, 0.6]
     if plan.base is not None:
         keys["base"] = str(plan.base)
-    models = [str(plan.folder / name) for name in "ab"]
-    config = MergeConfig(models=models, output=plan.output, method=plan.method, dtype="bfloat16", **keys)
+    keys |= {"models": [str(plan.folder / name) for name in "ab"], "output": str(plan.output), "method": plan.method}
+    keys["dtype"] = "bfloat16"
+    if plan.commands:
+        command = [sys.executable, "-m", "leveret", "merge", *(f"{key}={value}" for key, value in keys.items())]
+        return {plan.method: into(plan.output, lambda: started(command))}
+    from leveret.console import Console
+    from leveret.merge.config import MergeConfig
+    from leveret.merge.run import run
 
-    def work() -> str:
-        shutil.rmtree(plan.output, ignore_errors=True)
-        run(config, Console(quiet=True))
-        return str(plan.output)
-
-    return {plan.method: telling_reads(work)}
+    config = MergeConfig(**keys)
+    return {plan.method: into(plan.output, lambda: run(config, Console(quiet=True)))}
 
 
 def make_theirs(plan: Plan) -> Works:
-    import logging
+    import mergekit_peer as peer
 
-    logging.disable(logging.WARNING)
-    from mergekit.config import MergeConfiguration
-    from mergekit.merge import MergeOptions, run_merge
+    recipe = peer.recipe(plan)
+    if plan.commands:
+        command = peer.write_command(recipe, plan.folder / f"{plan.method}.yaml", plan.output)
+        merge = partial(started, command)
+    else:
+        merge = peer.prepare(recipe, plan.output)
 
-    recipe = MergeConfiguration.model_validate(_recipe(plan))
-    options = MergeOptions(
-        lazy_unpickle=True, low_cpu_memory=True, copy_tokenizer=False, write_model_card=False, quiet=True
-    )
-
-    def work() -> str:
-        shutil.rmtree(plan.output, ignore_errors=True)
-        run_merge(recipe, str(plan.output), options)
+    def work() -> None:
+        merge()
         for file in plan.output.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-        return str(plan.output)
 
-    return {plan.method: telling_reads(work)}
+    return {plan.method: into(plan.output, work)}
 
 
-def telling_reads(work: Callable[[], str]) -> Callable[[], tuple[str, int]]:
-    """`work`, and with its result the bytes that this process read from the disk meanwhile."""
+def started(command: Sequence[str]) -> None:
+    """Run a command to its end; what it says is shown if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def into(output: Path, work: Callable[[], object]) -> Callable[[], tuple[str, int]]:
+    """`work` that writes `output` anew; its result is that folder, and the bytes read from the disk meanwhile."""
 
     def told() -> tuple[str, int]:
+        shutil.rmtree(output, ignore_errors=True)
         before = bytes_from_disk()
-        return work(), bytes_from_disk() - before
+        work()
+        return str(output), bytes_from_disk() - before
 
     return told
 
@@ -159,35 +165,24 @@ def bytes_from_disk() -> int:
     return next(int(line.split()[1]) for line in counts.read_text().splitlines() if line.startswith("read_bytes"))
 
 
-def seconds_of_writing(folder: Path, size: int, rounds: int) -> list[float]:
-    """How long it takes to write `size` bytes and to flush them, in blocks of 4 MiB, with nothing to compute."""
-    block, file, seconds = os.urandom(1 << 22), folder / "written", []
+def seconds_of_writing(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
+    """How long it takes to write `size` bytes in blocks of 1 MiB and to flush them, with nothing to compute."""
+    from leveret.weights.direct import DirectFile, PlainFile
+
+    block, path = os.urandom(1 << 20), folder / "written"
+    seconds: dict[str, list[float]] = {"through the cache": [], "past the cache": []}
     for _ in range(rounds):
-        began = time.perf_counter()
-        with open(file, "wb", buffering=0) as handle:
+        for kind, taken in zip((PlainFile, DirectFile), seconds.values(), strict=True):
+            began = time.perf_counter()
+            file = kind(path)
             for start in range(0, size, len(block)):
-                handle.write(block[: size - start])
-            os.fsync(handle.fileno())
-        seconds.append(time.perf_counter() - began)
-        file.unlink()
+                file.write(block[: size - start], start)
+            file.close()
+            with open(path, "rb") as written:
+                os.fsync(written.fileno())
+            taken.append(time.perf_counter() - began)
+            path.unlink()
     return seconds
-
-
-def _recipe(plan: Plan) -> dict[str, Any]:
-    """The same merge in mergekit's words."""
-    a, b = (str(plan.folder / name) for name in "ab")
-    recipe: dict[str, Any] = {"merge_method": plan.method.replace("-", "_"), "dtype": plan.peer_dtype}
-    recipe |= {"out_dtype": "bfloat16"}
-    if plan.method == "slerp":
-        return recipe | {"base_model": a, "models": [{"model": a}, {"model": b}], "parameters": {"t": 0.5}}
-    if plan.method == "linear":
-        weights = {"a": 0.4, "b": 0.6}
-        models = [{"model": path, "parameters": {"weight": weights[path[-1]]}} for path in (a, b)]
-        return recipe | {"models": models, "parameters": {"normalize": False}}
-    parameters = {"weight": 1.0} | ({"density": DENSITY} if plan.method == "ties" else {})
-    models = [{"model": path, "parameters": parameters} for path in (a, b)]
-    normalize = plan.method == "ties"
-    return recipe | {"base_model": str(plan.base), "models": models, "parameters": {"normalize": normalize}}
 
 
 def first_difference(plan: Plan, ours: str, theirs: str) -> str | None:
@@ -243,6 +238,7 @@ def _round_by_round(name: str, seconds: Sequence[float], reads: Sequence[int]) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all four")
+    parser.add_argument("--commands", action="store_true", help="time whole commands, as people start them")
     parser.add_argument("--layers", type=int, default=SHAPE.num_hidden_layers, help="default 22: 1.1 billion")
     parser.add_argument("--float32", action="store_true", help="let the peer sum in float32")
     parser.add_argument(
@@ -260,18 +256,20 @@ def main() -> int:
         size = (Path(folder) / "a" / "model.safetensors").stat().st_size // 2
         for method in options.methods:
             plan = Plan(method=method, folder=Path(folder), output=Path(folder),
-                        peer_dtype="float32" if options.float32 else "bfloat16")  # fmt: skip
+                        peer_dtype="float32" if options.float32 else "bfloat16",
+                        commands=options.commands)  # fmt: skip
             timing, difference, sides = time_method(plan, rounds, size)
             timings.append(timing)
             checks[f"{method}: the same model within the peer's rounding"] = difference
             peaks[method] = {side.name: side.peak_bytes for side in sides}
             all_sides.append(sides)
         writing = seconds_of_writing(Path(folder), 2 * size, rounds)
-    alone = f"{statistics.median(writing):.1f} s ({min(writing):.1f} to {max(writing):.1f})"
-    print(f"writing {2 * size / 1e9:.2f} GB and flushing them, nothing else: {alone}")
+    for way, taken in writing.items():
+        alone = f"{statistics.median(taken):.1f} s ({min(taken):.1f} to {max(taken):.1f})"
+        print(f"writing {2 * size / 1e9:.2f} GB {way} and flushing them, nothing else: {alone}")
     worst = [max(pair, key=lambda side: side.peak_bytes) for pair in zip(*all_sides, strict=True)]
     return report(
-        "merging two bf16 models",
+        "merging two bf16 models" + (", whole commands" if options.commands else ""),
         timings,
         worst,
         checks,

@@ -134,7 +134,7 @@ def _write(
     depth = sources[-1].config.num_hidden_layers
     layout = {piece.name: (piece.dtype, piece.shape) for piece in pieces}
     with (
-        WeightWriter(draft, layout) as writer,
+        WeightWriter(draft, layout, direct=True) as writer,
         threads(torch.get_num_threads()) as pool,
         keep_freed_memory(Console(quiet=True)),
         console.progress(f"merge {len(config.models)} models ({config.method})", len(pieces), "tensor") as progress,

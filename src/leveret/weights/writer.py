@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from leveret.paths import atomic_write
+from leveret.weights.direct import PAGE, DirectFile, PlainFile
 from leveret.weights.file_values import DTYPES
 from leveret.weights.save import INDEX, SHARD_BYTES
 
@@ -33,19 +33,25 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class WeightWriter:
-    """The files of one model. A context manager; an exception inside leaves the files as they are, without an index."""
+    """The files of one model. A context manager; an exception inside leaves the files as they are, without an index.
 
-    def __init__(self, directory: Path, layout: Layout, *, shard_bytes: int = SHARD_BYTES) -> None:
+    `direct` writes past the system's cache: for models that nothing reads again at once.
+    """
+
+    def __init__(
+        self, directory: Path, layout: Layout, *, shard_bytes: int = SHARD_BYTES, direct: bool = False
+    ) -> None:
         self.directory = directory
         self.layout = layout
+        self._alignment = PAGE if direct else 8
         self._place: dict[str, tuple[str, int]] = {}
         self._missing = {name: math.prod(shape) for name, (_, shape) in layout.items()}
         self._lock = threading.Lock()
-        self._handles: dict[str, int] = {}
+        self._files: dict[str, PlainFile] = {}
         shards = _shards(layout, shard_bytes)
         for number, names in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            self._handles[file] = os.open(directory / file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._files[file] = DirectFile(directory / file) if direct else PlainFile(directory / file)
             self._begin(file, names)
 
     @property
@@ -59,13 +65,13 @@ class WeightWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
+        for file in self._files.values():
+            file.close()
         if error is not None:
             return
         unfinished = sorted(name for name, values in self._missing.items() if values)
         assert not unfinished, f"values of {unfinished[:3]} were not written, or twice"
-        if len(self._handles) > 1:
+        if len(self._files) > 1:
             file_of = {name: file for name, (file, _) in self._place.items()}
             content = {"metadata": {"total_size": self.total_bytes}, "weight_map": file_of}
             atomic_write(self.directory / INDEX, json.dumps(content, indent=2) + "\n")
@@ -76,10 +82,7 @@ class WeightWriter:
         assert values.dtype == dtype and values.ndim == 1, (name, values.dtype, values.shape)
         file, offset = self._place[name]
         content = values.contiguous().view(torch.uint8).numpy().data
-        position = offset + start * dtype.itemsize
-        while content:
-            written = os.pwrite(self._handles[file], content, position)
-            content, position = content[written:], position + written
+        self._files[file].write(content, offset + start * dtype.itemsize)
         with self._lock:
             self._missing[name] -= values.numel()
 
@@ -93,10 +96,9 @@ class WeightWriter:
             begin, end = end, end + _bytes(dtype, shape)
             header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        handle = self._handles[file]
-        os.pwrite(handle, len(text).to_bytes(8, "little") + text, 0)
-        os.ftruncate(handle, 8 + len(text) + end)
+        text += b" " * (-(8 + len(text)) % self._alignment)
+        self._files[file].allocate(8 + len(text) + end)
+        self._files[file].write(len(text).to_bytes(8, "little") + text, 0)
         for name in names:
             self._place[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
 
