@@ -114,6 +114,7 @@ def test_ties_over_blocks_is_ties_over_whole_tensors(
     three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 700)
+    monkeypatch.setattr(blocks, "STREAMED", 700)
     base, *models = three
     out = merge(tmp_path / "out", *models, method="ties", base=str(base), density=0.3)
     held = [tensors(folder) for folder in three]
@@ -132,6 +133,7 @@ def test_the_size_of_a_block_does_not_matter(
     changes = {} if method == "slerp" else {"base": str(base)}
     whole = merge(tmp_path / "whole", a, b, method=method, **changes)
     monkeypatch.setattr(blocks, "BLOCK", 333)
+    monkeypatch.setattr(blocks, "STREAMED", 333)
     cut = merge(tmp_path / "cut", a, b, method=method, **changes)
     for name, tensor in whole.items():
         torch.testing.assert_close(cut[name], tensor, rtol=1e-6, atol=1e-7)

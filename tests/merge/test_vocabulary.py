@@ -55,6 +55,7 @@ def test_the_same_tokens_under_other_ids_are_put_in_order(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(blocks, "STREAMED", block)
     a, b = make_model("a", 0), make_model("b", 1)
     expected = merge(tmp_path / "plain", a, b, weights=[0.3, 0.7])
     permute(b, 5)

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from leveret.kernels.native.library import native_for, pointer, size
 
+PAGE = 4096
+"""Bytes."""
+
 GRAM_PART = 1 << 15
 """Values that `plain_gram_matrix` takes at a time."""
 
@@ -33,7 +36,7 @@ def weighted_sum(values: Sequence[Tensor], coefficients: Sequence[float], dtype:
     if library is None or not any(coefficients):
         return plain_weighted_sum(values, coefficients, dtype)
     anchor, total = _around(coefficients)
-    result = torch.empty_like(values[0])
+    result = _page_aligned(values[0].numel(), dtype)
     library.leveret_weighted_sum(
         _pointers(values), (ctypes.c_float * len(values))(*coefficients), size(len(values)), size(anchor),
         ctypes.c_float(total), size(result.numel()), pointer(result),
@@ -92,6 +95,13 @@ def _around(coefficients: Sequence[float]) -> tuple[int, float]:
     total = math.fsum(coefficients)
     place = max(range(len(coefficients)), key=lambda number: abs(coefficients[number]))
     return place, 1.0 if abs(total - 1) < 1e-9 else total
+
+
+def _page_aligned(count: int, dtype: torch.dtype) -> Tensor:
+    """An empty tensor (count,) that begins at a page: it can be written past the system's cache as it lies."""
+    room = torch.empty(count * dtype.itemsize + PAGE, dtype=torch.uint8)
+    start = -room.data_ptr() % PAGE
+    return room[start : start + count * dtype.itemsize].view(dtype)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

@@ -1,4 +1,4 @@
-"""A tensor is merged in blocks of a quarter of a million values, several blocks at a time, each in a thread.
+"""A tensor is merged in blocks of a quarter of a million values or a million, several at a time, each in a thread.
 
 A thread reads its block of every model, merges it in float32, rounds once, and writes. What a merge needs in
 memory is therefore a few blocks for each thread, whatever the size of the models or of their largest tensor (`ties`
@@ -27,6 +27,12 @@ from leveret.merge.vocabulary import Alignment
 BLOCK = 1 << 18
 """Values in a block. DARE's random numbers are drawn block by block, so another number drops other values."""
 
+STREAMED = 1 << 19
+"""Values in a block that is streamed: fewer, longer reads and writes."""
+
+WORKERS_PER_CORE = 2
+"""Threads for each core: while one waits for the disk, another computes."""
+
 SAMPLE_PARTS, SAMPLE_LENGTH = 32, 2048
 """Parts and values of each in a sample of a tensor."""
 
@@ -41,16 +47,20 @@ class Blocks:
     alignment: Alignment
     pool: ThreadPoolExecutor
 
-    def each(self, piece: Piece, work: Callable[[int, int], R]) -> Iterator[R]:
-        """`work(start, stop)` for every block of a tensor, in threads; results in order, each forgotten once taken."""
+    def each(self, piece: Piece, work: Callable[[int, int], R], *, streamed: bool = False) -> Iterator[R]:
+        """`work(start, stop)` for every block of a tensor, in threads; results in order, each forgotten once taken.
+
+        streamed: one pass over each value is all that is done with it, so blocks may be long.
+        """
         total, row = _sizes(piece)
-        step = max(1, BLOCK // row) * row if piece.has_token_rows else BLOCK
+        block = STREAMED if streamed else BLOCK
+        step = max(1, block // row) * row if piece.has_token_rows else block
         starts = range(0, total, step)
         return self.pool.map(lambda start: work(start, min(start + step, total)), starts)
 
-    def every(self, piece: Piece, work: Callable[[int, int], None]) -> None:
+    def every(self, piece: Piece, work: Callable[[int, int], None], *, streamed: bool = False) -> None:
         """`each`, and wait for the last."""
-        for _ in self.each(piece, work):
+        for _ in self.each(piece, work, streamed=streamed):
             pass
 
     def sample(self, piece: Piece) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from leveret.allocator import keep_freed_memory
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.errors import ConfigError
-from leveret.merge.blocks import Blocks, threads
+from leveret.merge.blocks import WORKERS_PER_CORE, Blocks, threads
 from leveret.merge.config import MergeConfig
 from leveret.merge.provenance import carry_over, record, write_config, write_record
 from leveret.merge.settings import settings_for
@@ -135,7 +135,7 @@ def _write(
     layout = {piece.name: (piece.dtype, piece.shape) for piece in pieces}
     with (
         WeightWriter(draft, layout, direct=True) as writer,
-        threads(torch.get_num_threads()) as pool,
+        threads(WORKERS_PER_CORE * torch.get_num_threads()) as pool,
         keep_freed_memory(Console(quiet=True)),
         console.progress(f"merge {len(config.models)} models ({config.method})", len(pieces), "tensor") as progress,
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +22,15 @@ from leveret.weights.writer import WeightWriter
 
 NOTHING = np.empty(0, dtype=np.float32)
 
-Merge = Callable[[int, int], Tensor]
-"""(start, stop) -> these values of the merged tensor, rounded."""
+
+class Merge(NamedTuple):
+    """How one tensor is merged."""
+
+    values: Callable[[int, int], Tensor]
+    """(start, stop) -> these values of the merged tensor, rounded."""
+    streamed: bool = False
+    """Whether one pass over the models' values is all there is to do."""
+
 
 Election = Callable[[Sequence[Tensor], int], Tensor]
 """Float32 blocks of all parts and the place they begin at -> the merged block."""
@@ -31,11 +39,14 @@ Election = Callable[[Sequence[Tensor], int], Tensor]
 def write_piece(piece: Piece, blocks: Blocks, config: MergeConfig, num_layers: int, writer: WeightWriter) -> None:
     """Merge one tensor and write it."""
     if len(piece.parts) == 1 or not piece.dtype.is_floating_point:
-        merge: Merge = partial(_copy, piece, blocks)
+        merge = Merge(partial(_copy, piece, blocks), streamed=True)
     else:
         merge = _method(piece, blocks, config, settings_for(config, piece.name, num_layers))
 
-    blocks.every(piece, lambda start, stop: writer.write(piece.name, start, merge(start, stop)))
+    def write(start: int, stop: int) -> None:
+        writer.write(piece.name, start, merge.values(start, stop))
+
+    blocks.every(piece, write, streamed=merge.streamed)
 
 
 def _method(piece: Piece, blocks: Blocks, config: MergeConfig, settings: Settings) -> Merge:
@@ -65,7 +76,7 @@ def _sum(piece: Piece, blocks: Blocks, coefficients: Sequence[float]) -> Merge:
         values = blocks.stored_in_all(piece, start, stop)
         return _finite(piece, weighted_sum(values, coefficients, piece.dtype), values)
 
-    return merge
+    return Merge(merge, streamed=True)
 
 
 def _elected(piece: Piece, blocks: Blocks, election: Election) -> Merge:
@@ -73,7 +84,7 @@ def _elected(piece: Piece, blocks: Blocks, election: Election) -> Merge:
         values = blocks.read(piece, start, stop)
         return _finite(piece, election(values, start).to(piece.dtype), values)
 
-    return merge
+    return Merge(merge)
 
 
 def _elect_trimmed(values: Sequence[Tensor], start: int, *, thresholds: Sequence[float], settings: Settings) -> Tensor:
@@ -119,7 +130,7 @@ def _gram(piece: Piece, blocks: Blocks, *, changes: bool) -> Tensor:
         return gram_matrix(values[1:], values[0]) if changes else gram_matrix(values)
 
     count = len(piece.parts) - 1 if changes else len(piece.parts)
-    return sum(blocks.each(piece, work), start=torch.zeros(count, count, dtype=torch.float64))
+    return sum(blocks.each(piece, work, streamed=True), start=torch.zeros(count, count, dtype=torch.float64))
 
 
 def _thresholds(piece: Piece, blocks: Blocks, density: float) -> list[float]:

@@ -2,9 +2,9 @@
 
 A plain write copies into the cache, page by page, and the flush that makes a file durable then waits until the disk has
 all of it. Linux writes from the caller's memory at once if a file is opened with O_DIRECT and if memory, place and
-length are multiples of a page. So what lies in whole pages goes through a page-aligned buffer straight to the disk, and
-the rest of a piece, less than a page at each end, the plain way. Where there is no O_DIRECT (other systems, file systems
-in memory) everything goes the plain way: the file is the same.
+length are multiples of a page. So what lies in whole pages goes straight to the disk, by way of an aligned buffer where
+memory is not, and the rest of a piece, less than a page at each end, the plain way. Where there is no O_DIRECT (other
+systems, file systems in memory) everything goes the plain way: the file is the same.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
+
 PAGE = 4096
 """Bytes: a multiple of the block of every usual disk."""
 
 STAGE = 1 << 20
-"""Bytes that are handed to the disk at once, and that each writing thread holds."""
+"""Bytes of the buffer that each writing thread has for content that does not begin at a page."""
 
 
 class PlainFile:
@@ -74,12 +76,11 @@ class DirectFile(PlainFile):
         """Write whole pages past the cache; returns how many bytes of them were, the rest being left to the caller."""
         if self._direct is None:
             return 0
-        stage, start = self._stage(), 0
+        aligned, start = _address(content) % PAGE == 0, 0
         while start < len(content):
-            part = content[start : start + STAGE]
-            stage[: len(part)] = part
+            part = content[start:] if aligned else self._staged(content[start : start + STAGE])
             try:
-                written = os.pwrite(self._direct, stage[: len(part)], position + start)
+                written = os.pwrite(self._direct, part, position + start)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # what a file system answers that opens so, but does not write so
                     raise
@@ -89,9 +90,15 @@ class DirectFile(PlainFile):
                 break
         return start
 
-    def _stage(self) -> memoryview:
-        """This thread's buffer; mapped memory begins at a page."""
+    def _staged(self, content: memoryview) -> memoryview:
+        """`content` in this thread's buffer, which as mapped memory begins at a page."""
         if not hasattr(self._stages, "buffer"):
             self._stages.buffer = memoryview(mmap.mmap(-1, STAGE))
-        buffer: memoryview = self._stages.buffer
-        return buffer
+        self._stages.buffer[: len(content)] = content
+        staged: memoryview = self._stages.buffer[: len(content)]
+        return staged
+
+
+def _address(content: memoryview) -> int:
+    address: int = np.frombuffer(content, dtype=np.uint8).__array_interface__["data"][0]
+    return address
