@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leveret.data.excluding import Exclusions
 from leveret.data.files import COMPRESSED_SUFFIXES, ReadReport, data_files
 from leveret.errors import LeveretError
 from leveret.recipe import Stage
 from leveret.trainer.config import TrainingConfig
+
+_ROW = re.compile(r"train-(\d+), row \d+")
+"""The key of a row of a pretraining run: its source, by number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,9 @@ def data_of(stage: Stage, *, tokens: int | None, bytes_per_token: float) -> Trai
     known, notes = tokens, [] if tokens is None else [f"{tokens:,} tokens of data, as given"]
     if tokens is None:
         known, notes = _tokens_of_files(stage, sources, bytes_per_token)
+        if known is not None:
+            known, without = _without_named(known, config.exclude_rows, sources, training.sequence_length)
+            notes += without
     rows = None if known is None else max(1, known // training.sequence_length)
     if rows is None and (training.max_steps is None or training.num_epochs is not None):
         notes.append("how long it trains is not known: give --tokens, or training.max_steps without num_epochs")
@@ -45,7 +53,7 @@ def data_of(stage: Stage, *, tokens: int | None, bytes_per_token: float) -> Trai
     return TrainingData(steps=steps, tokens=seen, tokens_in_files=known, notes=tuple(notes))
 
 
-def _tokens_of_files(stage: Stage, sources: Iterable[Any], bytes_per_token: float) -> tuple[int | None, list[str]]:
+def _tokens_of_files(stage: Stage, sources: Sequence[Any], bytes_per_token: float) -> tuple[int | None, list[str]]:
     """Tokens of one epoch, weights counted; None when a source is not there."""
     total, exact, notes = 0.0, True, list[str]()
     for number, source in enumerate(sources):
@@ -60,6 +68,19 @@ def _tokens_of_files(stage: Stage, sources: Iterable[Any], bytes_per_token: floa
         total += source.weight * counted
     notes.append("tokens as tokenized" if exact else f"tokens estimated: {bytes_per_token:g} bytes of a file for each")
     return round(total), notes
+
+
+def _without_named(
+    tokens: int, chosen: Sequence[str] | Path, sources: Sequence[Any], row: int
+) -> tuple[int, list[str]]:
+    """`tokens` without the rows of `row` tokens that `exclude_rows` names, and what is to be said of it."""
+    keys = Exclusions.of(chosen).keys
+    named = [int(found[1]) for key in sorted(keys) if (found := _ROW.fullmatch(key)) is not None]
+    out = round(sum(row * sources[number].weight for number in named if number < len(sources)))
+    notes = [f"{len(named):,} rows named in exclude_rows are not counted"] if named else []
+    if records := len(keys) - len(named):
+        notes.append(f"{records:,} records named in exclude_rows are counted still: how long they are is not known")
+    return max(0, tokens - out), notes
 
 
 def _tokens_of_shards(folder: Path) -> int | None:
