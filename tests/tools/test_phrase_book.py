@@ -163,3 +163,20 @@ def test_a_spoken_value_is_held_out_only_if_training_has_its_words(phone_book: P
         known = {word for surface in trained for word in words_of(surface)}
         assert tested and not tested & trained
         assert {word for surface in tested for word in words_of(surface) if not word.isdigit()} <= known
+
+
+def test_a_lesson_is_more_often_worked_out_and_never_held_out(phone_book: PhraseBook) -> None:
+    rng = random.Random(1)
+    for kind in ("time", "minutes"):
+        plain = [phone_book.draw_value(kind, rng, held_out=False) for _ in range(6000)]
+        lessons = [phone_book.draw_lesson(kind, rng) for _ in range(6000)]
+        tested = {phone_book.draw_value(kind, rng, held_out=True).surface for _ in range(3000)}
+        often, seldom = (sum(one.calculated for one in drawn) for drawn in (lessons, plain))
+        assert 1.5 * seldom < often < 4.5 * seldom
+        assert not tested & {one.surface for one in lessons}
+
+
+def test_a_lesson_in_copying_is_one_draw(phone: ToolSet) -> None:
+    small = book(phone)
+    drawn = [small.draw_lesson("person", random.Random(seed)) for seed in range(40)]
+    assert drawn == [small.draw_value("person", random.Random(seed), held_out=False) for seed in range(40)]

@@ -133,3 +133,31 @@ def test_the_reader_itself_reads_right(read: str, text: str, value: str | int) -
 def test_the_reader_refuses_what_nobody_would_say(text: str) -> None:
     with pytest.raises((AssertionError, KeyError)):
         (reader.read_english_time if text.isascii() else reader.read_chinese_time)(text)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("kind", ["time", "clock_time"])
+def test_times_said_backwards_are_marked_as_calculated(language: str, kind: str) -> None:
+    backwards = (" to ", " before ", " till ", "差")
+    said = draws(language, kind)
+    assert any(one.calculated for one in said)
+    for one in said:
+        assert one.calculated == any(word in one.surface for word in backwards), one
+        assert not one.calculated or int(str(one.value)[3:]) > 30
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_lengths_of_hours_and_minutes_are_marked_as_calculated(language: str) -> None:
+    parts = {"en": ("and a half hours", "hour", "minute"), "zh": ("个半", "小时", "分")}[language]
+    said = draws(language, "minutes")
+    assert any(one.calculated for one in said)
+    for one in said:
+        added = parts[0] in one.surface or (parts[1] in one.surface and parts[2] in one.surface)
+        assert one.calculated == added, one
+
+
+def test_dates_with_the_name_of_a_month_are_marked_as_calculated() -> None:
+    said = draws("en", "date")
+    assert any(one.calculated for one in said)
+    assert all(one.calculated == (one.surface[0] not in "0123456789" or " " in one.surface)
+               for one in said if one.value not in ("today", "tomorrow"))  # fmt: skip

@@ -156,5 +156,5 @@ def _value_texts(generators: Sequence[RequestGenerator], num_requests: int, seed
     rng = random.Random(f"{seed}/values")
     for number in range(num_requests // (2 * VALUE_LINES)):
         chosen = rng.choices(spoken, k=VALUE_LINES)
-        drawn = [generator.book.draw_value(kind, rng, held_out=False) for generator, kind in chosen]
+        drawn = [generator.book.draw_lesson(kind, rng) for generator, kind in chosen]
         yield Document(text="\n".join(f"{one.surface} = {one.value}" for one in drawn), source=f"values {number}")

@@ -111,8 +111,10 @@ class RequestGenerator:
             kind = self.book.kind_of(tool, slot)
             if not held_out and kind in self.book.open_kinds and rng.random() < STRANGE_VALUES:
                 drawn.append(self.book.draw_strange(kind, rng))
+            elif not held_out:
+                drawn.append(self.book.draw_lesson(kind, rng))
             else:
-                drawn.append(self.book.draw_value(kind, rng, held_out=held_out))
+                drawn.append(self.book.draw_value(kind, rng, held_out=True))
             return drawn[-1].surface
 
         pieces = self.book.rules.pieces(nodes, rng, fill)

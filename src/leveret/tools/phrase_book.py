@@ -41,6 +41,9 @@ from leveret.tools.wordings import HELD_OUT_PERCENT, PATIENCE, Wordings, is_held
 COPIED_KINDS = frozenset(("phone",))
 """Spoken kinds whose value is the words themselves."""
 
+LESSON_DRAWS = 4
+"""A value for training is drawn so often, until it is one that must be worked out."""
+
 _SAMPLED_VALUES = 3000
 """Draws of a spoken kind in which its words are looked for."""
 
@@ -54,6 +57,8 @@ class Drawn:
     surface: str
     value: str | int
     verbatim: bool
+    calculated: bool = False
+    """Whether the value must be worked out from the words."""
 
 
 class PhraseBook:
@@ -162,6 +167,15 @@ class PhraseBook:
         problem = f"values of kind {kind!r} are too few to have a {split} part"
         raise ToolError(f"{self.source}: {problem}", hint="add more values")
 
+    def draw_lesson(self, kind: str, rng: random.Random) -> Drawn:
+        """Draw a value for training, where what must be worked out is seen more often than people say it."""
+        drawn = self.draw_value(kind, rng, held_out=False)
+        for _ in range(LESSON_DRAWS - 1 if kind in SPOKEN[self.language] else 0):
+            if drawn.calculated:
+                break
+            drawn = self.draw_value(kind, rng, held_out=False)
+        return drawn
+
     def draw_strange(self, kind: str, rng: random.Random) -> Drawn:
         """Draw a value of any open kind for a slot of `kind`, for training only: none that is held out for `kind`."""
         for _ in range(PATIENCE):
@@ -193,7 +207,7 @@ class PhraseBook:
             text = self.rules.text(pick(self._values[kind], rng), rng)
             return Drawn(surface=text, value=text, verbatim=True)
         said = SPOKEN[self.language][kind](rng)
-        return Drawn(surface=said.surface, value=said.value, verbatim=kind in COPIED_KINDS)
+        return Drawn(surface=said.surface, value=said.value, verbatim=kind in COPIED_KINDS, calculated=said.calculated)
 
     def _shares(self, given: Mapping[str, Any]) -> dict[str, int]:
         for name, share in given.items():

@@ -20,6 +20,8 @@ from leveret.tools.spoken_value import (
 )
 
 _DIGITS = "零一二三四五六七八九"
+_MISSING = "差"
+"""Before the minutes that are missing to an hour."""
 
 
 def chinese_number(number: int) -> str:
@@ -60,7 +62,8 @@ def _time(rng: random.Random, *, today: bool) -> Spoken:
         return Spoken(surface=f"{hour}点{_minutes_past(minute, rng, digits=True)}", value=value)
     if style < 0.32 and 0 < hour < 12:
         return Spoken(surface=f"{_count(hour)}点{_minutes_past(minute, rng, digits=False)}", value=value)
-    return Spoken(surface=_with_part_of_day(hour, minute, rng, today=today), value=value)
+    surface = _with_part_of_day(hour, minute, rng, today=today)
+    return Spoken(surface=surface, value=value, calculated=_MISSING in surface)
 
 
 def _with_part_of_day(hour: int, minute: int, rng: random.Random, *, today: bool) -> str:
@@ -72,7 +75,7 @@ def _with_part_of_day(hour: int, minute: int, rng: random.Random, *, today: bool
         return f"{part}{hour12}:{minute:02d}"
     if style < 0.27 and minute in (45, 50, 55):
         amount = "一刻" if minute == 45 and rng.random() < 0.7 else f"{_count(60 - minute)}分"
-        return f"{part}差{amount}{_count(hour12 % 12 + 1)}点"
+        return f"{part}{_MISSING}{amount}{_count(hour12 % 12 + 1)}点"
     digits = rng.random() < 0.45
     said = str(hour12) if digits else _count(hour12)
     if rng.random() < 0.05:
@@ -148,10 +151,13 @@ def _hours_and_minutes(rng: random.Random) -> Spoken:
     if minutes == 30 or rng.random() < 0.25:
         hours = rng.choice((1, 1, 2, 2, 3, 4, 5))
         unit = rng.choice(("小时", "小时", "钟头"))
-        return Spoken(surface=f"{rng.choice((str(hours), _count(hours)))}个半{unit}", value=60 * hours + 30)
+        return Spoken(
+            surface=f"{rng.choice((str(hours), _count(hours)))}个半{unit}", value=60 * hours + 30, calculated=True
+        )
     said = (str(hours), str(minutes)) if rng.random() < 0.4 else (_count(hours), chinese_number(minutes))
     joint = rng.choice(("", "零")) if minutes < 10 or not said[0].isdigit() else ""
-    return Spoken(surface=f"{said[0]}{rng.choice(('小时', '个小时'))}{joint}{said[1]}分钟", value=60 * hours + minutes)
+    surface = f"{said[0]}{rng.choice(('小时', '个小时'))}{joint}{said[1]}分钟"
+    return Spoken(surface=surface, value=60 * hours + minutes, calculated=True)
 
 
 _LEVEL_WORDS = table({0: "最小, 最低, 零", 50: "一半", 100: "最大, 最高, 满格, 百分之百"})

@@ -30,6 +30,10 @@ _MONTHS = (
 )
 
 
+_BACKWARDS = ("to", "to", "before", "till")
+"""Words between the minutes and the hour that they are missing to."""
+
+
 def english_number(number: int) -> str:
     """`number` (0 to 100) in English words: 45 -> "forty five"."""
     if number < 20:
@@ -60,10 +64,10 @@ def _time(rng: random.Random, *, today: bool) -> Spoken:
         return Spoken(surface=rng.choice((value, f"{hour}:{minute:02d}", value)), value=value)
     clock = _clock(hour % 12 or 12, minute, rng)
     if style < 0.30 and 5 <= hour < 12:
-        return Spoken(surface=clock, value=value)
+        return Spoken(surface=clock, value=value, calculated=_is_backwards(clock))
     part = _part_of_day(hour, rng, today=today)
     joint = " " if part[0] != " " and not clock[-1].isdigit() else ""
-    return Spoken(surface=clock + joint + part, value=value)
+    return Spoken(surface=clock + joint + part, value=value, calculated=_is_backwards(clock))
 
 
 def _clock(hour: int, minute: int, rng: random.Random) -> str:
@@ -89,8 +93,12 @@ def _before_or_after(hour: int, minute: int, rng: random.Random) -> str:
     amount = {15: rng.choice(("quarter", "a quarter")), 30: "half"}.get(near)
     amount = amount or rng.choice((english_number(near), str(near)))
     if minute > 30:
-        return f"{amount} {rng.choice(('to', 'to', 'before', 'till'))} {_hour_name(hour % 12 + 1, rng)}"
+        return f"{amount} {rng.choice(_BACKWARDS)} {_hour_name(hour % 12 + 1, rng)}"
     return f"{amount} {rng.choice(('past', 'past', 'past' if near == 30 else 'after'))} {_hour_name(hour, rng)}"
+
+
+def _is_backwards(clock: str) -> bool:
+    return any(f" {word} " in clock for word in _BACKWARDS)
 
 
 def _hour_name(hour: int, rng: random.Random) -> str:
@@ -150,12 +158,14 @@ def _hours_and_minutes(rng: random.Random) -> Spoken:
     if minutes == 30 or rng.random() < 0.15:
         hours = rng.choice((1, 2, 2, 3, 4, 5))
         return Spoken(
-            surface=f"{rng.choice((str(hours), english_number(hours)))} and a half hours", value=60 * hours + 30
+            surface=f"{rng.choice((str(hours), english_number(hours)))} and a half hours",
+            value=60 * hours + 30,
+            calculated=True,
         )
     said = rng.choice(("an", "1", "one")) if hours == 1 else rng.choice((str(hours), english_number(hours)))
     unit = "hour" if hours == 1 else "hours"
     joint, rest = rng.choice((" and ", " ", " and ")), rng.choice((str(minutes), english_number(minutes)))
-    return Spoken(surface=f"{said} {unit}{joint}{rest} minutes", value=60 * hours + minutes)
+    return Spoken(surface=f"{said} {unit}{joint}{rest} minutes", value=60 * hours + minutes, calculated=True)
 
 
 def english_length(rng: random.Random) -> Spoken:
@@ -218,7 +228,8 @@ def english_date(rng: random.Random) -> Spoken:
     ordinal = f"{day}{_ordinal_ending(day)}"
     said = rng.choice((str(day), ordinal))
     day_first = (f"{said} {name} {year}", f"the {ordinal} of {name} {year}")
-    return Spoken(surface=rng.choice((f"{name} {said}, {year}", f"{name} {said} {year}", *day_first)), value=iso)
+    surface = rng.choice((f"{name} {said}, {year}", f"{name} {said} {year}", *day_first))
+    return Spoken(surface=surface, value=iso, calculated=True)
 
 
 def _ordinal_ending(day: int) -> str:

@@ -14,6 +14,8 @@ class Spoken:
 
     surface: str
     value: str | int
+    calculated: bool = False
+    """Whether the value must be worked out: a quarter to seven, 差一刻七点, the 3rd of May 2027."""
 
 
 def table(ways: Mapping[int, str]) -> tuple[Spoken, ...]:
