@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from leveret.kernels.native.library import native_for, pointer, size
 
-PAGE = 4096
+PAGE = max(4096, mmap.PAGESIZE)
 """Bytes."""
 
 GRAM_PART = 1 << 15

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-PAGE = 4096
-"""Bytes: a multiple of the block of every usual disk."""
+PAGE = max(4096, mmap.PAGESIZE)
+"""Bytes: a multiple of the block of every usual disk, and of what the cache holds as one, so that no part of the cache
+has both kinds of writing in it."""
 
 STAGE = 1 << 20
 """Bytes of the buffer that each writing thread has for content that does not begin at a page."""
