@@ -28,11 +28,11 @@ PEERS = {
 """Of scripts whose peer is not transformers."""
 
 
-def quick_figures(script: Path, folder: Path) -> dict[str, Any]:
+def quick_figures(script: Path, folder: Path, *words: str) -> dict[str, Any]:
     """What a script writes when it is only to show that it works."""
     file = folder / "figures.json"
     done = subprocess.run(
-        [sys.executable, str(script), "--quick", "--json", str(file)],
+        [sys.executable, str(script), "--quick", "--json", str(file), *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -59,6 +59,16 @@ def test_a_script_runs_and_both_sides_do_the_same(script: Path, tmp_path: Path) 
         assert 0 < low <= work["ratio"] <= high
     assert min(figures["peak_memory_bytes"].values()) > 0
     assert figures["machine"]["llama_cpp_python" if peer == "llama_cpp" else peer]
+
+
+@pytest.mark.slow
+def test_merges_are_compared_as_commands_too(tmp_path: Path) -> None:
+    pytest.importorskip("mergekit", reason="the peer of this benchmark")
+    figures = quick_figures(BENCHMARKS / "merge_cpu.py", tmp_path, "--commands", "--methods", "linear")
+    assert set(figures["checks"].values()) == {"yes"}
+    assert list(figures["works"]) == ["linear"]
+    # That of the commands: the processes that start them hold less.
+    assert min(figures["peak_memory_bytes"].values()) > 150 * 2**20
 
 
 @pytest.mark.slow
