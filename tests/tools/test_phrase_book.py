@@ -172,7 +172,7 @@ def test_a_lesson_is_more_often_worked_out_and_never_held_out(phone_book: Phrase
         lessons = [phone_book.draw_lesson(kind, rng) for _ in range(6000)]
         tested = {phone_book.draw_value(kind, rng, held_out=True).surface for _ in range(3000)}
         often, seldom = (sum(one.calculated for one in drawn) for drawn in (lessons, plain))
-        assert 1.5 * seldom < often < 4.5 * seldom
+        assert 2 * seldom < often < 7 * seldom  # four draws; of few, the two counts scatter
         assert not tested & {one.surface for one in lessons}
 
 
