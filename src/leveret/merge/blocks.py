@@ -1,4 +1,4 @@
-"""A tensor is merged in blocks of a quarter of a million values or a million, several at a time, each in a thread.
+"""A tensor is merged in blocks of a quarter or half of a million values, several at a time, each in a thread.
 
 A thread reads its block of every model, merges it in float32, rounds once, and writes. What a merge needs in
 memory is therefore a few blocks for each thread, whatever the size of the models or of their largest tensor (`ties`
