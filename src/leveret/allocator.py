@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import platform
 from collections.abc import Iterator
 
 from leveret.console import Console
+
+PAGE = max(4096, mmap.PAGESIZE)
+"""Bytes of a page: of memory, of what the system's cache holds as one, and a multiple of the block of usual disks."""
 
 # Options of malloc.h, with the values that keep all, and those that reuse blocks of a usual size.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leveret.weights.direct import PAGE, STAGE, DirectFile, PlainFile
+from leveret.allocator import PAGE
+from leveret.weights.direct import STAGE, DirectFile, PlainFile
 from leveret.weights.writer import WeightWriter
 
 CONTENT = random.Random(7).randbytes(3 * STAGE + 5 * PAGE + 123)

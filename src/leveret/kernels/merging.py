@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from leveret.allocator import PAGE
 from leveret.kernels.native.library import native_for, pointer, size
-
-PAGE = max(4096, mmap.PAGESIZE)
-"""Bytes."""
 
 GRAM_PART = 1 << 15
 """Values that `plain_gram_matrix` takes at a time."""

@@ -3,8 +3,8 @@
 A plain write copies into the cache, page by page, and the flush that makes a file durable then waits until the disk has
 all of it. Linux writes from the caller's memory at once if a file is opened with O_DIRECT and if memory, place and
 length are multiples of a page. So what lies in whole pages goes straight to the disk, by way of an aligned buffer where
-memory is not, and the rest of a piece, less than a page at each end, the plain way. Where there is no O_DIRECT (other
-systems, file systems in memory) everything goes the plain way: the file is the same.
+memory is not, and the rest of a piece, less than a page at each end, the plain way: no page is written both ways. Where
+there is no O_DIRECT (other systems, file systems in memory) everything goes the plain way: the file is the same.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-PAGE = max(4096, mmap.PAGESIZE)
-"""Bytes: a multiple of the block of every usual disk, and of what the cache holds as one, so that no part of the cache
-has both kinds of writing in it."""
+from leveret.allocator import PAGE
 
 STAGE = 1 << 20
 """Bytes of the buffer that each writing thread has for content that does not begin at a page."""

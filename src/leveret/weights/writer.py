@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leveret.allocator import PAGE
 from leveret.paths import atomic_write
-from leveret.weights.direct import PAGE, DirectFile, PlainFile
+from leveret.weights.direct import DirectFile, PlainFile
 from leveret.weights.file_values import DTYPES
 from leveret.weights.save import INDEX, SHARD_BYTES
 
