@@ -79,7 +79,7 @@ def _without_named(
     out = round(sum(row * sources[number].weight for number in named if number < len(sources)))
     notes = [f"{len(named):,} rows named in exclude_rows are not counted"] if named else []
     if records := len(keys) - len(named):
-        notes.append(f"{records:,} records named in exclude_rows are counted still: how long they are is not known")
+        notes.append(f"{records:,} records named in exclude_rows may be counted still: how long they are is not known")
     return max(0, tokens - out), notes
 
 
