@@ -6,13 +6,12 @@ Two random bf16 models of 1.1 billion parameters (hidden 2048, 22 layers, 32/4 h
 methods that need one, and a merged model on the disk: all between is on the clock, reading and writing included, and
 what was written is flushed to the disk on both sides before the clock stops. Importing is not, but with --commands,
 which times `leveret merge` and `mergekit-yaml` as commands from start to end. mergekit (pip install mergekit) runs
-through its `run_merge`, with `lazy_unpickle`, `low_cpu_memory` and `async_write` (the quickest of its options on a
-CPU), without card and tokenizer; as its
-examples do in `dtype: bfloat16` (sums in bf16), or with --float32 in `dtype: float32` and `out_dtype: bfloat16` (sums
-as ours). Every method has processes of its own, so each peak is one method's; shown is the highest. Where the disk is
-slow, both wait for it: so writing as many bytes and flushing them, with nothing to merge, is timed afterwards, past the
-system's cache and through it, and it is told what each side had to read from the disk because the system's cache no
-longer held it. With --folder in memory (/dev/shm) the disk has no part in it.
+through its `run_merge`, with `lazy_unpickle`, `low_cpu_memory` and `async_write` (by its help the faster way to write),
+without card and tokenizer; as its examples do in `dtype: bfloat16` (sums in bf16), or with --float32 in `dtype:
+float32` and `out_dtype: bfloat16` (sums as ours). Every method has processes of its own, so each peak is one method's;
+shown is the highest. Where the disk is slow, both wait for it: so writing as many bytes and flushing them, with nothing
+to merge, is timed afterwards, past the system's cache and through it, and it is told what each side had to read from
+the disk because the system's cache no longer held it. With --folder in memory (/dev/shm) the disk has no part in it.
 Results: all tensors are compared, within the rounding of the peer's sums. For ties, so many values may differ by more:
 the peer keeps exactly k of equal magnitudes, ours all of them, and votes may hang on a rounding.
 """
