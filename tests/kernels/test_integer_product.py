@@ -18,6 +18,8 @@ from leveret.kernels.integer_product import (
     round_compiled,
     round_plain,
     rounded_activations,
+    stored_words,
+    words_in_tiles,
 )
 from leveret.kernels.native import library
 
@@ -107,11 +109,13 @@ def test_words_that_lie_along_the_inputs_are_packed_without_unpacking(bits: int,
     weight = some_weight(bits, outputs=outputs)
     fields = weight.levels_OI.T.reshape(320 * bits // 32, 32 // bits, outputs).int()
     words = sum((fields[:, j] << bits * j for j in range(1, 32 // bits)), start=fields[:, 0]).int()
-    mine, theirs = pack_words(words, weight.scales_GO, weight.zeros_GO, bits=bits), pack_compiled(weight)
+    mine = pack_words(words_in_tiles(words), weight.scales_GO, weight.zeros_GO, bits=bits)
+    theirs = pack_compiled(weight)
     assert theirs is not None and mine.zeros is not None and theirs.zeros is not None
     assert torch.equal(mine.words, theirs.words) and torch.equal(mine.scales, theirs.scales)
     assert torch.equal(mine.zeros, theirs.zeros)
     assert (mine.in_features, mine.out_features, mine.order) == (320, outputs, None)
+    assert torch.equal(stored_words(mine.words, outputs), words)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])

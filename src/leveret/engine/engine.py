@@ -186,7 +186,8 @@ class Engine(Backend):
         if self._runner is None or now != self._fingerprint:
             size = self._config.cache_block_tokens
             make = InvariantRunner if self._config.batch_invariant else Runner
-            self._fingerprint, self._runner = now, make(self._model, num_blocks=self._num_blocks, block_tokens=size)
+            self._runner = make(self._model, num_blocks=self._num_blocks, block_tokens=size)
+            self._fingerprint = fingerprint(self._model)  # quantized Linears may have changed what they hold
             self._scheduler.pool.forget_all()
         return self._runner
 

@@ -96,9 +96,26 @@ def pack_compiled(weight: GroupedIntegers, activations: Activations = "exact") -
 def pack_words(
     words: Tensor, scales: Tensor, zeros: Tensor, *, bits: int, activations: Activations = "exact"
 ) -> CompiledWeight:
-    """A weight whose levels already lie along the inputs in words (I * bits / 32, O), and whose groups are in order.
+    """A weight from its words in tiles (`words_in_tiles`), if its groups are in order.
 
-    A tile is then a strip of columns, and nothing is unpacked. scales, zeros: (G, O), as in `GroupedIntegers`.
+    scales, zeros: (G, O), as in `GroupedIntegers`.
+    """
+    return CompiledWeight(
+        words=words,
+        scales=_in_tiles(scales.to(torch.float16)),
+        zeros=None if bool((zeros == 2 ** (bits - 1)).all()) else _in_tiles(zeros.to(torch.uint8)),
+        order=None,
+        bits=bits,
+        in_features=words.shape[1] * 32 // bits,
+        out_features=scales.shape[1],
+        activations=activations,
+    )
+
+
+def words_in_tiles(words: Tensor) -> Tensor:
+    """Words whose levels lie along the inputs (I * bits / 32, O) -> the words of CompiledWeight.
+
+    A tile is a strip of columns, and nothing is unpacked. `stored_words` is the inverse.
     """
     rows, outputs = words.shape
     tiles = torch.empty((-(-outputs // TILE), rows, TILE), dtype=torch.int32)
@@ -107,16 +124,12 @@ def pack_words(
     if outputs % TILE:
         tiles[whole] = 0
         tiles[whole, :, : outputs % TILE] = words[:, whole * TILE :]
-    return CompiledWeight(
-        words=tiles,
-        scales=_in_tiles(scales.to(torch.float16)),
-        zeros=None if bool((zeros == 2 ** (bits - 1)).all()) else _in_tiles(zeros.to(torch.uint8)),
-        order=None,
-        bits=bits,
-        in_features=rows * 32 // bits,
-        out_features=outputs,
-        activations=activations,
-    )
+    return tiles
+
+
+def stored_words(tiles: Tensor, outputs: int) -> Tensor:
+    """The words of CompiledWeight -> those of the first `outputs` outputs, (I * bits / 32, O)."""
+    return tiles.transpose(0, 1).flatten(1)[:, :outputs].contiguous()
 
 
 def round_compiled(weight: Tensor, *, group_size: int = LONGEST_BLOCK) -> CompiledWeight:

@@ -40,9 +40,11 @@ from leveret.kernels.integer_product import (
     multiply_compiled,
     pack_compiled,
     pack_words,
+    words_in_tiles,
 )
 from leveret.precision.awq_layout import AwqStorage
 from leveret.precision.gptq_layout import GptqStorage
+from leveret.precision.held_once import HeldOnce
 from leveret.precision.rounding import check_group_size, round_to_nearest
 
 Product = Literal["copy", "packed", "plain"]
@@ -60,17 +62,17 @@ PACKED_DTYPES = (torch.bfloat16,)
 FEW_ROWS = 8
 """Up to so many rows the packed product was faster than a working copy, on a CPU with AVX-512 and small matrices."""
 
-CHECKED_OUTPUTS = 64
+CHECKED_OUTPUTS = 16
 """So many outputs of a packed product are compared with the plain one before it is used."""
 
 logger = logging.getLogger(__name__)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(HeldOnce):
     """Weight-only quantized Linear; `Int4Linear` and `Int8Linear` say how many bits."""
 
     bits: ClassVar[int]
-    qweight: torch.Tensor
+    computed = ("_written_out", "_prepacked")
     qzeros: torch.Tensor
     scales: torch.Tensor
     g_idx: torch.Tensor
@@ -131,6 +133,7 @@ class QuantizedLinear(nn.Module):
 
     def fill(self, weight: GroupedIntegers) -> None:
         """Store this weight."""
+        self.words = None
         for name, tensor in self.storage.pack(weight).items():
             setattr(self, name, tensor)
 
@@ -184,7 +187,7 @@ class QuantizedLinear(nn.Module):
         return packed if isinstance(packed, CompiledWeight) else None
 
     def _device(self) -> torch.device:
-        return torch.device("cpu") if self.qweight.is_meta else self.qweight.device
+        return torch.device("cpu") if self.scales.is_meta else self.scales.device
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -199,13 +202,12 @@ class QuantizedLinear(nn.Module):
 
     def _packed(self, dtype: torch.dtype) -> Packed | None:
         """The weight as the kernels or operators want it; None when they refuse it or their product differs."""
-        key = (dtype, self.activations, *self._versions())
-        if self._prepacked is None or self._prepacked[0] != key:
+        if self._prepacked is None or self._prepacked[0] != (dtype, self.activations, *self._versions()):
             packed, error = (None, 0.0) if self.packed_refusal() else self._prepack(dtype)
             if error > PACKED_TOLERANCE[dtype]:
                 logger.warning("packed int%d product is off by %.2g and is not used", self.bits, error)
                 packed = None
-            self._prepacked = (key, packed)
+            self._prepacked = ((dtype, self.activations, *self._versions()), packed)
         return self._prepacked[1]
 
     @torch.no_grad()
@@ -217,40 +219,49 @@ class QuantizedLinear(nn.Module):
         if packed is None and self.storage.desc_act:
             return None, 0.0
         packed = packed or prepack(self.integers(), dtype)
-        row = torch.linspace(-1, 1, self.in_features, device=self.qweight.device).cos().to(dtype).unsqueeze(0)
+        row = torch.linspace(-1, 1, self.in_features, device=self.scales.device).cos().to(dtype).unsqueeze(0)
         wanted = matmul_plain(row, self._first_outputs()).float()
         found = _multiply(row, packed)[:, : wanted.shape[1]].float()
         return packed, float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
 
+    def can_be_tiled(self) -> bool:
+        """Whether the words of the file are those that the compiled kernels read, but for their order."""
+        plain = isinstance(self.storage, GptqStorage) and not self.storage.desc_act
+        return plain and self.compiled_refusal() is None
+
     def _as_it_lies(self) -> CompiledWeight | None:
-        """The words of the GPTQ layout are those of the compiled kernels, if the groups are in order."""
-        if not isinstance(self.storage, GptqStorage):
-            return None
+        """The stored words, if groups are in order; from now on they are held as the kernels read them."""
         inputs = torch.arange(self.in_features, dtype=torch.int32)
-        if not torch.equal(self.g_idx, inputs // (self.storage.group_size or self.in_features)):
+        if not isinstance(self.storage, GptqStorage) or not torch.equal(
+            self.g_idx, inputs // (self.storage.group_size or self.in_features)
+        ):
             return None
+        if (words := self.held_for_kernels) is None:
+            words = words_in_tiles(self.qweight)
+            self.hold_for_kernels(words)
         zeros = self.storage.zero_points(self.qzeros)
-        return pack_words(self.qweight, self.scales, zeros, bits=self.bits, activations=self.activations)
+        return pack_words(words, self.scales, zeros, bits=self.bits, activations=self.activations)
 
     def _first_outputs(self) -> GroupedIntegers:
         """The stored weight of the first outputs, which say as much about a kernel as all of them."""
         if not isinstance(self.storage, GptqStorage):
             return self.integers()
         count = min(CHECKED_OUTPUTS, self.out_features)
-        part = {name: getattr(self, name) for name in self._stored}
-        part |= {"qweight": self.qweight[:, :count], "scales": self.scales[:, :count]}
+        words = self.held_for_kernels
+        first = self.qweight[:, :count] if words is None else words[0, :, :count]
+        part = {"qweight": first, "scales": self.scales[:, :count], "g_idx": self.g_idx}
         part["qzeros"] = self.qzeros[:, : count * self.bits // 32]
         return self.storage.unpack(part)
 
     def _versions(self) -> tuple[Any, ...]:
         """Changes whenever a stored tensor is replaced or written to, so that nothing stale is multiplied."""
-        stored = [getattr(self, name) for name in self._stored]
-        return tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in stored)
+        held = [self.held_for_kernels, *(self._buffers[name] for name in self._stored)]
+        return tuple((id(each), 0 if each is None or each.is_inference() else each._version) for each in held)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Move with the model, but keep scales in float16: `model.to(torch.bfloat16)` must not round them."""
         scales = self.scales
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if self.scales.dtype != torch.float16:
             moved = self.scales
             self.scales = moved.to(torch.float16) if scales.is_meta else scales.to(moved.device)

@@ -1,13 +1,20 @@
-"""Values of a file as tensors: `pread` into a tensor of their own, nothing mapped; and the formats' names of dtypes."""
+"""Values of a file as tensors: `pread` into a tensor of their own, nothing mapped; and the formats' names of dtypes.
+
+Where a library maps a file, what was read of it counts as this process's memory until it is let go.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from leveret.allocator import PAGE
 from leveret.errors import CorruptedFile
 from leveret.weights.bin_file import BinTensor
 
@@ -40,3 +47,16 @@ def read_bin_tensor(handle: int, path: Path, tensor: BinTensor) -> Tensor:
     if tensor.contiguous:
         return values.reshape(tensor.shape)
     return values.as_strided(tensor.shape, tensor.stride).contiguous()
+
+
+def let_go_of_pages(tensor: Tensor) -> None:
+    """Say that the pages under a view of a mapped file are not needed now; whoever reads them again maps them again.
+
+    They stay in the system's cache. Only for what nobody has written to: a private mapping would forget it.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    first = -(-tensor.data_ptr() // PAGE) * PAGE
+    length = (tensor.data_ptr() + tensor.nbytes - first) // PAGE * PAGE
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

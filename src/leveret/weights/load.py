@@ -18,6 +18,7 @@ from torch import Tensor
 
 from leveret.errors import ConfigError, UnexpectedWeights, WeightsError
 from leveret.hub import is_adapter, model_under
+from leveret.kernels.integer_product import words_in_tiles
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
@@ -25,6 +26,7 @@ from leveret.model.meta import shapes_only
 from leveret.model.token_rows import fold_rows
 from leveret.precision.at_load import quantize_in_memory
 from leveret.precision.int8_table import write_out_table
+from leveret.precision.linear import QuantizedLinear
 from leveret.precision.swap import prepare_quantized
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.fingerprint import fingerprint_of
@@ -116,6 +118,8 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
         if stored not in held:
             continue
         for name, part in split(tensor, held[stored], shapes, label=f"{stored} in {directory / file}").items():
+            if device.type == "cpu" and _hold_tiled(model, name, part):
+                continue
             keep = part.dtype if wanted is None else wanted
             kind = keep if name in parameters else places[name].dtype
             # A copy, never a view of the mapped file: the file may be replaced while the model lives.
@@ -135,6 +139,16 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
     for name, parameter in model.named_parameters():
         if parameter.dtype != embedding.dtype:
             assign(model, name, parameter.detach().to(embedding.dtype))
+
+
+def _hold_tiled(model: Decoder, name: str, part: Tensor) -> bool:
+    """Whether a tensor is the words of a quantized Linear; then they are copied straight into the kernels' order."""
+    owner, _, attribute = name.rpartition(".")
+    linear = model.get_submodule(owner)
+    if attribute != "qweight" or not isinstance(linear, QuantizedLinear) or not linear.can_be_tiled():
+        return False
+    linear.hold_for_kernels(words_in_tiles(part))
+    return True
 
 
 def _config_file(path: Path) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from leveret.errors import CorruptedFile, MissingWeights, UnexpectedWeights
 from leveret.weights.bin_file import BIN_SUFFIXES, open_bin, refuse_pointer
-from leveret.weights.file_values import read_bin_tensor
+from leveret.weights.file_values import let_go_of_pages, read_bin_tensor
 
 CANDIDATES = ("model.safetensors", "pytorch_model.bin")
 """Single files looked for, in this order; each may also be sharded, with an index beside it."""
@@ -141,6 +141,7 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
             except SafetensorError as error:
                 raise _corrupted(path, error) from error
             yield name, tensor
+            let_go_of_pages(tensor)
 
 
 def _corrupted(path: Path, error: Exception) -> CorruptedFile:
