@@ -154,10 +154,10 @@ class Engine(Backend):
         best = likeliest(logits) if any(turn.row.sampler.plain for turn in turns) else []
         progress, counts, at = [], self._counts, 0
         for turn, count in zip(turns, wanted, strict=True):
-            row, own, at = turn.row, slice(at, at + count), at + count
+            row, first, at = turn.row, at, at + count
             if row.num_pending > 1 or not row.num_generated:
                 counts["prefill"] += turn.count
-            ids, right = _choose(turn, logits[own], best[own]) if count else ([], 0)
+            ids, right = _choose(turn, logits, best, first) if count else ([], 0)
             self._scheduler.fed(row, turn.count + right)
             if count:
                 counts["generated"] += len(ids)
@@ -216,15 +216,18 @@ class Engine(Backend):
         return str(planned).encode() if self._model.config.rope.kind == "dynamic" else b""
 
 
-def _choose(turn: Turn, logits: Tensor, likeliest: Sequence[int]) -> tuple[list[int], int]:
+def _choose(turn: Turn, logits: Tensor, likeliest: Sequence[int], first: int = 0) -> tuple[list[int], int]:
     """The ids that a row appends, and how many of its draft were among them in the right places.
+
+    Its logits, and of each the likeliest id, are those from place `first` on.
 
     The row chooses after each id as it always does; a draft that says the same has only saved a step. So whatever is
     drafted, the row takes the ids, draws the numbers and follows the distribution that it would without.
     """
     row, taken, right = turn.row, list[int](), 0
     while row.finish_reason is None and right == len(taken):
-        taken += row.take(likeliest[right] if row.sampler.plain else row.sampler.choose(logits[right]))
+        place = first + right
+        taken += row.take(likeliest[place] if row.sampler.plain else row.sampler.choose(logits[place]))
         while right < min(len(taken), len(turn.draft)) and taken[right] == turn.draft[right]:
             right += 1
     return taken, right

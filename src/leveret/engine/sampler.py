@@ -46,17 +46,14 @@ class RowSampler:
         self._seen = set(prompt_ids) if params.repetition_penalty != 1 else None
         penalized = params.presence_penalty != 0 or params.frequency_penalty != 0
         self._counts: Counter[int] | None = Counter() if penalized else None
+        changed = self._seen is not None or penalized or params.logit_bias or params.banned_ids
+        self.plain = params.greedy and not changed and constraint is None and self._record is None
+        """True when choosing is nothing but argmax, which the engine does for all such rows at once."""
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(params.seed)
-
-    @property
-    def plain(self) -> bool:
-        """True when choosing is nothing but argmax, which the engine does for all such rows at once."""
-        changed = self._seen is not None or self._counts is not None or self._params.logit_bias or len(self._banned)
-        return self._params.greedy and not changed and self._constraint is None and self._record is None
 
     def fork(self) -> RowSampler:
         """A sampler for guesses: it chooses as this one would from here on, without the constraint and the record."""

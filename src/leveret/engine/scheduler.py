@@ -183,6 +183,8 @@ class Scheduler:
 
     def _make_room(self, row: Row, count: int) -> bool:
         """Give the row blocks for `count` more tokens, those of younger rows if need be; False: not now."""
+        if not self._num_missing(row, count):
+            return True
         while not self._has_room(row, count):
             youngest = self.running[-1]
             if youngest is row:

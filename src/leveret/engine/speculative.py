@@ -59,6 +59,8 @@ class Speculation:
         if not self._guessers or not rows:
             return {}
         each = min(MOST_GUESSES, STEP_TOKENS // len(rows) - 1)
+        if each <= 0:
+            return {}
         most: dict[Row, int] = {}
         for row in rows:
             left = row.request.params.max_tokens - row.num_generated - 1
@@ -72,7 +74,8 @@ class Speculation:
 
     def learn(self, row: Row, guessed: int, right: int) -> None:
         """How many of a row's guesses were right in this step; 0 of 0 when there were none."""
-        self._pace(row).learn(guessed, right)
+        if row in self._paces:
+            self._paces[row].learn(guessed, right)
 
     def drop(self, row: Row) -> None:
         """The row has ended."""
@@ -81,7 +84,9 @@ class Speculation:
             guesser.drop(row)
 
     def _pace(self, row: Row) -> Pace:
-        return self._paces.setdefault(row, Pace())
+        if row not in self._paces:
+            self._paces[row] = Pace()
+        return self._paces[row]
 
 
 class Pace:

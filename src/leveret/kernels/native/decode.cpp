@@ -8,8 +8,7 @@
 
 namespace {
 
-constexpr int64_t HEADS = 4;  // that read a key together
-constexpr int64_t LINE = 32;  // numbers of bfloat16 in a line of the cache
+constexpr int64_t HEADS = 4;  // that read a value together
 constexpr int64_t FEW = 8, FEW_DENSE = 4;  // rows: up to here integers, and bfloat16 weights, are multiplied as they lie
 
 struct Linear {
@@ -45,19 +44,15 @@ struct Places {
         return ((block * shape.groups + group) * tokens + token % tokens) * shape.width;
     }
 
-    // Calls use(first token, one past the last, their numbers) for each piece of [first, end) that lies together in
-    // `cache`. The next piece is fetched meanwhile: it lies somewhere else, where no processor would look by itself.
+    // Calls use(first token, one past the last, their numbers in a group) for each block that holds some of [first, end).
+    // The other groups' numbers follow those, so whoever reads several groups at once reads what lies together.
     template <class Use>
     void pieces(const Shape& shape, const bfloat16* cache, int64_t row, int64_t group, int64_t first, int64_t end,
                 Use use) const {
-        const bfloat16* here = cache + at(shape, row, group, first);
         while (first < end) {
             int64_t next = std::min(end, (first / tokens + 1) * tokens);
-            const bfloat16* there = next < end ? cache + at(shape, row, group, next) : here;
-            for (int64_t i = 0; i < std::min(tokens, end - next) * shape.width; i += LINE) __builtin_prefetch(there + i);
-            use(first, next, here);
+            use(first, next, cache + at(shape, row, group, first));
             first = next;
-            here = there;
         }
     }
 };
@@ -81,13 +76,13 @@ struct Rows {
 
 struct Scratch {
     std::vector<word> right;
-    std::vector<float> sums, more_sums, scores, turned, mixed, shares;
-    std::vector<bfloat16> halves;
+    std::vector<float> sums, more_sums, scores, mixed, shares;
+    std::vector<bfloat16> turned;
 
-    Scratch(int64_t rows, int64_t heads_of_group, int64_t width, int64_t keys)
+    Scratch(int64_t rows, int64_t heads, int64_t width, int64_t keys)
         : right(size_t(PART / 2 * TILE)), sums(size_t(round_up(rows, ROW_PADDING) * TILE)), more_sums(sums.size()),
-          scores(size_t(heads_of_group * round_up(keys, LANES))), turned(size_t(heads_of_group * width)),
-          mixed(turned.size()), shares(size_t(heads_of_group)), halves(size_t(width)) {}
+          scores(size_t(heads * round_up(keys, LANES))), mixed(size_t(heads * width)), shares(size_t(heads)),
+          turned(mixed.size()) {}
 };
 
 // sums (R, TILE): `count` outputs of a bfloat16 weight, from `weight` on, for x (R, inputs).
@@ -189,80 +184,89 @@ void keep(const Shape& shape, const Layer& layer, int64_t place, const bfloat16*
     std::memcpy(layer.values + place, value, size_t(shape.width) * sizeof(bfloat16));
 }
 
-// What H heads, queries (H, width), give to one key: out[h * stride].
+// What one query gives to up to LANES keys that lie together: out[s].
+void score(const bfloat16* keys, int64_t count, const bfloat16* query, int64_t width, float factor, float* out) {
+    floats parts[LANES];
+    for (int64_t s = 0; s < LANES; s++) parts[s] = parts_of_dot(keys + std::min(s, count - 1) * width, query, width);
+    floats scores = sums_of(parts) * factor;
+    if (count == LANES) return store(scores, out);
+    for (int64_t s = 0; s < count; s++) out[s] = scores[s];
+}
+
+// The same values for H heads, T registers of them: sums (H, width) += scores (H, stride)[s] * values (s, :).
+template <int H, int T>
+void mix_registers(const bfloat16* values, int64_t count, const float* scores, int64_t stride, int64_t width, float* sums) {
+    floats parts[H][T];
+    for (int h = 0; h < H; h++)
+        for (int n = 0; n < T; n++) parts[h][n] = load(sums + h * width + n * LANES);
+    for (int64_t s = 0; s < count; s++) {
+        floats value[T];
+        for (int n = 0; n < T; n++) value[n] = load(values + s * width + n * LANES);
+        for (int h = 0; h < H; h++)
+            for (int n = 0; n < T; n++) parts[h][n] += scores[h * stride + s] * value[n];
+    }
+    for (int h = 0; h < H; h++)
+        for (int n = 0; n < T; n++) store(parts[h][n], sums + h * width + n * LANES);
+}
+
 template <int H>
-void score(const bfloat16* key, const float* queries, int64_t width, float factor, float* out, int64_t stride) {
-    floats sums[H] = {};
-    for (int64_t i = 0; i < width; i += LANES) {
-        floats part = load(key + i);
-        for (int h = 0; h < H; h++) sums[h] += part * load(queries + h * width + i);
-    }
-    for (int h = 0; h < H; h++) out[h * stride] = sum_of(sums[h]) * factor;
-}
-
-// sum (width) += scores[s] * values (s, :). A few registers of the sum stay where they are for all values.
-void mix(const bfloat16* values, int64_t count, const float* scores, int64_t width, float* sum) {
-    constexpr int TOGETHER = 4;
+void mix(const bfloat16* values, int64_t count, const float* scores, int64_t stride, int64_t width, float* sums) {
+    constexpr int T = LANES == 16 ? 4 : 2;  // as many as there are registers for
     int64_t i = 0;
-    for (; i + TOGETHER * LANES <= width; i += TOGETHER * LANES) {
-        floats parts[TOGETHER];
-        for (int n = 0; n < TOGETHER; n++) parts[n] = load(sum + i + n * LANES);
-        for (int64_t s = 0; s < count; s++)
-            for (int n = 0; n < TOGETHER; n++) parts[n] += scores[s] * load(values + s * width + i + n * LANES);
-        for (int n = 0; n < TOGETHER; n++) store(parts[n], sum + i + n * LANES);
-    }
-    for (; i < width; i += LANES) {
-        floats part = load(sum + i);
-        for (int64_t s = 0; s < count; s++) part += scores[s] * load(values + s * width + i);
-        store(part, sum + i);
-    }
+    for (; i + T * LANES <= width; i += T * LANES) mix_registers<H, T>(values + i, count, scores, stride, width, sums + i);
+    for (; i < width; i += LANES) mix_registers<H, 1>(values + i, count, scores, stride, width, sums + i);
 }
 
-// The heads of one group of one row read the cache, in which the new key and value are already.
-void attend(const Shape& shape, const Layer& layer, const Places& places, int64_t position, int64_t row, int64_t group,
-            const bfloat16* query, const bfloat16* cos, const bfloat16* signed_sin, Scratch& scratch, Rows& out) {
-    int64_t width = shape.width, heads = shape.heads / shape.groups;
-    int64_t first = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0, count = position + 1 - first;
+// For all heads: a few at a time, so that each value is read once for these.
+void mix_heads(int64_t heads, const bfloat16* values, int64_t count, const float* scores, int64_t stride, int64_t width,
+               float* sums) {
+    decltype(&mix<1>) ways[HEADS] = {mix<1>, mix<2>, mix<3>, mix<4>};
+    for (int64_t h = 0; h < heads; h += HEADS)
+        ways[std::min(HEADS, heads - h) - 1](values, count, scores + h * stride, stride, width, sums + h * width);
+}
+
+// The softmax of a row of scores but for its sum, whose inverse it returns.
+float soften(float* scores, int64_t count) {
     int64_t stride = round_up(count, LANES);
-    for (int64_t h = 0; h < heads; h++) {
-        turn(query + h * width, cos, signed_sin, width, scratch.halves.data());
-        for (int64_t i = 0; i < width; i += LANES) store(load(scratch.halves.data() + i), scratch.turned.data() + h * width + i);
+    std::fill(scores + count, scores + stride, -INFINITY);
+    floats tops = all(-INFINITY), sums{};
+    for (int64_t s = 0; s < stride; s += LANES) tops = larger(load(scores + s), tops);
+    float highest = highest_of(tops);
+    for (int64_t s = 0; s < stride; s += LANES) {
+        floats chance = exponential(load(scores + s) - highest);
+        store(chance, scores + s);
+        sums += chance;
     }
-    float factor = 1.0f / std::sqrt(float(width));
-    int64_t end = position + 1;
+    return 1.0f / sum_of(sums);
+}
+
+// The heads of some groups of one row, from `group` on, read the cache, in which the new key and value are already.
+void attend(const Shape& shape, const Layer& layer, const Places& places, int64_t position, int64_t row, int64_t group,
+            int64_t groups, const bfloat16* query, const bfloat16* cos, const bfloat16* signed_sin, Scratch& scratch,
+            Rows& out) {
+    int64_t width = shape.width, of_group = shape.heads / shape.groups, heads = groups * of_group;
+    int64_t first = shape.window > 0 ? std::max<int64_t>(0, position - shape.window + 1) : 0, end = position + 1;
+    int64_t count = end - first, stride = round_up(count, LANES), apart = places.tokens * width;
+    bfloat16* turned = scratch.turned.data();
+    float *scores = scratch.scores.data(), *mixed = scratch.mixed.data(), factor = 1.0f / std::sqrt(float(width));
+    for (int64_t h = 0; h < heads; h++) turn(query + h * width, cos, signed_sin, width, turned + h * width);
     places.pieces(shape, layer.keys, row, group, first, end, [&](int64_t from, int64_t to, const bfloat16* keys) {
-        for (int64_t s = from; s < to; s++, keys += width)
-            for (int64_t h = 0; h < heads;) {
-                const float* queries = scratch.turned.data() + h * width;
-                float* scores = scratch.scores.data() + h * stride + s - first;
-                bool several = h + HEADS <= heads;
-                (several ? score<HEADS> : score<1>)(keys, queries, width, factor, scores, stride);
-                h += several ? HEADS : 1;
-            }
-    });
-    for (int64_t h = 0; h < heads; h++) {
-        float* scores = scratch.scores.data() + h * stride;
-        std::fill(scores + count, scores + stride, -INFINITY);
-        floats tops = all(-INFINITY), sums{};
-        for (int64_t s = 0; s < stride; s += LANES) tops = larger(load(scores + s), tops);
-        float highest = highest_of(tops);
-        for (int64_t s = 0; s < stride; s += LANES) {
-            floats chance = exponential(load(scores + s) - highest);
-            store(chance, scores + s);
-            sums += chance;
-        }
-        scratch.shares[size_t(h)] = 1.0f / sum_of(sums);
-    }
-    std::fill(scratch.mixed.begin(), scratch.mixed.end(), 0.0f);
-    places.pieces(shape, layer.values, row, group, first, end, [&](int64_t from, int64_t to, const bfloat16* values) {
         for (int64_t h = 0; h < heads; h++)
-            mix(values, to - from, scratch.scores.data() + h * stride + from - first, width,
-                scratch.mixed.data() + h * width);
+            for (int64_t s = from; s < to; s += LANES)
+                score(keys + h / of_group * apart + (s - from) * width, std::min<int64_t>(LANES, to - s), turned + h * width,
+                      width, factor, scores + h * stride + s - first);
+    });
+    for (int64_t h = 0; h < heads; h++) scratch.shares[size_t(h)] = soften(scores + h * stride, count);
+    std::fill(mixed, mixed + heads * width, 0.0f);
+    places.pieces(shape, layer.values, row, group, first, end, [&](int64_t from, int64_t to, const bfloat16* values) {
+        for (int64_t g = 0; g < groups; g++)
+            mix_heads(of_group, values + g * apart, to - from, scores + g * of_group * stride + from - first, stride, width,
+                      mixed + g * of_group * width);
     });
     for (int64_t h = 0; h < heads; h++)
         for (int64_t i = 0; i < width; i += LANES)
-            out.put(load(scratch.mixed.data() + h * width + i) * scratch.shares[size_t(h)],
-                    (row * shape.heads + group * heads + h) * width + i);
+            out.put(load(mixed + h * width + i) * scratch.shares[size_t(h)],
+                    (row * shape.heads + group * of_group + h) * width + i);
 }
 
 }  // namespace
@@ -280,6 +284,7 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
     int64_t hidden = shape.hidden, query_size = shape.heads * shape.width, key_size = shape.groups * shape.width;
     Places places{tables, blocks, block_tokens};
     int64_t longest = *std::max_element(positions, positions + rows) + 1;
+    int64_t together = rows >= 2 * threads ? shape.groups : 1;  // groups of a row: they lie side by side in each block
     Rows normed(rows, hidden, as_few), attended(rows, query_size, as_few), gated(rows, shape.intermediate, as_few);
     std::vector<bfloat16> query(size_t(rows * query_size)), key(size_t(rows * key_size)), value(size_t(rows * key_size));
     std::vector<bfloat16> added(size_t(rows * hidden));
@@ -288,7 +293,7 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
-        Scratch scratch(rows, shape.heads / shape.groups, shape.width, longest);
+        Scratch scratch(rows, together * (shape.heads / shape.groups), shape.width, longest);
         auto norm = [&](const bfloat16* more, const bfloat16* weight) {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < rows; row++)
@@ -337,10 +342,10 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
 #pragma omp for schedule(static)
                 for (int64_t task = 0; task < rows * shape.groups; task++) keep_one(task);
 #pragma omp for schedule(static)
-            for (int64_t task = 0; task < rows * shape.groups; task++) {
+            for (int64_t task = 0; task < rows * shape.groups; task += together) {
                 int64_t row = task / shape.groups, group = task % shape.groups;
                 if (rows == 1) keep_one(task);
-                attend(shape, layer, places, positions[row], row, group,
+                attend(shape, layer, places, positions[row], row, group, together,
                        query.data() + row * query_size + group * (query_size / shape.groups), cos + row * shape.width,
                        signed_sin + row * shape.width, scratch, attended);
             }

@@ -109,6 +109,41 @@ static inline float sum_of(floats values) {
 #endif
 }
 
+// The sum of each of LANES registers.
+static inline floats sums_of(const floats* parts) {
+#if defined(__AVX512F__)
+    // Two registers become one, of sums of neighbors, until one is left; the last two times whole quarters are neighbors.
+    auto pair = [](__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); };
+    auto quarters = [](__m512 a, __m512 b) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    };
+    __m512 fours[4];
+    for (int i = 0; i < 4; i++) {
+        const floats* four = parts + 4 * i;
+        fours[i] = pair(pair((__m512)four[0], (__m512)four[2]), pair((__m512)four[1], (__m512)four[3]));
+    }
+    return (floats)quarters(quarters(fours[0], fours[1]), quarters(fours[2], fours[3]));
+#else
+    floats sums;
+    for (int lane = 0; lane < LANES; lane++) sums[lane] = sum_of(parts[lane]);
+    return sums;
+#endif
+}
+
+// Numbers whose sum is the inner product of two rows of `width` numbers, a multiple of 32.
+static inline floats parts_of_dot(const bfloat16* a, const bfloat16* b, int64_t width) {
+#if defined(__AVX512BF16__)
+    __m512 parts = _mm512_setzero_ps();
+    for (int64_t i = 0; i < width; i += 32)
+        parts = _mm512_dpbf16_ps(parts, (__m512bh)_mm512_loadu_si512(a + i), (__m512bh)_mm512_loadu_si512(b + i));
+    return (floats)parts;
+#else
+    floats parts{};
+    for (int64_t i = 0; i < width; i += LANES) parts += load(a + i) * load(b + i);
+    return parts;
+#endif
+}
+
 static inline float highest_of(floats values) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)values);
