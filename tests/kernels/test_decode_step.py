@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -12,6 +13,8 @@ from leveret.engine.compiled_step import CompiledStep
 from leveret.model.cache import KVCache
 from leveret.model.config import ModelConfig, RopeConfig
 from leveret.model.decoder import Decoder
+from leveret.model.lora import LoraSettings, lora_modules
+from leveret.model.lora_targets import add_lora
 from leveret.model.paged_cache import Feed, PagedCache, PagedRows
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.linear import QuantizedLinear
@@ -189,6 +192,51 @@ def test_a_row_of_a_quantized_model_is_the_same_bits_in_any_company(build: str) 
 def test_other_shapes_and_conventions(changes: dict[str, object]) -> None:
     modules, compiled = agreement(a_decoder(dataclasses.replace(CONFIG, **changes)), [20, 4])
     assert 1e-4 < compiled < max(1.25 * modules, 5e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("weights", ["bfloat16", "int4"])
+@pytest.mark.parametrize("rows", [1, 3, 12])
+def test_an_adapter_is_added_on_the_way(build: str, weights: str, rows: int) -> None:
+    model = a_decoder()
+    if weights == "int4":
+        quantize_linears(model, GptqStorage(bits=4, group_size=32, symmetric=True), search=False)
+    wide = copy.deepcopy(model)
+    models = [model.to(torch.bfloat16), wide]
+    for each in models:
+        add_lora(each, LoraSettings(rank=5, alpha=20), ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"], seed=0)
+        for number, layer in enumerate(lora_modules(each.eval()).values()):
+            layer.lora_B.normal_(std=0.05, generator=torch.Generator().manual_seed(number))
+    step = CompiledStep.of(model)
+    assert step is not None
+    ids = torch.arange(3, 3 + rows)[:, None]
+    found = step(Paged(model, filled(model, [9] * rows)).feed(*ids.tolist())).double()
+    modules = model(ids, cache=filled(model, [9] * rows))[:, -1].double()
+    truth = wide(ids, cache=filled(wide, [9] * rows))[:, -1].double()
+    bare = step_without(model)(Paged(model, filled(model, [9] * rows)).feed(*ids.tolist())).double()
+    error, theirs = ((each - truth).norm() / truth.norm() for each in (found, modules))
+    assert (
+        error
+        < max(1.25 * theirs, 5e-3 if weights == "bfloat16" else 2.5e-2)
+        < 0.1 * (bare - truth).norm() / truth.norm()
+    )
+
+
+def step_without(model: Decoder) -> CompiledStep:
+    """The step of the model under an adapter."""
+    under = copy.deepcopy(model)
+    for name, layer in lora_modules(under).items():
+        under.set_submodule(name, layer.base)
+    step = CompiledStep.of(under)
+    assert step is not None
+    return step
+
+
+@torch.inference_mode()
+def test_an_adapter_that_is_no_plain_product_goes_through_the_modules() -> None:
+    model = a_decoder().to(torch.bfloat16)
+    add_lora(model, LoraSettings(rank=4, alpha=4, dora=True), ["q_proj"], seed=0)
+    assert CompiledStep.of(model.eval()) is None
 
 
 @torch.inference_mode()

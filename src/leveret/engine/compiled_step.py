@@ -2,8 +2,8 @@
 
 Between two tokens of a small model Python would start a few hundred operations of a few microseconds each. The compiled
 step (kernels/decode_step.py) reads the same weights and the same cache. It takes plain models: bfloat16 on a CPU, dense
-feed-forward blocks, Linears that are nn.Linear or quantized and nothing else (an adapter, a hook or an expert is
-somebody else's code, which must run). For the rest `Decoder.hidden` stays, which is also the step's twin.
+feed-forward blocks, Linears that are nn.Linear or quantized, with or without a LoRA, and nothing else (a hook or an
+expert is somebody else's code, which must run). For the rest `Decoder.hidden` stays, which is also the step's twin.
 """
 
 from __future__ import annotations
@@ -15,12 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leveret.kernels.decode_step import STEP, DecodeLayer, DecodeShape, DecodeStep, DecodeWeight, weight_refusal
+from leveret.kernels.decode_step import (
+    STEP,
+    DecodeLayer,
+    DecodeLinear,
+    DecodeShape,
+    DecodeStep,
+    DecodeWeight,
+    low_rank,
+    weight_refusal,
+)
 from leveret.kernels.integer_product import activation_block, round_compiled
 from leveret.kernels.native.library import missing
 from leveret.model.attention import SelfAttention
 from leveret.model.decoder import Decoder, DecoderLayer
 from leveret.model.feed_forward import FeedForward
+from leveret.model.lora import LoraLinear
 from leveret.model.paged_cache import PagedRows
 from leveret.precision.linear import QuantizedLinear
 
@@ -132,14 +142,22 @@ def _layer(layer: DecoderLayer) -> DecodeLayer:
     return DecodeLayer(
         attention_norm=norms[0],
         feed_forward_norm=norms[1],
-        query=_weight(attention.q_proj),
-        key=_weight(attention.k_proj),
-        value=_weight(attention.v_proj),
-        out=_weight(attention.o_proj),
-        gate=_weight(mlp.gate_proj),
-        up=_weight(mlp.up_proj),
-        down=_weight(mlp.down_proj),
+        query=_linear(attention.q_proj),
+        key=_linear(attention.k_proj),
+        value=_linear(attention.v_proj),
+        out=_linear(attention.o_proj),
+        gate=_linear(mlp.gate_proj),
+        up=_linear(mlp.up_proj),
+        down=_linear(mlp.down_proj),
     )
+
+
+def _linear(linear: nn.Module) -> DecodeLinear:
+    if not isinstance(linear, LoraLinear):
+        return DecodeLinear(_weight(linear))
+    if linear.magnitude is not None:
+        raise _Refused("its adapter is a DoRA")
+    return DecodeLinear(_weight(linear.base), low_rank(linear.lora_A, linear.lora_B, linear.settings.scale))
 
 
 def _weight(linear: nn.Module) -> DecodeWeight:

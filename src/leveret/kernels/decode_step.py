@@ -28,18 +28,44 @@ DecodeWeight = Tensor | CompiledWeight
 
 
 @dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """What an adapter adds to a product with x, `scale * B (A x)`; made by `low_rank`."""
+
+    down: Tensor
+    """A: (rank, inputs)."""
+    up: Tensor
+    """B in tiles of outputs: (tiles, rank, TILE), zeros at the end."""
+    scale: float
+
+
+def low_rank(a: Tensor, b: Tensor, scale: float) -> LowRank:
+    """From A (rank, inputs) and B (outputs, rank) of any type, rounded to bfloat16."""
+    padded = torch.nn.functional.pad(b.detach().to(torch.bfloat16), (0, 0, 0, -len(b) % TILE))
+    up = padded.view(-1, TILE, b.shape[1]).transpose(1, 2).contiguous()
+    return LowRank(down=a.detach().to(torch.bfloat16).contiguous(), up=up, scale=scale)
+
+
+@dataclass(frozen=True)
+class DecodeLinear:
+    """A Linear: its weight, and the change an adapter makes to it."""
+
+    weight: DecodeWeight
+    change: LowRank | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodeLayer:
     """The weights of one layer."""
 
     attention_norm: Tensor
     feed_forward_norm: Tensor
-    query: DecodeWeight
-    key: DecodeWeight
-    value: DecodeWeight
-    out: DecodeWeight
-    gate: DecodeWeight
-    up: DecodeWeight
-    down: DecodeWeight
+    query: DecodeLinear
+    key: DecodeLinear
+    value: DecodeLinear
+    out: DecodeLinear
+    gate: DecodeLinear
+    up: DecodeLinear
+    down: DecodeLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +83,14 @@ class DecodeShape:
     """See model/norm.py."""
 
 
+class _Change(ctypes.Structure):
+    _fields_ = [
+        ("rank", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("down", "up")),
+        ("scale", ctypes.c_double),
+    ]
+
+
 class _Linear(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("bits", "inputs", "outputs", "columns", "group")),
@@ -64,6 +98,7 @@ class _Linear(ctypes.Structure):
         ("zero", ctypes.c_double),
         ("order", ctypes.c_void_p),
         ("rounds", ctypes.c_int64),
+        ("change", ctypes.POINTER(_Change)),
     ]
 
 
@@ -97,7 +132,7 @@ class DecodeStep:
         self, shape: DecodeShape, layers: Sequence[DecodeLayer], *, last_norm: Tensor, head: DecodeWeight
     ) -> None:
         self._held = (tuple(layers), last_norm, head)
-        self._last_norm, self._head = pointer(last_norm), _linear(head)
+        self._last_norm, self._head = pointer(last_norm), _linear(DecodeLinear(head))
         self._shape = _Shape(
             layers=len(layers),
             hidden=shape.hidden_size,
@@ -110,11 +145,14 @@ class DecodeStep:
             rounds_before_scale=int(not shape.scales_in_float32),
         )
         self._layers = (_Layer * len(layers))()
+        self._changes: list[object] = []
         for table, layer in zip(self._layers, layers, strict=True):
             for name in _NORMS:
                 setattr(table, name, getattr(layer, name).data_ptr())
             for name in _LINEARS:
-                setattr(table, name, _linear(getattr(layer, name)))
+                linear = _linear(getattr(layer, name))
+                self._changes.append(linear.change)  # what it points to has to live as long as this
+                setattr(table, name, linear)
 
     def __call__(
         self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], tables: Tensor, positions: Sequence[int],
@@ -153,7 +191,15 @@ def weight_refusal(weight: DecodeWeight) -> str | None:
     return None if weight.shape[1] % STEP == 0 else f"its {weight.shape[1]} inputs are no multiple of {STEP}"
 
 
-def _linear(weight: DecodeWeight) -> _Linear:
+def _linear(linear: DecodeLinear) -> _Linear:
+    table, change = _table(linear.weight), linear.change
+    if change is not None:
+        down, up = change.down.data_ptr(), change.up.data_ptr()
+        table.change = ctypes.pointer(_Change(rank=len(change.down), down=down, up=up, scale=change.scale))
+    return table
+
+
+def _table(weight: DecodeWeight) -> _Linear:
     if isinstance(weight, Tensor):
         outputs, inputs = weight.shape
         return _Linear(bits=16, inputs=inputs, outputs=outputs, columns=outputs, group=inputs, data=weight.data_ptr())

@@ -11,6 +11,14 @@ namespace {
 constexpr int64_t HEADS = 4;  // that read a value together
 constexpr int64_t FEW = 8, FEW_DENSE = 4;  // rows: up to here integers, and bfloat16 weights, are multiplied as they lie
 
+// What an adapter adds to a product with x: scale * up (down x), `rank` numbers in between.
+struct Change {
+    int64_t rank;
+    const bfloat16* down;  // (rank, inputs)
+    const bfloat16* up;    // (tiles of outputs, rank, TILE)
+    double scale;
+};
+
 struct Linear {
     int64_t bits;  // 16: bfloat16 (columns, inputs); 4 or 8: as in integers.h
     int64_t inputs, outputs, columns, group;
@@ -20,6 +28,7 @@ struct Linear {
     double zero;
     const int64_t* order;  // which input each column of the weight is for; null: the same
     int64_t rounds;        // activations in eight bits
+    const Change* change;  // null: none
 };
 
 struct Layer {
@@ -144,8 +153,36 @@ void multiply_tile(const Linear& linear, int64_t tile, const Rows& x, const Eigh
     else integer_tile<8>(linear, tile, x, eights, rows, scratch, sums);
 }
 
+// Numbers in between: of each row of x, (rows, rank), one after the other.
+void squeeze(const Change& change, const Rows& x, int64_t place, float* squeezed) {
+    int64_t row = place / change.rank, nth = place % change.rank;
+    float sum = sum_of(parts_of_dot(change.down + nth * x.columns, x.numbers.data() + row * x.columns, x.columns));
+    squeezed[place] = to_float(to_bfloat16(sum));
+}
+
+// sums (rows, TILE) += what the change adds to one tile of outputs.
+void add_change(const Change& change, int64_t tile, const float* squeezed, int64_t rows, float* sums) {
+    const bfloat16* up = change.up + tile * change.rank * TILE;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t c = 0; c < TILE; c += LANES) {
+            floats added{};
+            for (int64_t nth = 0; nth < change.rank; nth++)
+                added += squeezed[row * change.rank + nth] * load(up + nth * TILE + c);
+            float* out = sums + row * TILE + c;
+            store(load(out) + float(change.scale) * added, out);
+        }
+}
+
 bool reads_alike(const Linear& a, const Linear& b) {
     return a.rounds && b.rounds && a.bits == b.bits && a.order == b.order && block_of(a.group) == block_of(b.group);
+}
+
+int64_t most_rank(const Layer* layers, int64_t count) {
+    int64_t most = 0;
+    for (const Layer* layer = layers; layer < layers + count; layer++)
+        for (const Linear* each : {&layer->query, &layer->key, &layer->value, &layer->out, &layer->gate, &layer->up, &layer->down})
+            if (each->change != nullptr) most = std::max(most, each->change->rank);
+    return most;
 }
 
 int64_t tiles_of(const Linear& linear) { return (linear.columns + TILE - 1) / TILE; }
@@ -290,6 +327,8 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
     std::vector<bfloat16> added(size_t(rows * hidden));
     int64_t widest = std::max({hidden, query_size, shape.intermediate});
     EightsRoom rooms[3] = {{rows, widest}, {rows, hidden}, {rows, hidden}};
+    std::vector<float> squeezed[3];  // for up to three weights that read the same
+    for (auto& each : squeezed) each.resize(size_t(rows * most_rank(layers, shape.layers)));
 #pragma omp parallel num_threads(threads)
     {
         Tiles tiles;
@@ -300,9 +339,13 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
                 norm_row(shape, x + row * hidden, more == nullptr ? nullptr : more + row * hidden, weight, normed, row);
         };
         Eights eights[3];  // of what up to three weights read
-        auto round = [&](const Rows& from, std::initializer_list<const Linear*> linears) {
+        auto prepare = [&](const Rows& from, std::initializer_list<const Linear*> linears) {
             int n = 0;
             for (const Linear* linear : linears) {
+                if (const Change* change = linear->change)
+#pragma omp for schedule(static)
+                    for (int64_t place = 0; place < rows * change->rank; place++)
+                        squeeze(*change, from, place, squeezed[n].data());
                 Eights& mine = eights[n];
                 if (n > 0 && reads_alike(*linear, **linears.begin())) {
                     mine = eights[0];
@@ -318,14 +361,18 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
                 n++;
             }
         };
+        auto multiply_into = [&](const Linear& linear, int64_t tile, const Rows& from, int nth, float* sums) {
+            multiply_tile(linear, tile, from, eights[nth], rows, scratch, sums);
+            if (linear.change != nullptr) add_change(*linear.change, tile, squeezed[nth].data(), rows, sums);
+        };
         auto multiply = [&](const Linear& linear, int64_t tile, const Rows& from, bfloat16* to, int nth = 0) {
-            multiply_tile(linear, tile, from, eights[nth], rows, scratch, scratch.sums.data());
+            multiply_into(linear, tile, from, nth, scratch.sums.data());
             place_tile(scratch.sums.data(), rows, tile, to, linear.columns);
         };
         for (int64_t n = 0; n < shape.layers; n++) {
             const Layer& layer = layers[n];
             norm(n == 0 ? nullptr : added.data(), layer.attention_norm);
-            round(normed, {&layer.query, &layer.key, &layer.value});
+            prepare(normed, {&layer.query, &layer.key, &layer.value});
             int64_t query_tiles = tiles_of(layer.query), key_tiles = tiles_of(layer.key);
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < query_tiles + 2 * key_tiles; task++) {
@@ -349,15 +396,15 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
                        query.data() + row * query_size + group * (query_size / shape.groups), cos + row * shape.width,
                        signed_sin + row * shape.width, scratch, attended);
             }
-            round(attended, {&layer.out});
+            prepare(attended, {&layer.out});
 #pragma omp for schedule(static)
             for (int64_t tile = 0; tile < tiles_of(layer.out); tile++) multiply(layer.out, tile, attended, added.data());
             norm(added.data(), layer.feed_forward_norm);
-            round(normed, {&layer.gate, &layer.up});
+            prepare(normed, {&layer.gate, &layer.up});
 #pragma omp for schedule(static)
             for (int64_t tile = 0; tile < tiles_of(layer.gate); tile++) {
-                multiply_tile(layer.gate, tile, normed, eights[0], rows, scratch, scratch.sums.data());
-                multiply_tile(layer.up, tile, normed, eights[1], rows, scratch, scratch.more_sums.data());
+                multiply_into(layer.gate, tile, normed, 0, scratch.sums.data());
+                multiply_into(layer.up, tile, normed, 1, scratch.more_sums.data());
                 int64_t count = std::min(TILE, shape.intermediate - tile * TILE);
                 for (int64_t row = 0; row < rows; row++)
                     for (int64_t i = 0; i < count; i += LANES) {
@@ -366,12 +413,12 @@ LEVERET_EXPORT void leveret_decode_step(const Shape* given, const Layer* layers,
                         gated.put(gate * sigmoid(gate) * up, row * shape.intermediate + tile * TILE + i);
                     }
             }
-            round(gated, {&layer.down});
+            prepare(gated, {&layer.down});
 #pragma omp for schedule(static)
             for (int64_t tile = 0; tile < tiles_of(layer.down); tile++) multiply(layer.down, tile, gated, added.data());
         }
         norm(added.data(), last_norm);
-        round(normed, {head});
+        prepare(normed, {head});
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < tiles_of(*head); tile++) multiply(*head, tile, normed, logits);
     }
