@@ -2,13 +2,14 @@
 
 Between two tokens of a small model Python would start a few hundred operations of a few microseconds each. The compiled
 step (kernels/decode_step.py) reads the same weights and the same cache. It takes plain models: bfloat16 on a CPU, dense
-feed-forward blocks, Linears that are nn.Linear or quantized, with or without a LoRA, and nothing else (a hook or an
-expert is somebody else's code, which must run). For the rest `Decoder.hidden` stays, which is also the step's twin.
+feed-forward blocks or mixtures, Linears that are nn.Linear or quantized, with or without a LoRA, and nothing else (a
+hook is somebody else's code, which must run). For the rest `Decoder.hidden` stays, which is also the step's twin.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from leveret.kernels.decode_step import (
     STEP,
+    DecodeExpert,
     DecodeLayer,
     DecodeLinear,
     DecodeShape,
@@ -31,6 +33,7 @@ from leveret.model.attention import SelfAttention
 from leveret.model.decoder import Decoder, DecoderLayer
 from leveret.model.feed_forward import FeedForward
 from leveret.model.lora import LoraLinear
+from leveret.model.moe import SparseMixture
 from leveret.model.paged_cache import PagedRows
 from leveret.precision.linear import QuantizedLinear
 
@@ -113,6 +116,7 @@ def _build(model: Decoder) -> DecodeStep:
         window=config.sliding_window,
         eps=config.rms_norm_eps,
         scales_in_float32=config.norm_scales_in_float32,
+        experts_per_token=1 if config.moe is None else config.moe.experts_per_token,
     )
     return DecodeStep(shape, layers, last_norm=model.norm.weight.detach(), head=_head(model))
 
@@ -134,11 +138,10 @@ def _layer(layer: DecoderLayer) -> DecodeLayer:
     attention, mlp = layer.self_attn, layer.mlp
     if type(attention) is not SelfAttention:
         raise _Refused(f"its attention is a {type(attention).__name__}")
-    if type(mlp) is not FeedForward:
-        raise _Refused(f"its feed-forward block is a {type(mlp).__name__}")
     norms = [layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()]
     if any(weight_refusal(norm.view(1, -1)) for norm in norms):
         raise _Refused("a norm is not in bfloat16 on a CPU")
+    experts = mlp.experts if type(mlp) is SparseMixture else [mlp]
     return DecodeLayer(
         attention_norm=norms[0],
         feed_forward_norm=norms[1],
@@ -146,10 +149,36 @@ def _layer(layer: DecoderLayer) -> DecodeLayer:
         key=_linear(attention.k_proj),
         value=_linear(attention.v_proj),
         out=_linear(attention.o_proj),
-        gate=_linear(mlp.gate_proj),
-        up=_linear(mlp.up_proj),
-        down=_linear(mlp.down_proj),
+        experts=_alike([_expert(each) for each in experts]),
+        router=_router(mlp) if type(mlp) is SparseMixture else None,
     )
+
+
+def _expert(mlp: nn.Module) -> DecodeExpert:
+    if type(mlp) is not FeedForward:
+        raise _Refused(f"its feed-forward block is a {type(mlp).__name__}")
+    return DecodeExpert(gate=_linear(mlp.gate_proj), up=_linear(mlp.up_proj), down=_linear(mlp.down_proj))
+
+
+def _alike(experts: Sequence[DecodeExpert]) -> tuple[DecodeExpert, ...]:
+    """The experts, if rows can be prepared for all of them at once."""
+    kinds = {tuple(_kind(linear) for linear in (each.gate, each.up, each.down)) for each in experts}
+    if len(kinds) > 1:
+        raise _Refused("the experts of a layer are not stored alike")
+    return tuple(experts)
+
+
+def _kind(linear: DecodeLinear) -> tuple[object, ...]:
+    weight, rank = linear.weight, 0 if linear.change is None else len(linear.change.down)
+    if isinstance(weight, Tensor):
+        return (16, rank)
+    return weight.bits, weight.activations, weight.scales.shape[1], rank
+
+
+def _router(mlp: SparseMixture) -> Tensor:
+    if type(mlp.gate) is not nn.Linear or not isinstance(weight := _weight(mlp.gate), Tensor):
+        raise _Refused(f"a router is a {type(mlp.gate).__name__}")
+    return weight
 
 
 def _linear(linear: nn.Module) -> DecodeLinear:

@@ -54,6 +54,15 @@ class DecodeLinear:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecodeExpert:
+    """A feed-forward block."""
+
+    gate: DecodeLinear
+    up: DecodeLinear
+    down: DecodeLinear
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodeLayer:
     """The weights of one layer."""
 
@@ -63,9 +72,10 @@ class DecodeLayer:
     key: DecodeLinear
     value: DecodeLinear
     out: DecodeLinear
-    gate: DecodeLinear
-    up: DecodeLinear
-    down: DecodeLinear
+    experts: tuple[DecodeExpert, ...]
+    """One, which every token visits, or several of a mixture, whose matrices are stored alike."""
+    router: Tensor | None = None
+    """Of a mixture: (experts, H)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +91,7 @@ class DecodeShape:
     eps: float
     scales_in_float32: bool
     """See model/norm.py."""
+    experts_per_token: int = 1
 
 
 class _Change(ctypes.Structure):
@@ -102,19 +113,26 @@ class _Linear(ctypes.Structure):
     ]
 
 
-_LINEARS = ("query", "key", "value", "out", "gate", "up", "down")
+_LINEARS = ("query", "key", "value", "out")
+_EXPERT = ("gate", "up", "down")
 _NORMS = ("attention_norm", "feed_forward_norm")
+
+
+class _Expert(ctypes.Structure):
+    _fields_ = [(name, _Linear) for name in _EXPERT]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in _NORMS),
         *((name, _Linear) for name in _LINEARS),
+        ("router", ctypes.c_void_p),
+        ("experts", ctypes.POINTER(_Expert)),
         *((name, ctypes.c_void_p) for name in ("keys", "values")),
     ]
 
 
-_SHAPE = ("layers", "hidden", "heads", "groups", "width", "intermediate", "window")
+_SHAPE = ("layers", "hidden", "heads", "groups", "width", "intermediate", "window", "experts", "chosen")
 
 
 class _Shape(ctypes.Structure):
@@ -132,7 +150,7 @@ class DecodeStep:
         self, shape: DecodeShape, layers: Sequence[DecodeLayer], *, last_norm: Tensor, head: DecodeWeight
     ) -> None:
         self._held = (tuple(layers), last_norm, head)
-        self._last_norm, self._head = pointer(last_norm), _linear(DecodeLinear(head))
+        self._last_norm, self._head = pointer(last_norm), _table(head)
         self._shape = _Shape(
             layers=len(layers),
             hidden=shape.hidden_size,
@@ -141,18 +159,32 @@ class DecodeStep:
             width=shape.head_dim,
             intermediate=shape.intermediate_size,
             window=shape.window or 0,
+            experts=len(layers[0].experts),
+            chosen=shape.experts_per_token,
             eps=shape.eps,
             rounds_before_scale=int(not shape.scales_in_float32),
         )
         self._layers = (_Layer * len(layers))()
-        self._changes: list[object] = []
+        self._tables: list[object] = []
+        """What tables point to, which has to live as long as they do."""
         for table, layer in zip(self._layers, layers, strict=True):
             for name in _NORMS:
                 setattr(table, name, getattr(layer, name).data_ptr())
             for name in _LINEARS:
-                linear = _linear(getattr(layer, name))
-                self._changes.append(linear.change)  # what it points to has to live as long as this
-                setattr(table, name, linear)
+                setattr(table, name, self._linear(getattr(layer, name)))
+            experts = [_Expert(*(self._linear(getattr(each, name)) for name in _EXPERT)) for each in layer.experts]
+            table.experts = (_Expert * len(experts))(*experts)
+            table.router = None if layer.router is None else layer.router.data_ptr()
+            self._tables.append(table.experts)
+
+    def _linear(self, linear: DecodeLinear) -> _Linear:
+        table, change = _table(linear.weight), linear.change
+        if change is not None:
+            down, up = change.down.data_ptr(), change.up.data_ptr()
+            made = _Change(rank=len(change.down), down=down, up=up, scale=change.scale)
+            table.change = ctypes.pointer(made)
+            self._tables.append(made)
+        return table
 
     def __call__(
         self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], tables: Tensor, positions: Sequence[int],
@@ -189,14 +221,6 @@ def weight_refusal(weight: DecodeWeight) -> str | None:
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not weight.is_contiguous():
         return f"it is {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
     return None if weight.shape[1] % STEP == 0 else f"its {weight.shape[1]} inputs are no multiple of {STEP}"
-
-
-def _linear(linear: DecodeLinear) -> _Linear:
-    table, change = _table(linear.weight), linear.change
-    if change is not None:
-        down, up = change.down.data_ptr(), change.up.data_ptr()
-        table.change = ctypes.pointer(_Change(rank=len(change.down), down=down, up=up, scale=change.scale))
-    return table
 
 
 def _table(weight: DecodeWeight) -> _Linear:

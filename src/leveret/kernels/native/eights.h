@@ -40,13 +40,18 @@ struct Eights {
     word* numbers = nullptr;        // (rows, words): four numbers each; more rows for tiles
     float* scales = nullptr;        // (rows, blocks)
     int32_t* totals = nullptr;      // (rows, blocks): sums of the numbers
+
+    // Those of the rows from one on.
+    Eights from(int64_t row) const {
+        return {words, blocks, numbers + row * words, scales + row * blocks, totals + row * blocks};
+    }
 };
 
 // Memory for them, whatever the blocks.
 class EightsRoom {
   public:
     EightsRoom(int64_t rows, int64_t inputs)
-        : numbers(size_t(round_up(rows, ROW_PADDING) * inputs / 4)), scales(size_t(rows * inputs / 32)), totals(scales.size()) {}
+        : numbers(size_t((rows + ROW_PADDING - 1) * inputs / 4)), scales(size_t(rows * inputs / 32)), totals(scales.size()) {}
 
     Eights of(int64_t inputs, int64_t block) {
         return {inputs / 4, inputs / block, numbers.data(), scales.data(), totals.data()};
