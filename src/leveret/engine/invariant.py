@@ -11,7 +11,7 @@ float32. Here every number is computed in a shape that follows from the request 
 * what was answered is never reused as somebody's prompt, and after a preemption it is fed again as the first time.
 
 The price: long prompts are read in small products, a single stream pays for padding, speculation is off, and models
-without a compiled step (float32, experts, a GPU) gain nothing from company.
+without a compiled step (float32, a GPU) gain nothing from company.
 """
 
 from __future__ import annotations
