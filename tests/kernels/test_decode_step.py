@@ -240,6 +240,22 @@ def test_rows_visit_their_experts(build: str, lengths: list[int]) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("rows", [16, 40])
+def test_a_row_of_a_mixture_is_the_same_bits_whoever_visits_its_experts(build: str, rows: int) -> None:
+    """What the batch-invariant engine relies on: with many rows, only their being many matters."""
+    model = a_mixture(experts=4).to(torch.bfloat16)
+    step = CompiledStep.of(model)
+    assert step is not None
+    whole = filled(model, [9] * rows)
+    among_others = step(Paged(model, whole).feed(*([5 + row] for row in range(rows))))
+    whole = filled(model, [9] * rows)
+    whole.select_rows([0] * 16)
+    among_its_like = step(Paged(model, whole).feed(*([5] for _ in range(16))))
+    assert torch.equal(among_its_like[0], among_others[0]) and torch.equal(among_its_like[15], among_others[0])
+    assert not torch.equal(among_others[0], among_others[1])
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("rows", [1, 4, 20])
 def test_quantized_experts_with_an_adapter(build: str, bits: int, rows: int) -> None:
