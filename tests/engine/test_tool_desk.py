@@ -339,3 +339,17 @@ def test_a_message_says_its_calls_in_the_dialect_of_the_prompt() -> None:
     assert dialect.without_tokens('{"a": "<b>"}') == '{"a": "\\u003cb>"}'
     assert json.loads(dialect.without_tokens('{"a": "<b>"}')) == {"a": "<b>"}
     assert Message("user", "x").tool_calls == ()
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_token_of_an_answer_with_tools_has_its_score(native: TextModel, choice: Any, seed: int) -> None:
+    job = native.prepare_chat(
+        [USER], tools=[entry(ROUTE), entry(NOTE)], tool_choice=choice, seed=seed, logprobs=1, max_tokens=40
+    )
+    [completion] = native.engine.generate([job.request])
+    reply = reply_from(job.answer.finish(completion), parsed=job.answer.parsed)
+    assert [each.score.id for each in reply.scores] == list(completion.ids) and completion.ids
+    starts = [each.start for each in reply.scores]
+    assert starts == sorted(starts) and starts[-1] <= len(reply.content)
+    assert any(each.score.top for each in reply.scores)

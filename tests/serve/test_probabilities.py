@@ -11,6 +11,8 @@ import torch
 from leveret.engine.text import TextModel
 from leveret.serve.probabilities import shown
 
+from .test_openai_client import tools
+
 USER: dict[str, Any] = {"role": "user", "content": "明天早上七点半叫我起床"}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 20}
 
@@ -53,6 +55,34 @@ def test_streamed_scores_add_up_to_the_whole_ones(client: openai.OpenAI) -> None
     assert whole.logprobs is not None and entries == whole.logprobs.content and text == whole.message.content
     silent = client.chat.completions.create(model="phone", messages=[USER], logprobs=False, **GREEDY).choices[0]
     assert silent.logprobs is None and silent.message.content == text
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_the_tokens_of_tool_calls_have_scores_too(client: openai.OpenAI, model: TextModel, choice: Any) -> None:
+    request: dict[str, Any] = {"model": "phone", "messages": [USER], "tools": tools(model), "tool_choice": choice}
+    request |= {"logprobs": True, "top_logprobs": 2, "temperature": 0, "max_tokens": 60}
+    whole = client.chat.completions.create(**request).choices[0]
+    job = model.prepare_chat([USER], tools="all", tool_choice=choice, temperature=0, max_tokens=60)
+    [completion] = model.engine.generate([job.request])
+    assert whole.logprobs is not None and whole.logprobs.content
+    expected = [shown(model.tokenizer.bytes_of(token_id, skip_special=False)) for token_id in completion.ids]
+    assert [each.token for each in whole.logprobs.content] == expected
+    assert choice == "auto" or whole.message.tool_calls
+    prompt = list(job.request.prompt_ids)
+    scores = by_hand(model, [*prompt, *completion.ids])[len(prompt) - 1 :]
+    chosen = [
+        (place, entry)
+        for place, entry in enumerate(whole.logprobs.content)
+        if entry.top_logprobs  # the others were forced
+    ]
+    assert chosen
+    for place, entry in chosen:
+        assert entry.logprob == pytest.approx(scores[place, completion.ids[place]].item(), abs=1e-3)
+    entries = []
+    for chunk in client.chat.completions.create(**request, stream=True):
+        fresh = chunk.choices[0].logprobs
+        entries += (fresh.content if fresh else None) or []
+    assert entries == whole.logprobs.content
 
 
 def test_a_completions_scores_whole_and_streamed(client: openai.OpenAI, model: TextModel) -> None:

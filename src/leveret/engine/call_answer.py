@@ -15,6 +15,8 @@ from leveret.chat.messages import ToolCall
 from leveret.engine.assembler import TextAssembler
 from leveret.engine.reply import Delta, ReplyReason, usage_of
 from leveret.engine.request import Completion
+from leveret.engine.score_line import PlacedScore, ScoreLine
+from leveret.engine.token_score import TokenScore
 from leveret.errors import ToolError
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.stream import StreamDecoder
@@ -91,12 +93,17 @@ class ToolAnswer:
     _num_given: int = 0
     _fresh: list[Delta] = field(default_factory=list)
     _broken: bool = False
+    _scores: ScoreLine = field(default_factory=ScoreLine)
 
     @cached_property
     def _reader(self) -> FunctionalReader:
         return FunctionalReader(tokenizer=self.tokenizer, dialect=self.dialect)
 
+    def record(self, score: TokenScore) -> None:
+        self._scores.record(score)
+
     def watch(self, token_id: int) -> bool:
+        self._scores.place(0)
         self._ids.append(token_id)
         reader = self._reader
         if not self._broken and (reader.inside or token_id in reader.tool_ids):
@@ -112,7 +119,7 @@ class ToolAnswer:
 
     def drain(self) -> list[Delta]:
         deltas, self._fresh = self._fresh, []
-        return deltas
+        return _with_scores(deltas, self._scores.given()) if deltas else []
 
     def finish(self, completion: Completion) -> list[Delta]:
         deltas = self.drain()
@@ -125,7 +132,8 @@ class ToolAnswer:
             self._num_given = len(calls)
         called = self._num_given > 0 and completion.finish_reason == "stop"
         reason: ReplyReason = "tool_calls" if called else completion.finish_reason
-        return [*deltas, Delta(finish_reason=reason, usage=usage_of(completion))]
+        deltas.append(Delta(finish_reason=reason, usage=usage_of(completion)))
+        return _with_scores(deltas, self._scores.given())
 
     def _parse(self, ids: list[int]) -> list[ToolCall] | None:
         try:
@@ -154,8 +162,13 @@ class MixedAnswer:
     _num_written: int = 0
     _space: str = ""
     _after_call: bool = False
+    _scores: ScoreLine = field(default_factory=ScoreLine)
+
+    def record(self, score: TokenScore) -> None:
+        self._scores.record(score)
 
     def watch(self, token_id: int) -> bool:
+        self._scores.place(self.assembler.num_read)
         reader = self.functional
         if reader is not None and self.parsed:
             if reader.inside or token_id in reader.tool_ids:
@@ -168,7 +181,7 @@ class MixedAnswer:
 
     def drain(self) -> list[Delta]:
         deltas, self._fresh = self._fresh, []
-        return deltas
+        return _with_scores(deltas, self._scores.given(self._end_of_scores)) if deltas else []
 
     def finish(self, completion: Completion) -> list[Delta]:
         self._take_text(self.decoder.finish())
@@ -179,7 +192,13 @@ class MixedAnswer:
         reason: ReplyReason = "length" if cut_off else completion.finish_reason
         if self._num_calls and reason == "stop":
             reason = "tool_calls"
-        return [*self.drain(), Delta(finish_reason=reason, usage=usage_of(completion))]
+        deltas = [*self.drain(), Delta(finish_reason=reason, usage=usage_of(completion))]
+        return _with_scores(deltas, self._scores.given(self._end_of_scores))
+
+    @property
+    def _end_of_scores(self) -> int | None:
+        """Where the text ends that is given out, once a stop string has been found: its tokens are nobody's."""
+        return self.assembler.num_given if self.assembler.stopped else None
 
     @property
     def _num_calls(self) -> int:
@@ -242,3 +261,8 @@ class MixedAnswer:
     def _show_certain(self, text: str) -> None:
         if text:
             self._fresh.append(Delta(content=text))
+
+
+def _with_scores(deltas: list[Delta], scores: tuple[PlacedScore, ...]) -> list[Delta]:
+    """The first piece brings the scores of all tokens since the last ones."""
+    return [replace(deltas[0], scores=(*deltas[0].scores, *scores)), *deltas[1:]]

@@ -110,10 +110,11 @@ class JobMaker:
         answer, constraint = self._desk.answer(
             offer, params, query=last_query(conversation), prefix=prefix, form=structure, constrained=constrained
         )
-        return Job(
-            request=Request(prompt_ids=tuple(ids), params=params, constraint=constraint, watch=answer.watch),
-            answer=answer,
+        prompt = tuple(ids)
+        request = Request(
+            prompt_ids=prompt, params=params, constraint=constraint, watch=answer.watch, record=answer.record
         )
+        return Job(request=request, answer=answer)
 
     def _text_job(
         self, ids: list[int], params: SamplingParams, *, prefix: str = "", structure: Structure | None = None

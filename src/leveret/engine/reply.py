@@ -7,7 +7,6 @@ rest with the finish reason and the usage. So the reply that is streamed and the
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -16,6 +15,7 @@ from leveret.chat.messages import CallPiece, ToolCall
 from leveret.engine.assembler import TextAssembler
 from leveret.engine.grammar import GrammarConstraint
 from leveret.engine.request import Completion
+from leveret.engine.score_line import PlacedScore, ScoreLine
 from leveret.engine.token_score import TokenScore
 
 ReplyReason = Literal["stop", "length", "tool_calls", "cancelled"]
@@ -38,15 +38,6 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacedScore:
-    """The score of a token, and where in the text it begins."""
-
-    score: TokenScore
-    start: int
-    """Characters of the text before it; a token that is only a part of a character begins where that one does."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Delta:
     """One piece of a reply. The last piece, and only that one, has a finish reason and a usage."""
 
@@ -57,7 +48,7 @@ class Delta:
     call_piece: CallPiece | None = None
     """More of a tool call that is being written; the call comes whole as well, after its last piece."""
     scores: tuple[PlacedScore, ...] = ()
-    """The scores of the tokens that the new text came of, if they were asked for."""
+    """The scores of the tokens that this piece came of, or that came before it, if they were asked for."""
     prompt_scores: tuple[TokenScore, ...] = ()
     """The scores of the prompt's tokens, if they were asked for; on a first piece without text."""
     finish_reason: ReplyReason | None = None
@@ -79,7 +70,7 @@ class Reply:
     usage: Usage
     """Tokens in and out."""
     scores: tuple[PlacedScore, ...] = ()
-    """The scores of the tokens of `content`, if they were asked for."""
+    """The scores of the tokens of `content`, and of those that wrote calls, if they were asked for."""
     prompt_scores: tuple[TokenScore, ...] = ()
     """The scores of the prompt's tokens, if they were asked for."""
     parsed: bool = True
@@ -92,6 +83,9 @@ class Answer(Protocol):
     @property
     def parsed(self) -> bool:
         """False once it is known that tool calls were asked for and something else came."""
+
+    def record(self, score: TokenScore) -> None:
+        """Take the score of the id that `watch` is about to be shown, or of a stop id, which it is not shown."""
 
     def watch(self, token_id: int) -> bool:
         """Take one generated id; True when the answer is complete. Passed to the engine as `Request.watch`."""
@@ -113,23 +107,20 @@ class TextAnswer:
     parsed: bool = True
     """Text is text."""
     _fresh: list[str] = field(default_factory=list)
-    _scores: deque[TokenScore] = field(default_factory=deque)
-    _starts: deque[int] = field(default_factory=deque)
+    _scores: ScoreLine = field(default_factory=ScoreLine)
 
     def record(self, score: TokenScore) -> None:
-        """Take the score of the id that `watch` is about to be shown, or of a stop id, which it is not shown."""
-        self._scores.append(score)
+        self._scores.record(score)
 
     def watch(self, token_id: int) -> bool:
-        if self._scores:
-            self._starts.append(self.assembler.num_read)
+        self._scores.place(self.assembler.num_read)
         self._fresh.append(self.assembler.push(token_id))
         return self.assembler.stopped
 
     def drain(self) -> list[Delta]:
         text = "".join(self._fresh)
         self._fresh.clear()
-        return [Delta(content=text, scores=self._placed(self.assembler.num_given))] if text else []
+        return [Delta(content=text, scores=self._scores.given(self.assembler.num_given))] if text else []
 
     def finish(self, completion: Completion) -> list[Delta]:
         stopped = self.assembler.stopped
@@ -137,15 +128,8 @@ class TextAnswer:
         cut_off = self.form is not None and self.form.problem is not None
         reason: ReplyReason = "length" if cut_off else completion.finish_reason
         deltas = self.drain()
-        rest = () if stopped else self._placed(self.assembler.num_given + 1)
+        rest = () if stopped else self._scores.given(self.assembler.num_given + 1)
         return [*deltas, Delta(scores=rest, finish_reason=reason, usage=usage_of(completion))]
-
-    def _placed(self, end: int) -> tuple[PlacedScore, ...]:
-        """The scores of the tokens that begin before this place: their text, or its first part, has been given out."""
-        placed = []
-        while self._starts and self._starts[0] < end:
-            placed.append(PlacedScore(score=self._scores.popleft(), start=self._starts.popleft()))
-        return tuple(placed)
 
 
 def reply_from(deltas: Iterable[Delta], *, parsed: bool = True) -> Reply:

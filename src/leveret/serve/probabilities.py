@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from leveret.engine.reply import PlacedScore
+from leveret.engine.score_line import PlacedScore
 from leveret.engine.token_score import TokenScore
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.stream import StreamDecoder

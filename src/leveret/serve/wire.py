@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leveret.chat.messages import CallPiece, ToolCall
-from leveret.engine.reply import Delta, PlacedScore, Reply, Usage
+from leveret.engine.reply import Delta, Reply, Usage
+from leveret.engine.score_line import PlacedScore
 from leveret.engine.token_score import TokenScore
 from leveret.errors import LeveretError, RequestError
 from leveret.serve.probabilities import chat_logprobs, text_logprobs
@@ -151,7 +152,7 @@ class Wire:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _choice(self, index: int, reply: Reply) -> dict[str, Any]:
-        scores = None if reply.tool_calls else self._logprobs(index, reply.scores, reply.prompt_scores)
+        scores = self._logprobs(index, reply.scores, reply.prompt_scores)
         choice: dict[str, Any] = {"index": index, "finish_reason": reply.finish_reason, "logprobs": scores}
         if not self.chat:
             return {**choice, "text": self._echo(index) + reply.content}
