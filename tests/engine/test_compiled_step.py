@@ -16,6 +16,7 @@ from leveret.engine.request import Request, SamplingParams
 from leveret.kernels.native.library import missing
 from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.decoder import Decoder
+from leveret.model.feed_forward import FeedForward
 from leveret.model.paged_cache import PagedRows
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no compiled kernels: {missing()}")
@@ -66,6 +67,15 @@ def with_other_linear(model: Decoder) -> Decoder:
     return model
 
 
+def with_other_expert(_: Decoder) -> Decoder:
+    class Other(FeedForward):
+        pass
+
+    model = model_of(family="mixtral", moe=MoeConfig(num_experts=2, experts_per_token=1))
+    model.layers[1].mlp.experts[0] = Other(64, 96).to(torch.bfloat16)
+    return model
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -74,7 +84,7 @@ def with_other_linear(model: Decoder) -> Decoder:
         (with_hook, "layers.0 has a hook"),
         (with_other_linear, "a Linear is a Other"),
         (lambda _: model_of(head_dim=16), "head_dim 16 is no multiple of 32"),
-        (lambda _: model_of(moe=MoeConfig(num_experts=2, experts_per_token=1)), "SparseMixture"),
+        (with_other_expert, "its feed-forward block is a Other"),
     ],
 )
 def test_other_models_go_through_their_modules_and_the_log_says_why(

@@ -307,6 +307,27 @@ def test_an_adapter_that_is_no_plain_product_goes_through_the_modules() -> None:
     assert CompiledStep.of(model.eval()) is None
 
 
+@pytest.mark.parametrize("rows", [5, 8, 11])
+def test_long_rows_of_weights(build: str, rows: int) -> None:
+    """From a thousand inputs on some builds multiply many rows otherwise."""
+    model = a_decoder(dataclasses.replace(CONFIG, hidden_size=1024, intermediate_size=1056, num_hidden_layers=1))
+    modules, compiled = agreement(model, [7] * rows, steps=2)
+    assert 1e-4 < compiled < max(1.25 * modules, 5e-3)
+
+
+@torch.inference_mode()
+def test_a_row_among_many_does_not_depend_on_how_many(build: str) -> None:
+    model = a_decoder(dataclasses.replace(CONFIG, hidden_size=1024, intermediate_size=1056, num_hidden_layers=1))
+    step = CompiledStep.of(model.to(torch.bfloat16))
+    assert step is not None
+    found = []
+    for rows in (16, 23):
+        whole = filled(model, [9] * 23)
+        whole.select_rows(list(range(rows)))
+        found.append(step(Paged(model, whole).feed(*([5 + row] for row in range(rows)))))
+    assert torch.equal(found[0], found[1][:16])
+
+
 @torch.inference_mode()
 def test_a_row_does_not_depend_on_the_few_beside_it(build: str) -> None:
     model = a_decoder().to(torch.bfloat16)

@@ -56,6 +56,12 @@ struct Scratch {
           turned(mixed.size()) {}
 };
 
+// Where to ask for weights while `outputs` rows of them, from `weight` on, are read at once: no processor follows so many
+// by itself. Some KB ahead, however short a row is.
+inline const bfloat16* coming_after(const bfloat16* weight, int64_t outputs, int64_t inputs) {
+    return weight + std::max<int64_t>(outputs * inputs, 4096);
+}
+
 // sums (R, TILE): `count` outputs of a bfloat16 weight, from `weight` on, for x (R, inputs).
 template <int R>
 void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const float* x, float* sums) {
@@ -65,8 +71,7 @@ void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const flo
         floats parts[R][TOGETHER] = {};
         const bfloat16* rows[TOGETHER];
         for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + (o + std::min(n, outputs - 1)) * inputs;
-        // Asked for meanwhile, for no processor follows so many rows by itself; some KB ahead, however short a row is.
-        const bfloat16* coming = weight + o * inputs + std::max<int64_t>(TOGETHER * inputs, 4096);
+        const bfloat16* coming = coming_after(weight + o * inputs, TOGETHER, inputs);
         for (int64_t i = 0; i < inputs; i += LANES) {
             for (int64_t n = 0; n < TOGETHER * LANES; n += LINE) __builtin_prefetch(coming + i * TOGETHER + n);
             floats values[TOGETHER];
@@ -81,6 +86,44 @@ void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const flo
     }
 }
 
+#if defined(__AVX512BF16__) && !defined(LEVERET_TILES)
+#define LEVERET_DOTS
+constexpr int64_t DOT_INPUTS = 1024;  // shorter rows do not pay for the sums across registers at their end
+
+// sums (R, TILE): up to four outputs of R rows of x, by the instruction that multiplies pairs. Weights are read as they
+// lie, where `product` would have to turn them first. ask: whether to ask for those that come next.
+template <int R>
+void dot_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const bfloat16* x, bool ask, float* sums) {
+    constexpr int TOGETHER = 4;
+    __m512 parts[LANES / TOGETHER][TOGETHER] = {};
+    const bfloat16 *rows[TOGETHER], *coming = coming_after(weight, TOGETHER, inputs);
+    for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + std::min(n, outputs - 1) * inputs;
+    for (int64_t i = 0; i < inputs; i += LINE) {
+        if (ask)
+            for (int64_t n = 0; n < TOGETHER * LINE; n += LINE) __builtin_prefetch(coming + i * TOGETHER + n);
+        __m512bh values[TOGETHER];
+        for (int n = 0; n < TOGETHER; n++) values[n] = (__m512bh)_mm512_loadu_si512(rows[n] + i);
+        for (int r = 0; r < R; r++) {
+            __m512bh each = (__m512bh)_mm512_loadu_si512(x + r * inputs + i);
+            for (int n = 0; n < TOGETHER; n++) parts[r][n] = _mm512_dpbf16_ps(parts[r][n], values[n], each);
+        }
+    }
+    floats whole = sums_of(reinterpret_cast<const floats*>(parts));
+    for (int r = 0; r < R; r++)
+        for (int64_t n = 0; n < outputs; n++) sums[r * TILE + n] = whole[r * TOGETHER + n];
+}
+
+// The same for `count` outputs and any number of rows; each row gets the same bits whatever is beside it.
+void dot_tile(const bfloat16* weight, int64_t inputs, int64_t count, const bfloat16* x, int64_t rows, float* sums) {
+    for (int64_t o = 0; o < count; o += 4) {
+        const bfloat16* four = weight + o * inputs;
+        int64_t row = 0, outputs = std::min<int64_t>(4, count - o);
+        for (; row + 4 <= rows; row += 4) dot_rows<4>(four, inputs, outputs, x + row * inputs, row == 0, sums + row * TILE + o);
+        for (; row < rows; row++) dot_rows<1>(four, inputs, outputs, x + row * inputs, row == 0, sums + row * TILE + o);
+    }
+}
+#endif
+
 void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t begin, int64_t rows, Scratch& scratch,
                 float* sums) {
     int64_t inputs = linear.inputs, count = std::min(TILE, linear.columns - tile * TILE);
@@ -92,10 +135,14 @@ void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t begin
         for (; row < rows; row++) dense_rows<1>(weight, inputs, count, wide + row * inputs, sums + row * TILE);
         return;
     }
+    const bfloat16* numbers = x.numbers.data() + begin * inputs;
+#if defined(LEVERET_DOTS)
+    if (inputs >= DOT_INPUTS) return dot_tile(weight, inputs, count, numbers, rows, sums);
+#endif
     for (int64_t first = 0; first < inputs; first += PART) {
         int64_t part = std::min(PART, inputs - first);
         turn_rows(weight + first, inputs, count, TILE, part, scratch.right.data());
-        Left left{reinterpret_cast<const word*>(x.numbers.data() + begin * inputs + first), inputs / 2, 1};
+        Left left{reinterpret_cast<const word*>(numbers + first), inputs / 2, 1};
         product(left, round_up(rows, ROW_PADDING), scratch.right.data(), TILE, TILE, part / 2, sums, TILE, first > 0);
     }
 }
