@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -49,14 +49,30 @@ def read_bin_tensor(handle: int, path: Path, tensor: BinTensor) -> Tensor:
     return values.as_strided(tensor.shape, tensor.stride).contiguous()
 
 
-def let_go_of_pages(tensor: Tensor) -> None:
+def places_of_mapping(path: Path) -> list[range]:
+    """The addresses at which this process has a file mapped; none where the system does not tell (Linux does)."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    inode, found = str(path.stat().st_ino), []
+    for line in maps.read_text("utf-8").splitlines():
+        addresses, _, _, _, number, *_ = line.split()
+        if number == inode:
+            first, last = (int(each, 16) for each in addresses.split("-"))
+            found.append(range(first, last))
+    return found
+
+
+def let_go_of_pages(tensor: Tensor, mapped: Iterable[range]) -> None:
     """Say that the pages under a view of a mapped file are not needed now; whoever reads them again maps them again.
 
     They stay in the system's cache. Only for what nobody has written to: a private mapping would forget it.
+    mapped: where the file is (`places_of_mapping`); what lies elsewhere would be lost, and is left alone.
     """
-    if not sys.platform.startswith("linux"):
+    begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    if not any(begin in place and end - 1 in place for place in mapped):
         return
-    first = -(-tensor.data_ptr() // PAGE) * PAGE
-    length = (tensor.data_ptr() + tensor.nbytes - first) // PAGE * PAGE
+    first = -(-begin // PAGE) * PAGE
+    length = (end - first) // PAGE * PAGE
     if length > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from leveret.errors import CorruptedFile, MissingWeights, UnexpectedWeights
 from leveret.weights.bin_file import BIN_SUFFIXES, open_bin, refuse_pointer
-from leveret.weights.file_values import let_go_of_pages, read_bin_tensor
+from leveret.weights.file_values import let_go_of_pages, places_of_mapping, read_bin_tensor
 
 CANDIDATES = ("model.safetensors", "pytorch_model.bin")
 """Single files looked for, in this order; each may also be sharded, with an index beside it."""
@@ -135,13 +135,14 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
             os.close(handle)
         return
     with safe_open(path, framework="pt") as file:
+        mapped = places_of_mapping(path)
         for name in file.keys():  # noqa: SIM118  # no mapping: only keys() exists
             try:
                 tensor = file.get_tensor(name)
             except SafetensorError as error:
                 raise _corrupted(path, error) from error
             yield name, tensor
-            let_go_of_pages(tensor)
+            let_go_of_pages(tensor, mapped)
 
 
 def _corrupted(path: Path, error: Exception) -> CorruptedFile:
