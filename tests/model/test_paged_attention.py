@@ -40,6 +40,7 @@ def test_fresh_prompts_are_read_as_without_a_cache(window: int | None, monkeypat
         return kernel(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(attention, "packed_attention", counted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # it is left alone where threads would have nothing to do
     tables = ([1, 2], [3, 4], [5])
     feeds = [Feed(ids=ids, start=0, table=table, planned_length=16) for ids, table in zip(prompts, tables, strict=True)]
     rows = PagedRows(cache, feeds)
