@@ -233,6 +233,12 @@ def test_an_adapter_is_added_on_the_way(build: str, weights: str, rows: int) -> 
     )
 
 
+def test_a_mixture_of_one_expert_is_one_too(build: str) -> None:
+    moe = MoeConfig(num_experts=1, experts_per_token=1)
+    modules, compiled = agreement(a_decoder(dataclasses.replace(CONFIG, family="mixtral", moe=moe)), [7] * 6)
+    assert 1e-4 < compiled < max(1.25 * modules, 5e-3)
+
+
 @pytest.mark.parametrize("lengths", [[12], [3, 12, 7], [5] * 8, list(range(1, 20))], ids=len)
 def test_rows_visit_their_experts(build: str, lengths: list[int]) -> None:
     modules, compiled = agreement(a_mixture(experts=5), lengths, kept=0.1, typical=True)

@@ -114,3 +114,19 @@ def test_a_build_that_ends_its_process_does_not_end_this_one(tmp_path: Path) -> 
     name = next((n for n in building.instruction_sets() if building.library_path(n).is_file()), None)
     if name is not None and library._RANK[name] <= library.capability():
         assert library._check_apart(building.library_path(name)) is None
+
+
+def test_a_library_of_other_sources_or_headers_is_told_by_its_hash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = [each for each in building.FOLDER.iterdir() if each.suffix in (".cpp", ".h")]
+    for each in files:
+        (tmp_path / each.name).write_bytes(each.read_bytes())
+    before = building.source_hash()
+    monkeypatch.setattr(building, "FOLDER", tmp_path)
+    assert building.source_hash() == before
+    for each in files:
+        changed = tmp_path / each.name
+        changed.write_bytes(each.read_bytes() + b"\n")
+        assert building.source_hash() != before, each.name
+        changed.write_bytes(each.read_bytes())

@@ -18,6 +18,7 @@ for all when many rows run, for then reading weights is no longer what a step co
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class Speculation:
     def __init__(self, guessers: Sequence[Guesser]) -> None:
         """`guessers`: each is asked for the rows that those before it have no guess for."""
         self._guessers = guessers
-        self._paces: dict[Row, Pace] = {}
+        self._paces: defaultdict[Row, Pace] = defaultdict(Pace)
 
     def guess(self, rows: Sequence[Row]) -> dict[Row, list[int]]:
         """Ids that are likely to follow, for those of the rows for which it pays to guess."""
@@ -64,7 +65,7 @@ class Speculation:
         most: dict[Row, int] = {}
         for row in rows:
             left = row.request.params.max_tokens - row.num_generated - 1
-            if (count := min(each, left, self._pace(row).length)) > 0:
+            if (count := min(each, left, self._paces[row].length)) > 0:
                 most[row] = count
         found: dict[Row, list[int]] = {}
         for guesser in self._guessers:
@@ -82,11 +83,6 @@ class Speculation:
         self._paces.pop(row, None)
         for guesser in self._guessers:
             guesser.drop(row)
-
-    def _pace(self, row: Row) -> Pace:
-        if row not in self._paces:
-            self._paces[row] = Pace()
-        return self._paces[row]
 
 
 class Pace:

@@ -91,7 +91,7 @@ class DecodeShape:
     eps: float
     scales_in_float32: bool
     """See model/norm.py."""
-    experts_per_token: int = 1
+    experts_per_token: int
 
 
 class _Change(ctypes.Structure):

@@ -144,8 +144,8 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
 def _hold_tiled(model: Decoder, name: str, part: Tensor) -> bool:
     """Whether a tensor is the words of a quantized Linear; then they are copied straight into the kernels' order."""
     owner, _, attribute = name.rpartition(".")
-    linear = model.get_submodule(owner)
-    if attribute != "qweight" or not isinstance(linear, QuantizedLinear) or not linear.can_be_tiled():
+    linear = model.get_submodule(owner) if attribute == "qweight" else None
+    if not isinstance(linear, QuantizedLinear) or not linear.can_be_tiled():
         return False
     linear.hold_for_kernels(words_in_tiles(part))
     return True

@@ -30,7 +30,6 @@ SOURCES = (
     "nf4.cpp",
     "merging.cpp",
 )
-HEADERS = ("numbers.h", "registers.h", "products.h", "tiles.h", "integers.h", "eights.h")
 
 COMMON_FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden"),
@@ -55,7 +54,8 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
 def source_hash() -> str:
     """Twelve hex digits that change with any source: a library built from other sources is not used."""
     digest = hashlib.sha256()
-    for name in (*SOURCES, *HEADERS):
+    headers = sorted(each.name for each in FOLDER.glob("*.h"))
+    for name in (*SOURCES, *headers):
         digest.update((FOLDER / name).read_bytes())
     return digest.hexdigest()[:12]
 

@@ -8,6 +8,7 @@
 // A feed-forward block is an expert that all rows visit. With a mixture of experts each row visits a few: it then stands
 // in several slots, which are in order of their experts, and every expert multiplies its own slots.
 #include "decode_attention.h"
+#include "decode_slots.h"
 
 namespace {
 
@@ -19,49 +20,6 @@ struct Tokens {
     Places places;
     const bfloat16 *cos, *signed_sin;  // (rows, width)
     bool as_few;
-};
-
-// Which rows each expert reads.
-struct Slots {
-    int64_t chosen;                            // experts of a row
-    std::vector<int64_t> first, row, expert;   // (experts + 1): its first slot; (slots): whose it is
-    std::vector<int64_t> choice, place;        // (rows, chosen): the experts of a row, and its slots
-    std::vector<float> weights;                // (rows, chosen)
-
-    Slots(int64_t rows, int64_t experts, int64_t chosen)
-        : chosen(chosen), first(size_t(experts + 1)), row(size_t(rows * chosen)), expert(row.size()), choice(row.size()),
-          place(row.size()), weights(row.size(), 1.0f) {
-        sort();
-    }
-
-    int64_t count() const { return int64_t(row.size()); }
-
-    // The experts of one row by the router's logits: the largest, weighted by their softmax among themselves.
-    void choose(int64_t which, float* logits) {
-        int64_t experts = int64_t(first.size()) - 1;
-        float highest = *std::max_element(logits, logits + experts), sum = 0.0f;
-        for (int64_t n = 0; n < chosen; n++) {
-            int64_t best = std::max_element(logits, logits + experts) - logits, at = which * chosen + n;
-            choice[size_t(at)] = best;
-            sum += weights[size_t(at)] = std::exp(logits[best] - highest);
-            logits[best] = -INFINITY;
-        }
-        for (int64_t n = 0; n < chosen; n++) weights[size_t(which * chosen + n)] /= sum;
-    }
-
-    // Slots in order of their experts.
-    void sort() {
-        std::fill(first.begin(), first.end(), 0);
-        for (int64_t each : choice) first[size_t(each) + 1]++;
-        for (size_t n = 1; n < first.size(); n++) first[n] += first[n - 1];
-        std::vector<int64_t> next(first.begin(), first.end() - 1);
-        for (size_t at = 0; at < choice.size(); at++) {
-            int64_t slot = next[size_t(choice[at])]++;
-            place[at] = slot;
-            row[size_t(slot)] = int64_t(at) / chosen;
-            expert[size_t(slot)] = choice[at];
-        }
-    }
 };
 
 // What each thread has of its own.
@@ -89,12 +47,12 @@ class Step {
         : shape(shape), layers(layers), t(tokens), query_size(shape.heads * shape.width),
           key_size(shape.groups * shape.width), together(t.rows >= 2 * threads ? shape.groups : 1),
           longest(*std::max_element(t.positions, t.positions + t.rows) + 1), few(t.as_few || t.rows <= FEW),
-          few_dense(t.as_few || t.rows <= FEW_DENSE), slots(t.rows, shape.experts, shape.chosen),
+          few_dense(t.as_few || t.rows <= FEW_DENSE), mixture(layers->router != nullptr), slots(t.rows, shape.experts, shape.chosen),
           normed(t.rows, shape.hidden, few, few_dense), attended(t.rows, query_size, few, few_dense),
-          gathered(shape.experts > 1 ? slots.count() : 0, shape.hidden, few, few_dense),
+          gathered(mixture ? slots.count() : 0, shape.hidden, few, few_dense),
           gated(slots.count(), shape.intermediate, few, few_dense), query(size_t(t.rows * query_size)),
           key(size_t(t.rows * key_size)), value(key.size()), added(size_t(t.rows * shape.hidden)),
-          answers(shape.experts > 1 ? size_t(slots.count() * shape.hidden) : 0) {
+          answers(mixture ? size_t(slots.count() * shape.hidden) : 0) {
         int64_t widest = std::max({shape.hidden, query_size, shape.intermediate});
         for (int n = 0; n < 3; n++) rooms.emplace_back(slots.count(), n == 0 ? widest : shape.hidden);
         for (auto& each : squeezed) each.resize(size_t(slots.count() * most_rank(shape, layers)));
@@ -121,7 +79,7 @@ class Step {
     int64_t query_size, key_size;
     int64_t together;  // groups of a row that one thread reads: they lie side by side in each block
     int64_t longest;
-    bool few, few_dense;
+    bool few, few_dense, mixture;
     Slots slots;
     Rows normed, attended, gathered, gated;
     std::vector<bfloat16> query, key, value, added, answers;
@@ -243,7 +201,7 @@ class Step {
     }
 
     void feed_forward(Mine& mine, const Layer& layer) {
-        bool mixture = layer.router != nullptr, alike = true;
+        bool alike = true;
         if (mixture) route(layer);
         const Rows& from = mixture ? gathered : normed;
         auto part_of = [&](Linear Expert::*part) {

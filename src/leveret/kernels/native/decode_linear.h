@@ -56,22 +56,23 @@ struct Scratch {
           turned(mixed.size()) {}
 };
 
-// Where to ask for weights while `outputs` rows of them, from `weight` on, are read at once: no processor follows so many
+constexpr int TOGETHER = 4;  // outputs of a bfloat16 weight
+
+// Where to ask for weights while those of TOGETHER outputs, from `weight` on, are read at once: no processor follows so many
 // by itself. Some KB ahead, however short a row is.
-inline const bfloat16* coming_after(const bfloat16* weight, int64_t outputs, int64_t inputs) {
-    return weight + std::max<int64_t>(outputs * inputs, 4096);
+inline const bfloat16* coming_after(const bfloat16* weight, int64_t inputs) {
+    return weight + std::max<int64_t>(TOGETHER * inputs, 4096);
 }
 
 // sums (R, TILE): `count` outputs of a bfloat16 weight, from `weight` on, for x (R, inputs).
 template <int R>
 void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const float* x, float* sums) {
-    constexpr int TOGETHER = 4;
     for (int64_t o = 0; o < count; o += TOGETHER) {
         int64_t outputs = std::min<int64_t>(TOGETHER, count - o);
         floats parts[R][TOGETHER] = {};
         const bfloat16* rows[TOGETHER];
         for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + (o + std::min(n, outputs - 1)) * inputs;
-        const bfloat16* coming = coming_after(weight + o * inputs, TOGETHER, inputs);
+        const bfloat16* coming = coming_after(weight + o * inputs, inputs);
         for (int64_t i = 0; i < inputs; i += LANES) {
             for (int64_t n = 0; n < TOGETHER * LANES; n += LINE) __builtin_prefetch(coming + i * TOGETHER + n);
             floats values[TOGETHER];
@@ -90,13 +91,12 @@ void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const flo
 #define LEVERET_DOTS
 constexpr int64_t DOT_INPUTS = 1024;  // shorter rows do not pay for the sums across registers at their end
 
-// sums (R, TILE): up to four outputs of R rows of x, by the instruction that multiplies pairs. Weights are read as they
+// sums (R, TILE): up to TOGETHER outputs of R rows of x, by the instruction that multiplies pairs. Weights are read as they
 // lie, where `product` would have to turn them first. ask: whether to ask for those that come next.
 template <int R>
 void dot_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const bfloat16* x, bool ask, float* sums) {
-    constexpr int TOGETHER = 4;
     __m512 parts[LANES / TOGETHER][TOGETHER] = {};
-    const bfloat16 *rows[TOGETHER], *coming = coming_after(weight, TOGETHER, inputs);
+    const bfloat16 *rows[TOGETHER], *coming = coming_after(weight, inputs);
     for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + std::min(n, outputs - 1) * inputs;
     for (int64_t i = 0; i < inputs; i += LINE) {
         if (ask)
@@ -115,11 +115,11 @@ void dot_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const bfl
 
 // The same for `count` outputs and any number of rows; each row gets the same bits whatever is beside it.
 void dot_tile(const bfloat16* weight, int64_t inputs, int64_t count, const bfloat16* x, int64_t rows, float* sums) {
-    for (int64_t o = 0; o < count; o += 4) {
-        const bfloat16* four = weight + o * inputs;
-        int64_t row = 0, outputs = std::min<int64_t>(4, count - o);
-        for (; row + 4 <= rows; row += 4) dot_rows<4>(four, inputs, outputs, x + row * inputs, row == 0, sums + row * TILE + o);
-        for (; row < rows; row++) dot_rows<1>(four, inputs, outputs, x + row * inputs, row == 0, sums + row * TILE + o);
+    for (int64_t o = 0; o < count; o += TOGETHER) {
+        const bfloat16* few = weight + o * inputs;
+        int64_t row = 0, outputs = std::min<int64_t>(TOGETHER, count - o);
+        for (; row + 4 <= rows; row += 4) dot_rows<4>(few, inputs, outputs, x + row * inputs, row == 0, sums + row * TILE + o);
+        for (; row < rows; row++) dot_rows<1>(few, inputs, outputs, x + row * inputs, row == 0, sums + row * TILE + o);
     }
 }
 #endif
