@@ -19,6 +19,7 @@ ALONE = ("certify_cpu", "prefix_cpu", "speculation_cpu")
 """Scripts that compare with no other program."""
 SCRIPTS = sorted(script for script in BENCHMARKS.glob("*_cpu.py") if script.stem not in ALONE)
 PEERS = {
+    "adapters_cpu": "peft",
     "merge_cpu": "mergekit",
     "sft_cpu": "trl",
     "engine_cpu": "llama_cpp",

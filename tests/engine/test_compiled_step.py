@@ -50,7 +50,7 @@ def test_answers_are_those_of_the_modules(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(CompiledStep, "__call__", counted)
     compiled = engine.generate(requests)
     assert sum(calls) > 60
-    monkeypatch.setattr(CompiledStep, "of", lambda model: None)
+    monkeypatch.setattr(CompiledStep, "of_all", lambda models, known: {})
     assert [one.ids for one in Engine(model).generate(requests)] == [one.ids for one in compiled]
 
 

@@ -12,12 +12,13 @@ import torch
 
 from leveret.engine.compiled_step import CompiledStep
 from leveret.engine.config import EngineConfig
-from leveret.engine.engine import Engine, _choose
+from leveret.engine.engine import Engine
 from leveret.engine.request import Request, SamplingParams
 from leveret.engine.row import Row
 from leveret.engine.scheduler import Turn
 from leveret.engine.speculative import MOST_GUESSES, Lookup, Pace, Speculation
 from leveret.engine.token_score import TokenScore
+from leveret.engine.turns import choose
 from leveret.errors import ConfigError
 from leveret.kernels.native.library import missing
 from leveret.model.config import MoeConfig
@@ -130,10 +131,10 @@ def test_the_distribution_of_samples_is_that_of_the_model() -> None:
     for seed in range(count):
         row = Row(request((0,), temperature=1.3, seed=seed))
         guess = row.sampler.fork().choose(other)
-        ids, accepted = _choose(Turn(row, 1, (guess,)), torch.stack([first, after[guess]]), [])
+        ids, accepted = choose(Turn(row, 1, (guess,)), torch.stack([first, after[guess]]), [])
         right += accepted
         if not accepted:  # the next step
-            ids += _choose(Turn(row, 1), after[ids[0]].unsqueeze(0), [])[0]
+            ids += choose(Turn(row, 1), after[ids[0]].unsqueeze(0), [])[0]
         found[ids[0], ids[1]] += 1
     expected = (first / 1.3).softmax(-1)[:, None] * (after / 1.3).softmax(-1) * count
     square = sum((found[a, b] - float(expected[a, b])) ** 2 / float(expected[a, b]) for a in range(4) for b in range(4))

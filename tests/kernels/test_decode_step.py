@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from torch import Tensor
 
 from leveret.engine.compiled_step import CompiledStep
+from leveret.engine.step_parts import KnownWeights
 from leveret.model.cache import KVCache
 from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
 from leveret.model.decoder import Decoder
@@ -60,11 +62,13 @@ class Paged:
             paged[self.tables] = plain.unflatten(2, (width, 16)).transpose(1, 2)
         self.lengths = whole.lengths.tolist()
 
-    def feed(self, *ids: list[int]) -> PagedRows:
-        """Some ids for each row; what is fed counts as kept."""
+    def feed(self, *ids: list[int], models: list[int] | None = None) -> PagedRows:
+        """Some ids for each row, and whose they are; what is fed counts as kept."""
         feeds = [
-            Feed(ids=new, start=start, table=table, planned_length=80)
-            for new, start, table in zip(ids, self.lengths, self.tables.tolist(), strict=True)
+            Feed(ids=new, start=start, table=table, planned_length=80, model=model)
+            for new, start, table, model in zip(
+                ids, self.lengths, self.tables.tolist(), models or [0] * len(ids), strict=True
+            )
         ]
         self.lengths = [start + len(new) for start, new in zip(self.lengths, ids, strict=True)]
         return PagedRows(self.cache, feeds)
@@ -358,3 +362,66 @@ def test_tokens_of_one_sequence_together_are_the_same_as_one_after_the_other(bui
     logits = step(together.feed([5, 6], [1, 2]))
     assert torch.equal(logits, singles[0].transpose(0, 1).flatten(0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.whole(), together.whole(), strict=True))
+
+
+def siblings(model: Decoder, ranks: dict[int, tuple[int, list[str]]]) -> dict[int, Decoder]:
+    """The model as number 0, and others in the same memory with adapters of these ranks on these Linears."""
+    models = {0: model}
+    for number, (rank, targets) in ranks.items():
+        shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+        models[number] = copy.deepcopy(model, shared)
+        add_lora(models[number], LoraSettings(rank=rank, alpha=4 * rank), targets, seed=number)
+        for place, layer in enumerate(lora_modules(models[number].eval()).values()):
+            layer.lora_B.normal_(std=0.05, generator=torch.Generator().manual_seed(100 * number + place))
+    return models
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [3, 8, 20])
+@pytest.mark.parametrize("kind", ["bfloat16", "int4", "experts"])
+def test_rows_of_different_models_get_what_their_own_adapters_add(build: str, kind: str, rows: int) -> None:
+    model = a_mixture(experts=4) if kind == "experts" else a_decoder()
+    if kind != "bfloat16":
+        quantize_linears(model, GptqStorage(bits=4, group_size=32, symmetric=True), search=False)
+    block = ["gate_proj", "up_proj", "down_proj"]
+    adapters = {4: (5, ["q_proj", "v_proj", *block]), 5: (2, ["v_proj", "o_proj", *block]), 9: (3, ["k_proj"])}
+    models = siblings(model.to(torch.bfloat16), adapters)
+    steps = CompiledStep.of_all(models, KnownWeights())
+    assert set(steps) == set(models) and len(set(steps.values())) == 1
+    numbers = [[0, 4, 5, 9][row % 4] for row in range(rows)]
+    paged = Paged(model, filled(model, [9] * rows))
+    found = steps[0](paged.feed(*([3 + row] for row in range(rows)), models=numbers))
+    assert len({tuple(row.tolist()) for row in found[:4]}) == min(rows, 4)
+    for number, other in models.items():
+        alone = CompiledStep.of(other)
+        assert alone is not None
+        wanted = alone(Paged(model, filled(model, [9] * rows)).feed(*([3 + row] for row in range(rows))))
+        mine = [row for row in range(rows) if numbers[row] == number]
+        assert torch.equal(found[mine], wanted[mine])
+
+
+@torch.inference_mode()
+def test_models_share_a_step_only_where_they_share_the_memory() -> None:
+    model = a_decoder().to(torch.bfloat16)
+    models = siblings(model, {1: (2, ["q_proj"]), 2: (2, ["v_proj"]), 3: (2, ["q_proj"]), 4: (2, ["q_proj"])})
+    models[2].lm_head.weight = torch.nn.Parameter(models[2].lm_head.weight.clone(), requires_grad=False)
+    add_lora(models[3], LoraSettings(rank=2, alpha=2, dora=True), ["o_proj"], seed=0)
+    models[4].layers[1].post_attention_layernorm.weight = torch.nn.Parameter(torch.ones(128, dtype=torch.bfloat16))
+    models[5] = copy.deepcopy(model)
+    steps = CompiledStep.of_all({number: each.eval() for number, each in models.items()}, KnownWeights())
+    assert steps[0] is steps[1] and 3 not in steps
+    assert len({id(step) for step in steps.values()}) == 4 and set(steps) == {0, 1, 2, 4, 5}
+
+
+@torch.inference_mode()
+def test_a_model_may_look_ids_up_in_a_table_of_its_own(build: str) -> None:
+    model = a_decoder().to(torch.bfloat16)
+    models = siblings(model, {1: (2, ["q_proj"])})
+    models[1].embed_tokens.weight = torch.nn.Parameter(models[1].embed_tokens.weight.flip(0), requires_grad=False)
+    steps = CompiledStep.of_all(models, KnownWeights())
+    assert steps[0] is steps[1]
+    found = steps[0](Paged(model, filled(model, [9] * 2)).feed([7], [7], models=[0, 1]))
+    other = CompiledStep.of(models[1])
+    assert other is not None
+    wanted = other(Paged(model, filled(model, [9] * 2)).feed([7], [7]))
+    assert torch.equal(found[1], wanted[1]) and not torch.equal(found[0], wanted[0])

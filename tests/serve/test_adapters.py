@@ -19,11 +19,14 @@ from leveret.engine.text import TextModel
 from leveret.errors import ConfigError
 from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora
+from leveret.model.token_rows import train_rows
 from leveret.serve.config import ServeConfig
+from leveret.serve.models import ServedModels, configured
 from leveret.serve.running import running
 from leveret.weights.adapter import save_adapter
 from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.load import load_model
+from leveret.weights.tokens import resize_tokens
 
 from .test_errors import send
 
@@ -108,6 +111,25 @@ def test_adapters_come_and_go_while_others_are_answered(
         ask("coder")
     assert post(served, "/v1/unload_lora_adapter", {"lora_name": "coder"}) == 404
     assert post(served, "/v1/unload_lora_adapter", {"lora_name": "phone"}) == 404  # no adapter
+
+
+def test_adapters_run_in_the_engine_of_their_model_unless_they_have_tokens_of_their_own(
+    model: TextModel, model_dir: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    larger = load_model(model_dir)
+    size = larger.config.vocab_size
+    resize_tokens(larger, size + 2)
+    add_lora(larger, LoraSettings(rank=2, alpha=8), ["q_proj"], seed=0)
+    train_rows(larger, [size, size + 1])
+    save_adapter(larger, tmp_path, base=str(model_dir), fingerprint=fingerprint_of(model_dir))
+    config = ServeConfig(model=str(model_dir), adapter=[f"{name}={folder}" for name, folder in folders.items()])
+    models = ServedModels(configured(model, config), config)
+    engine = models.find(None).engine
+    assert [models.find(name).engine.runs_in for name in folders] == [engine, engine]
+    assert set(models.engine_stats()) == {"phone"}
+    models.load("apart", str(tmp_path))
+    assert models.find("apart").engine.runs_in is models.find("apart").engine
+    assert set(models.engine_stats()) == {"phone", "apart"}
 
 
 def test_only_who_has_a_key_may_load(served: str, url: str, folders: dict[str, Path], tmp_path: Path) -> None:

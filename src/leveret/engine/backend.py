@@ -36,6 +36,11 @@ class Backend(ABC):
     def stats(self) -> EngineStats:
         """What it has done and what it holds; may be read from any thread."""
 
+    @property
+    def runs_in(self) -> Backend:
+        """The backend whose steps serve its requests: itself, unless it stands beside another (engine/beside.py)."""
+        return self
+
     @abstractmethod
     def submit(self, request: Request) -> Row:
         """Take a request on; the steps that follow serve it. Raises RequestError when it cannot be served."""

@@ -107,7 +107,7 @@ class DraftModel:
 
     def _ready(self) -> Runner:
         if self._runner is None:
-            self._runner = Runner(self._model, num_blocks=self._pool.num_blocks, block_tokens=BLOCK_TOKENS)
+            self._runner = Runner({0: self._model}, num_blocks=self._pool.num_blocks, block_tokens=BLOCK_TOKENS)
         return self._runner
 
 

@@ -12,25 +12,30 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from leveret.allocator import reuse_freed_blocks
 from leveret.engine.backend import Backend
+from leveret.engine.beside import Beside, refusal
 from leveret.engine.blocks import BlockPool
 from leveret.engine.config import EngineConfig
 from leveret.engine.draft import DraftModel, draft_model
 from leveret.engine.invariant import InvariantRunner
+from leveret.engine.models import EngineModels
 from leveret.engine.request import Request
 from leveret.engine.row import Progress, Row
-from leveret.engine.runner import Runner, fingerprint
+from leveret.engine.runner import Runner
 from leveret.engine.scheduler import Scheduler, Turn
 from leveret.engine.speculative import Guesser, Lookup, Speculation
 from leveret.engine.stats import EngineStats
+from leveret.engine.turns import choose, feed, num_wanted
+from leveret.errors import ConfigError, RequestError
 from leveret.kernels.likeliest import likeliest
 from leveret.model.decoder import Decoder
-from leveret.model.paged_cache import Feed, PagedCache
+from leveret.model.paged_cache import PagedCache
 
 DEFAULT_CACHE_BYTES = 2 << 30
 """Memory of the KV cache when the config does not say."""
@@ -60,8 +65,10 @@ class Engine(Backend):
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._arrivals = 0
+        self._models = EngineModels(model)
         self._runner: Runner | InvariantRunner | None = None
-        self._fingerprint: tuple[object, ...] = ()
+        self._served: dict[int, Decoder] = {}
+        """What the runner has."""
         self._scheduler = self._new_scheduler()
         self._speculation = self._new_speculation(draft or draft_model(model, self._config))
 
@@ -106,12 +113,30 @@ class Engine(Backend):
             steps=counts["steps"],
         )
 
-    def submit(self, request: Request) -> Row:
-        """Take a request on; the steps that follow serve it. Raises RequestError when it cannot be served."""
+    def beside(self, model: Decoder) -> Beside:
+        """Serve another model too, mostly this one under an adapter, in the same steps and from the same cache.
+
+        Requests for it go to the backend that is returned; closing that gives the model up. ConfigError when the two
+        cannot share a cache (`beside.refusal`).
+        """
+        if (why := refusal(self._model, model)) is not None:
+            raise ConfigError(f"two models cannot share an engine: {why}", hint="give each an engine of its own")
+        with self._lock:
+            self._let_go()
+            number = self._models.add(model)
+        return Beside(self, model, number, give_up=partial(self._models.give_up, number))
+
+    def submit(self, request: Request, *, model: int = 0) -> Row:
+        """Take a request on; the steps that follow serve it. Raises RequestError when it cannot be served.
+
+        model: the number of a model beside the engine's own (`Beside`).
+        """
         self.check(request)
         with self._lock:
+            if not self._models.serves(model):
+                raise RequestError("the model of this request is served no longer", code="model_not_found")
             self._arrivals += 1
-            row = Row(request, arrival=self._arrivals, salt=self._salt(request))
+            row = Row(request, arrival=self._arrivals, salt=self._salt(request, model), model=model)
             self._scheduler.add(row)
             self._counts.update(submitted=1, prompt=len(request.prompt_ids))
             return row
@@ -134,8 +159,8 @@ class Engine(Backend):
             if not turns:
                 return []
             runner.cache.clear(self._scheduler.fresh)
-            wanted = [_wanted(turn) for turn in turns]
-            logits = runner([_feed(turn) for turn in turns], wanted)
+            wanted = [num_wanted(turn) for turn in turns]
+            logits = runner([feed(turn) for turn in turns], wanted)
             self._counts["steps"] += 1
             return self._taken(turns, wanted, logits)
 
@@ -157,7 +182,7 @@ class Engine(Backend):
             row, first, at = turn.row, at, at + count
             if row.num_pending > 1 or not row.num_generated:
                 counts["prefill"] += turn.count
-            ids, right = _choose(turn, logits, best, first) if count else ([], 0)
+            ids, right = choose(turn, logits, best, first) if count else ([], 0)
             self._scheduler.fed(row, turn.count + right)
             if count:
                 counts["generated"] += len(ids)
@@ -171,6 +196,10 @@ class Engine(Backend):
         self._scheduler.remove(row)
         self._speculation.drop(row)
 
+    def _let_go(self) -> None:
+        """Forget models that nobody needs."""
+        self._models.let_go((*self._scheduler.running, *self._scheduler.waiting))
+
     def _progress(self, row: Row, ids: list[int]) -> Progress:
         if row.finish_reason is None:
             return Progress(row=row, ids=ids, completion=None)
@@ -179,16 +208,19 @@ class Engine(Backend):
         return Progress(row=row, ids=ids, completion=row.completion())
 
     def _ready(self) -> Runner | InvariantRunner:
-        """The runner of the model as it is. Between two requests the model may have changed; then nothing is kept."""
-        if self._runner is not None and self._scheduler.running:
-            return self._runner
-        now = fingerprint(self._model)
-        if self._runner is None or now != self._fingerprint:
+        """The runner of the models as they are. Between two requests they may have changed; then nothing is kept."""
+        self._let_go()
+        models = self._models.by_number
+        if self._runner is None or (not self._scheduler.running and self._models.changed()):
             size = self._config.cache_block_tokens
             make = InvariantRunner if self._config.batch_invariant else Runner
-            self._runner = make(self._model, num_blocks=self._num_blocks, block_tokens=size)
-            self._fingerprint = fingerprint(self._model)  # quantized Linears may have changed what they hold
+            self._runner = make(models, num_blocks=self._num_blocks, block_tokens=size)
+            self._models.look(again=True)  # quantized Linears may have changed what they hold
             self._scheduler.pool.forget_all()
+        elif self._served is not models:
+            self._runner.serve(models)
+            self._models.look(again=False)
+        self._served = models
         return self._runner
 
     def _new_scheduler(self) -> Scheduler:
@@ -210,44 +242,14 @@ class Engine(Backend):
             guessers.append(DraftModel(draft, vocab_size=self._model.config.vocab_size, capacity_tokens=capacity))
         return Speculation(guessers)
 
-    def _salt(self, request: Request) -> bytes:
-        """With dynamic NTK, keys depend on how long a request may become: only requests alike in that share them."""
+    def _salt(self, request: Request, model: int) -> bytes:
+        """What else than the ids decides about keys and values: only requests alike in that share them.
+
+        It is the model, and with dynamic NTK how long a request may become.
+        """
         planned = len(request.prompt_ids) + request.params.max_tokens
-        return str(planned).encode() if self._model.config.rope.kind == "dynamic" else b""
-
-
-def _choose(turn: Turn, logits: Tensor, likeliest: Sequence[int], first: int = 0) -> tuple[list[int], int]:
-    """The ids that a row appends, and how many of its draft were among them in the right places.
-
-    Its logits, and of each the likeliest id, are those from place `first` on.
-
-    The row chooses after each id as it always does; a draft that says the same has only saved a step. So whatever is
-    drafted, the row takes the ids, draws the numbers and follows the distribution that it would without.
-    """
-    row, taken, right = turn.row, list[int](), 0
-    while row.finish_reason is None and right == len(taken):
-        place = first + right
-        taken += row.take(likeliest[place] if row.sampler.plain else row.sampler.choose(logits[place]))
-        while right < min(len(taken), len(turn.draft)) and taken[right] == turn.draft[right]:
-            right += 1
-    return taken, right
-
-
-def _feed(turn: Turn) -> Feed:
-    row = turn.row
-    ids = row.ids[row.num_cached : row.num_cached + turn.count]
-    return Feed(
-        ids=(*ids, *turn.draft),
-        start=row.num_cached,
-        table=row.table,
-        planned_length=row.planned_length,
-        chosen_from=len(row.request.prompt_ids),
-    )
-
-
-def _wanted(turn: Turn) -> int:
-    """After how many of the last ids of a turn the logits are needed."""
-    return 0 if turn.count < turn.row.num_pending else 1 + len(turn.draft)
+        dynamic = self._model.config.rope.kind == "dynamic"
+        return (f"model {model}" if model else "").encode() + (f"{planned}" if dynamic else "").encode()
 
 
 def _num_blocks(model: Decoder, config: EngineConfig, longest: int) -> int:

@@ -16,8 +16,9 @@ without a compiled step (float32, a GPU) gain nothing from company.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -33,9 +34,10 @@ ROWS = 16
 class InvariantRunner:
     """Takes the place of a `Runner`."""
 
-    def __init__(self, model: Decoder, *, num_blocks: int, block_tokens: int) -> None:
-        self._runner = Runner(model, num_blocks=num_blocks, block_tokens=block_tokens)
+    def __init__(self, models: Mapping[int, Decoder], *, num_blocks: int, block_tokens: int) -> None:
+        self._runner = Runner(models, num_blocks=num_blocks, block_tokens=block_tokens)
         self._size = block_tokens
+        self.serve = self._runner.serve
 
     @property
     def cache(self) -> PagedCache:
@@ -63,10 +65,15 @@ class InvariantRunner:
 
     def _chosen_ids(self, feeds: list[Feed]) -> Tensor:
         """Feed one id each; the logits after them."""
-        if not self._runner.compiled:
-            return torch.cat([self._runner.by_modules([feed], [1]) for feed in feeds])
-        padded = [*feeds, *[feeds[-1]] * (ROWS - len(feeds))]  # the same numbers, written to the same place
-        return self._runner.by_compiled_step(padded, [1] * len(padded))[: len(feeds)]
+        found: list[Tensor] = []
+        for step, group in groupby(feeds, key=lambda feed: self._runner.step_of(feed.model)):
+            alike = list(group)
+            if step is None:
+                found += [self._runner.by_modules([feed], [1]) for feed in alike]
+                continue
+            padded = [*alike, *[alike[-1]] * (ROWS - len(alike))]  # the same numbers, written to the same place
+            found.append(self._runner.by_compiled_step(padded, [1] * len(padded))[: len(alike)])
+        return torch.cat(found)
 
 
 def _pieces(feed: Feed, size: int) -> Iterator[Feed]:

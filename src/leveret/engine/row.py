@@ -19,9 +19,13 @@ from leveret.errors import RequestError
 class Row:
     """One request in flight; made by `Engine.submit`."""
 
-    def __init__(self, request: Request, *, arrival: int = 0, salt: bytes = b"") -> None:
-        """`arrival`: who came first has the lowest; `salt`: what besides the ids decides about keys and values."""
+    def __init__(self, request: Request, *, arrival: int = 0, salt: bytes = b"", model: int = 0) -> None:
+        """`arrival`: who came first has the lowest; `salt`: what besides the ids decides about keys and values.
+
+        model: the number of the model that answers, where an engine has several.
+        """
         self.request = request
+        self.model = model
         self.arrival = arrival
         self.ids: list[int] = list(request.prompt_ids)
         self.num_cached = 0

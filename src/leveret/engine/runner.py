@@ -4,16 +4,20 @@ Rows that take one token or a few go through the compiled step (compiled_step.py
 pieces of prompts go through the model's modules, all in one row without padding (model/paged_cache.py). A step with
 both kinds reads the weights twice. A processor without a compiled step does it once: there everything is one forward.
 (On a CPU the reading of the weights is a few hundredths of what a piece of 512 tokens costs.)
+
+Several models of one shape may share the cache, mostly one under different adapters. Pieces of prompts go through the
+modules of their model, one model after the other; single tokens of models that share their weights go together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from leveret.engine.compiled_step import CompiledStep
+from leveret.engine.step_parts import KnownWeights
 from leveret.model.decoder import Decoder
 from leveret.model.paged_cache import Feed, PagedCache, PagedRows
 
@@ -25,18 +29,27 @@ MOST_UNWANTED_TOKENS = 32
 
 
 class Runner:
-    """A model and the memory of its KV cache."""
+    """Models by their numbers, and the memory of their KV cache."""
 
-    def __init__(self, model: Decoder, *, num_blocks: int, block_tokens: int) -> None:
-        weight = model.embed_tokens.weight
-        self.cache = PagedCache(model.config, num_blocks, block_tokens, weight.dtype, weight.device)
-        self._model = model
-        self._compiled_step = CompiledStep.of(model)
+    def __init__(self, models: Mapping[int, Decoder], *, num_blocks: int, block_tokens: int) -> None:
+        """The cache is for models like the first one."""
+        first = next(iter(models.values()))
+        weight = first.embed_tokens.weight
+        self.cache = PagedCache(first.config, num_blocks, block_tokens, weight.dtype, weight.device)
+        self._models: dict[int, Decoder] = {}
+        self._known = KnownWeights()
+        self.serve(models)
 
-    @property
-    def compiled(self) -> bool:
-        """Whether the model has a compiled step."""
-        return self._compiled_step is not None
+    def serve(self, models: Mapping[int, Decoder]) -> None:
+        """From now on feed these models; those that it has already are as they were."""
+        if self._models.keys() - models.keys():
+            self._known = KnownWeights()  # nothing of a model that is gone is held
+        self._models = dict(models)
+        self._steps = CompiledStep.of_all(self._models, self._known)
+
+    def step_of(self, model: int) -> CompiledStep | None:
+        """The compiled step of a model, which others may share; None: it has none."""
+        return self._steps.get(model)
 
     def __call__(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
         """Feed all; the logits after the last `wanted` ids of each feed, one behind the other, (sum of wanted, V)."""
@@ -44,40 +57,60 @@ class Runner:
         if len(few) == len(feeds):
             return self.by_compiled_step(feeds, wanted)
         many = sorted(set(range(len(feeds))) - set(few), key=lambda index: len(feeds[index].ids))
-        found: dict[int, Tensor] = {}
-        for indices, forward in ((few, self.by_compiled_step), (many, self.by_modules)):
-            if indices:
-                logits = forward([feeds[index] for index in indices], [wanted[index] for index in indices])
-                parts = torch.split(logits, [wanted[index] for index in indices])
-                found.update(zip(indices, parts, strict=True))
-        return torch.cat([found[index] for index in range(len(feeds))])
+        parts = [(few, self.by_compiled_step), (many, self.by_modules)]
+        return _in_parts([part for part in parts if part[0]], feeds, wanted)
 
     def _few(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> list[int]:
         """Which feeds the compiled step takes: all tokens to be answered, and the ends of a few prompts."""
-        if self._compiled_step is None:
-            return []
-        short = [index for index, feed in enumerate(feeds) if len(feed.ids) <= MOST_COMPILED_TOKENS]
+        able = [index for index, feed in enumerate(feeds) if feed.model in self._steps]
+        short = [index for index in able if len(feeds[index].ids) <= MOST_COMPILED_TOKENS]
         unwanted = sum(len(feeds[index].ids) - wanted[index] for index in short)
         if unwanted <= MOST_UNWANTED_TOKENS:
             return short
         return [index for index in short if wanted[index] == len(feeds[index].ids)]
 
     def by_compiled_step(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
-        """Feed all by the compiled step; the wanted logits.
+        """Feed all by the compiled steps of their models; the wanted logits.
 
         Guessed ids, and all of a sequence that is alone, get the bits of ids fed one by one.
         """
-        assert self._compiled_step is not None
+        groups = _grouped(feeds, lambda feed: id(self._steps[feed.model]))
+        if len(groups) > 1:
+            return _in_parts([(group, self.by_compiled_step) for group in groups], feeds, wanted)
         as_alone = len(feeds) == 1 or any(count > 1 for count in wanted)
-        logits = self._compiled_step(PagedRows(self.cache, feeds), as_alone=as_alone)
+        logits = self._steps[feeds[0].model](PagedRows(self.cache, feeds), as_alone=as_alone)
         return logits if logits.shape[0] == sum(wanted) else logits[_places(feeds, wanted)]
 
     def by_modules(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
-        """Feed all in one forward of the model; the wanted logits."""
-        rows = PagedRows(self.cache, feeds)
-        hidden = self._model.hidden(rows.ids, cache=rows)[0]  # (T, H)
-        logits: Tensor = self._model.lm_head(hidden[_places(feeds, wanted)])
+        """Feed all in one forward of each model; the wanted logits."""
+        groups = _grouped(feeds, lambda feed: feed.model)
+        if len(groups) > 1:
+            return _in_parts([(group, self.by_modules) for group in groups], feeds, wanted)
+        rows, model = PagedRows(self.cache, feeds), self._models[feeds[0].model]
+        hidden = model.hidden(rows.ids, cache=rows)[0]  # (T, H)
+        logits: Tensor = model.lm_head(hidden[_places(feeds, wanted)])
         return logits
+
+
+Forward = Callable[[Sequence[Feed], Sequence[int]], Tensor]
+
+
+def _grouped(feeds: Sequence[Feed], key: Callable[[Feed], int]) -> list[list[int]]:
+    """The places of feeds that have the same key, in the order in which the keys come."""
+    groups: dict[int, list[int]] = {}
+    for index, feed in enumerate(feeds):
+        groups.setdefault(key(feed), []).append(index)
+    return list(groups.values())
+
+
+def _in_parts(parts: Sequence[tuple[Sequence[int], Forward]], feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
+    """The wanted logits, where each forward takes the feeds of its places."""
+    found: dict[int, Tensor] = {}
+    for places, forward in parts:
+        logits = forward([feeds[index] for index in places], [wanted[index] for index in places])
+        pieces = torch.split(logits, [wanted[index] for index in places])
+        found.update(zip(places, pieces, strict=True))
+    return torch.cat([found[index] for index in range(len(feeds))])
 
 
 def _places(feeds: Sequence[Feed], wanted: Sequence[int]) -> list[int]:
@@ -88,18 +121,3 @@ def _places(feeds: Sequence[Feed], wanted: Sequence[int]) -> list[int]:
         end += len(feed.ids)
         places += range(end - count, end)
     return places
-
-
-def fingerprint(model: Decoder) -> tuple[object, ...]:
-    """What changes when a model does: its modules, hooks, mode and weights. Cheap; it does not read the weights.
-
-    An optimizer's step and every other operation in place on a parameter count; what is written through `.data` or from
-    outside PyTorch does not.
-    """
-    modules = tuple((id(each), len(each._forward_hooks) + len(each._forward_pre_hooks)) for each in model.modules())
-    tensors = tuple((each.data_ptr(), _version(each), each.dtype) for each in (*model.parameters(), *model.buffers()))
-    return model.training, modules, tensors
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

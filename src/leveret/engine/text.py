@@ -27,6 +27,7 @@ from leveret.chat.template import ChatTemplate
 from leveret.engine.backend import Backend
 from leveret.engine.backends.names import OWN, checked_name
 from leveret.engine.backends.opening import open_parts
+from leveret.engine.beside import Beside
 from leveret.engine.config import EngineConfig
 from leveret.engine.defaults import SamplingOptions
 from leveret.engine.engine import Engine
@@ -62,7 +63,7 @@ class TextModel(JobMaker):
         """Parts that belong together; `load` finds them in a directory. A Decoder runs in an engine of its own."""
         backend: Backend = model if isinstance(model, Backend) else Engine(model, engine)
         super().__init__(backend, tokenizer, template=template, tools=tools, defaults=defaults, name=name)
-        self._decoder = backend.model if isinstance(backend, Engine) else None
+        self._decoder = backend.model if isinstance(backend, Engine | Beside) else None
 
     @classmethod
     def load(

@@ -47,10 +47,10 @@ def low_rank(a: Tensor, b: Tensor, scale: float) -> LowRank:
 
 @dataclass(frozen=True)
 class DecodeLinear:
-    """A Linear: its weight, and the change an adapter makes to it."""
+    """A Linear: its weight, and what the adapters of the models that share it add; None: nothing."""
 
     weight: DecodeWeight
-    change: LowRank | None = None
+    changes: tuple[LowRank | None, ...] = (None,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class _Linear(ctypes.Structure):
         ("zero", ctypes.c_double),
         ("order", ctypes.c_void_p),
         ("rounds", ctypes.c_int64),
-        ("change", ctypes.POINTER(_Change)),
+        ("changes", ctypes.POINTER(ctypes.POINTER(_Change))),
     ]
 
 
@@ -178,17 +178,20 @@ class DecodeStep:
             self._tables.append(table.experts)
 
     def _linear(self, linear: DecodeLinear) -> _Linear:
-        table, change = _table(linear.weight), linear.change
-        if change is not None:
-            down, up = change.down.data_ptr(), change.up.data_ptr()
-            made = _Change(rank=len(change.down), down=down, up=up, scale=change.scale)
-            table.change = ctypes.pointer(made)
-            self._tables.append(made)
+        table = _table(linear.weight)
+        if any(change is not None for change in linear.changes):
+            pointers = (ctypes.POINTER(_Change) * len(linear.changes))()
+            for place, change in enumerate(linear.changes):
+                if change is not None:
+                    made = _Change(len(change.down), change.down.data_ptr(), change.up.data_ptr(), change.scale)
+                    pointers[place] = ctypes.pointer(made)
+            table.changes = pointers
+            self._tables.append(pointers)
         return table
 
     def __call__(
         self, x: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], tables: Tensor, positions: Sequence[int],
-        cos: Tensor, signed_sin: Tensor, *, as_alone: bool = False,
+        cos: Tensor, signed_sin: Tensor, *, models: Sequence[int] | None = None, as_alone: bool = False,
     ) -> Tensor:  # fmt: skip
         """Embeddings of the new tokens (B, H), which are overwritten -> logits (B, V).
 
@@ -196,6 +199,7 @@ class DecodeStep:
         tables: (B, blocks) int64; a cache that is one piece for each row has C its capacity and one block for each.
         positions: where in its sequence each new token comes; rows may be several tokens of one sequence in a row.
         cos, signed_sin: (B, D). All bfloat16 and in one piece.
+        models: (B,), whose changes each row gets, a place in `DecodeLinear.changes`; None: the first for all.
         as_alone: give each row, to the bit, what it would get in a call of its own; that is slower for many rows.
         """
         for table, layer_keys, layer_values in zip(self._layers, keys, values, strict=True):
@@ -207,8 +211,8 @@ class DecodeStep:
         library.leveret_decode_step(
             ctypes.byref(self._shape), self._layers, self._last_norm, ctypes.byref(self._head), pointer(x),
             size(x.shape[0]), (ctypes.c_int64 * len(positions))(*positions), pointer(tables), size(tables.shape[1]),
-            size(block), pointer(cos), pointer(signed_sin), pointer(logits), size(int(as_alone)),
-            torch.get_num_threads(),
+            size(block), (ctypes.c_int64 * len(positions))(*models or ()), pointer(cos), pointer(signed_sin),
+            pointer(logits), size(int(as_alone)), torch.get_num_threads(),
         )  # fmt: skip
         return logits
 

@@ -43,6 +43,8 @@ class Feed:
     """The length it is to reach; fixes the base of dynamic NTK (`rope.py`), which must not drift."""
     chosen_from: int = 0
     """The place of the first id that is no longer the prompt's; which it is matters to engine/invariant.py only."""
+    model: int = 0
+    """Which of several models that share a cache reads them (engine/runner.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,11 @@ class PagedRows:
     def ids(self) -> Tensor:
         """The new tokens, (1, T)."""
         return torch.tensor([[token_id for feed in self.feeds for token_id in feed.ids]], device=self.positions.device)
+
+    @property
+    def models(self) -> list[int]:
+        """Which model reads each new token."""
+        return [feed.model for feed in self.feeds for _ in feed.ids]
 
     @property
     def planned_lengths(self) -> Tensor:

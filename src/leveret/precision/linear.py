@@ -253,9 +253,18 @@ class QuantizedLinear(HeldOnce):
         part["qzeros"] = self.qzeros[:, : count * self.bits // 32]
         return self.storage.unpack(part)
 
+    def settle(self) -> None:
+        """Hold the words as the compiled kernels read them, if they do, so that copies made later share them."""
+        if self.compiled_refusal() is None:
+            self._as_it_lies()
+
+    def stored_tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """What is held of the weight; copies of a module that share it hold the same tensors."""
+        return self.held_for_kernels, *(self._buffers[name] for name in self._stored)
+
     def _versions(self) -> tuple[Any, ...]:
         """Changes whenever a stored tensor is replaced or written to, so that nothing stale is multiplied."""
-        held = [self.held_for_kernels, *(self._buffers[name] for name in self._stored)]
+        held = self.stored_tensors()
         return tuple((id(each), 0 if each is None or each.is_inference() else each._version) for each in held)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

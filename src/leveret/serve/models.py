@@ -1,8 +1,10 @@
 """The models a server answers with: one, and any number of adapters for it, each under a name of its own.
 
 A request chooses by `model`. Adapters share the weights of the model (`weights/adapted.py`), so each costs the memory
-of its own matrices only. They are given at the start (`--adapter poet=models/poet-lora`) or loaded and unloaded while
-the server runs; what is being answered with an adapter that is unloaded is answered to the end.
+of its own matrices only, and its engine (`engine/beside.py`), so requests for different ones are answered together. One
+that gives the model tokens of its own makes another shape of it, and has an engine of its own. Adapters are given at
+the start (`--adapter poet=models/poet-lora`) or loaded and unloaded while the server runs; what is being answered with
+an adapter that is unloaded is answered to the end.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 from leveret.chat.template import ChatTemplate
 from leveret.engine.backend import Backend
+from leveret.engine.beside import Beside, refusal
 from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine
 from leveret.engine.prompting import find_parts
@@ -64,8 +67,9 @@ class ServedModels:
         return card if model is self._own else card | {"parent": self.name, "root": self._folders[name]}
 
     def engine_stats(self) -> dict[str, EngineStats]:
-        """What the engine of each model has done and holds."""
-        return {name: model.engine.stats for name, model in tuple(self._models.items())}
+        """What each engine has done and holds, by the model that it is the engine of."""
+        engines = {name: model.engine for name, model in tuple(self._models.items())}
+        return {name: engine.stats for name, engine in engines.items() if engine.runs_in is engine}
 
     def load(self, name: str, folder: str) -> None:
         """Serve the adapter in a folder of this machine under a name.
@@ -94,12 +98,11 @@ class ServedModels:
 
     def _adapted(self, name: str, folder: Path) -> TextModel:
         under = model_under(resolve_model(self._config.model))
-        model = TextModel(
-            adapted(self._own.model, folder, fingerprint=fingerprint_of(under)),
-            **vars(find_parts((folder, under))),
-            name=name,
-        )
-        return configured(model, self._config)
+        decoder = adapted(self._own.model, folder, fingerprint=fingerprint_of(under))
+        engine = self._own.engine
+        shares = isinstance(engine, Engine) and refusal(engine.model, decoder) is None
+        runs = engine.beside(decoder) if isinstance(engine, Engine) and shares else decoder
+        return configured(TextModel(runs, **vars(find_parts((folder, under))), name=name), self._config)
 
 
 def configured(model: TextModel, config: ServeConfig) -> TextModel:
@@ -125,6 +128,8 @@ def configured(model: TextModel, config: ServeConfig) -> TextModel:
 def _engine(model: TextModel, config: ServeConfig) -> Backend:
     """What runs a model for the server: our engine as the config has it, or the program that it has been given to."""
     tokens = config.max_model_len
+    if isinstance(model.engine, Beside):
+        return model.engine
     if not isinstance(model.engine, Engine):
         if tokens is not None or config.engine != EngineConfig():
             raise ConfigError(f"max_model_len and engine are for our own engine, and the backend is {config.backend}")

@@ -3,8 +3,8 @@
     handler --submit--> waiting --thread--> the engine of its model --deltas--> handler
 
 Every round of the loop starts what there is room for, drops what nobody wants any more or what took too long, and steps
-every engine that has work. A handler reads its events from its own `Ticket` and may cancel it at any time. Each adapter
-has an engine of its own: requests for different ones share the thread, not the batch.
+every engine that has work: one, which answers for a model and its adapters together (models.py), and those of adapters
+that cannot share it. A handler reads its events from its own `Ticket` and may cancel it at any time.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Worker:
 
     def _engines(self) -> set[Backend]:
         """The engines that have work."""
-        return {place.engine for place in tuple(self._places.values())}
+        return {place.engine.runs_in for place in tuple(self._places.values())}
 
     def _deliver(self, progress: list[Progress]) -> None:
         now = time.monotonic()

@@ -18,6 +18,7 @@ from torch import nn
 
 from leveret.model.decoder import Decoder
 from leveret.model.token_rows import TokenRows, fold_rows
+from leveret.precision.linear import QuantizedLinear
 from leveret.weights.adapter_load import load_adapter
 
 
@@ -30,6 +31,9 @@ def adapted(model: Decoder, folder: str | Path, *, fingerprint: str | None = Non
     fingerprint: of the files `model` was loaded from; if the adapter was trained on others, there is a warning.
     Raises ConfigError, MissingWeights, UnexpectedWeights, ShapeMismatch or CorruptedFile, as `load_adapter` does.
     """
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.settle()
     kept = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     other = copy.deepcopy(model, kept)
     load_adapter(other, folder, fingerprint=fingerprint)

@@ -7,6 +7,9 @@
 //
 // A feed-forward block is an expert that all rows visit. With a mixture of experts each row visits a few: it then stands
 // in several slots, which are in order of their experts, and every expert multiplies its own slots.
+//
+// Rows may be for different models that share all weights and differ in what an adapter adds to them: the weights are
+// read once for all, and each row gets what its own adapter adds.
 #include "decode_attention.h"
 #include "decode_slots.h"
 
@@ -16,7 +19,7 @@ namespace {
 struct Tokens {
     bfloat16* x;  // (rows, hidden)
     int64_t rows;
-    const int64_t* positions;
+    const int64_t *positions, *models;
     Places places;
     const bfloat16 *cos, *signed_sin;  // (rows, width)
     bool as_few;
@@ -29,9 +32,16 @@ struct Mine {
     Eights eights[3];  // of what up to three Linears read
 };
 
-int64_t most_rank(const Shape& shape, const Layer* layers) {
+// Of the changes that the rows of a call need.
+int64_t most_rank(const Shape& shape, const Layer* layers, const Tokens& t) {
+    std::vector<int64_t> models(t.models, t.models + t.rows);
+    std::sort(models.begin(), models.end());
+    models.erase(std::unique(models.begin(), models.end()), models.end());
     int64_t most = 0;
-    auto see = [&](const Linear& each) { most = std::max(most, each.change == nullptr ? 0 : each.change->rank); };
+    auto see = [&](const Linear& each) {
+        for (int64_t model : models)
+            if (const Change* change = each.change_of(model)) most = std::max(most, change->rank);
+    };
     for (const Layer* layer = layers; layer < layers + shape.layers; layer++) {
         for (const Linear* each : {&layer->query, &layer->key, &layer->value, &layer->out}) see(*each);
         for (int64_t n = 0; n < shape.experts; n++)
@@ -47,15 +57,17 @@ class Step {
         : shape(shape), layers(layers), t(tokens), query_size(shape.heads * shape.width),
           key_size(shape.groups * shape.width), together(t.rows >= 2 * threads ? shape.groups : 1),
           longest(*std::max_element(t.positions, t.positions + t.rows) + 1), few(t.as_few || t.rows <= FEW),
-          few_dense(t.as_few || t.rows <= FEW_DENSE), mixture(layers->router != nullptr), slots(t.rows, shape.experts, shape.chosen),
-          normed(t.rows, shape.hidden, few, few_dense), attended(t.rows, query_size, few, few_dense),
-          gathered(mixture ? slots.count() : 0, shape.hidden, few, few_dense),
-          gated(slots.count(), shape.intermediate, few, few_dense), query(size_t(t.rows * query_size)),
+          few_dense(t.as_few || t.rows <= FEW_DENSE), mixture(layers->router != nullptr), rank(most_rank(shape, layers, t)),
+          slots(t.rows, shape.experts, shape.chosen), slot_models(size_t(slots.count())),
+          normed(t.rows, shape.hidden, t.models, few, few_dense), attended(t.rows, query_size, t.models, few, few_dense),
+          gathered(mixture ? slots.count() : 0, shape.hidden, slot_models.data(), few, few_dense),
+          gated(slots.count(), shape.intermediate, slot_models.data(), few, few_dense), query(size_t(t.rows * query_size)),
           key(size_t(t.rows * key_size)), value(key.size()), added(size_t(t.rows * shape.hidden)),
           answers(mixture ? size_t(slots.count() * shape.hidden) : 0) {
         int64_t widest = std::max({shape.hidden, query_size, shape.intermediate});
         for (int n = 0; n < 3; n++) rooms.emplace_back(slots.count(), n == 0 ? widest : shape.hidden);
-        for (auto& each : squeezed) each.resize(size_t(slots.count() * most_rank(shape, layers)));
+        for (auto& each : squeezed) each.resize(size_t(slots.count() * rank));
+        find_slot_models();
     }
 
     void run(const bfloat16* last_norm, const Linear& head, bfloat16* logits) {
@@ -80,11 +92,17 @@ class Step {
     int64_t together;  // groups of a row that one thread reads: they lie side by side in each block
     int64_t longest;
     bool few, few_dense, mixture;
+    int64_t rank;  // of changes, at the most
     Slots slots;
+    std::vector<int64_t> slot_models;
     Rows normed, attended, gathered, gated;
     std::vector<bfloat16> query, key, value, added, answers;
     std::vector<EightsRoom> rooms;
     std::vector<float> squeezed[3];
+
+    void find_slot_models() {
+        for (size_t slot = 0; slot < slot_models.size(); slot++) slot_models[slot] = t.models[slots.row[slot]];
+    }
 
     void norm(const bfloat16* more, const bfloat16* weight) {
 #pragma omp for schedule(static)
@@ -97,12 +115,14 @@ class Step {
     void prepare(Mine& mine, const Rows& from, int64_t rows, int n, bool as_before, LinearOf linear_of) {
         const Linear& any = linear_of(0);
         const bfloat16* numbers = from.numbers.data();
-        if (any.change != nullptr) {
-            int64_t rank = any.change->rank;
+        if (any.changes != nullptr) {
 #pragma omp for schedule(static)
-            for (int64_t place = 0; place < rows * rank; place++)
-                squeezed[n][size_t(place)] = squeeze(*linear_of(place / rank).change, numbers + place / rank * from.columns,
-                                                     from.columns, place % rank);
+            for (int64_t place = 0; place < rows * rank; place++) {
+                int64_t row = place / rank, nth = place % rank;
+                const Change* change = linear_of(row).change_of(from.models[row]);
+                if (change != nullptr && nth < change->rank)
+                    squeezed[n][size_t(place)] = squeeze(*change, numbers + row * from.columns, from.columns, nth);
+            }
         }
         if (as_before) {
             mine.eights[n] = mine.eights[0];
@@ -128,8 +148,10 @@ class Step {
     void multiply_into(Mine& mine, const Linear& linear, int64_t tile, const Rows& from, int64_t begin, int64_t rows, int nth,
                        float* sums) {
         multiply_tile(linear, tile, from, mine.eights[nth], begin, rows, mine.scratch, sums);
-        if (const Change* change = linear.change)
-            add_change(*change, tile, squeezed[nth].data() + begin * change->rank, rows, sums);
+        if (linear.changes == nullptr) return;
+        for (int64_t row = 0; row < rows; row++)
+            if (const Change* change = linear.change_of(from.models[begin + row]))
+                add_change(*change, tile, squeezed[nth].data() + (begin + row) * rank, sums + row * TILE);
     }
 
     void multiply(Mine& mine, const Linear& linear, int64_t tile, const Rows& from, bfloat16* to, int nth = 0) {
@@ -181,7 +203,10 @@ class Step {
             slots.choose(row, logits.data());
         }
 #pragma omp single
-        slots.sort();
+        {
+            slots.sort();
+            find_slot_models();
+        }
 #pragma omp for schedule(static)
         for (int64_t slot = 0; slot < slots.count(); slot++)
             for (int64_t i = 0; i < hidden; i += LANES)
@@ -245,15 +270,16 @@ class Step {
 }  // namespace
 
 // x (rows, hidden): the embeddings of the new tokens. positions (rows,): where in its sequence each of them comes; tables
-// (rows, blocks): where the cache keeps that sequence. Several rows may be tokens of one sequence that follow each other.
+// (rows, blocks): where the cache keeps that sequence; models (rows,): which model it is for, by its place among the
+// changes of each Linear. Several rows may be tokens of one sequence that follow each other.
 // cos, signed_sin (rows, width). logits (rows, vocabulary): the head's products with the last norm's output. as_few: to
 // the bit what each row would give alone, however many there are.
 LEVERET_EXPORT void leveret_decode_step(const Shape* shape, const Layer* layers, const bfloat16* last_norm,
                                         const Linear* head, bfloat16* x, int64_t rows, const int64_t* positions,
                                         const int64_t* tables, int64_t blocks, int64_t block_tokens,
-                                        const bfloat16* cos, const bfloat16* signed_sin, bfloat16* logits, int64_t as_few,
-                                        int threads) {
-    Tokens tokens{x, rows, positions, {tables, blocks, block_tokens}, cos, signed_sin, as_few != 0};
+                                        const int64_t* models, const bfloat16* cos, const bfloat16* signed_sin,
+                                        bfloat16* logits, int64_t as_few, int threads) {
+    Tokens tokens{x, rows, positions, models, {tables, blocks, block_tokens}, cos, signed_sin, as_few != 0};
     Step step(*shape, layers, tokens, threads);
 #pragma omp parallel num_threads(threads)
     step.run(last_norm, *head, logits);

@@ -25,19 +25,22 @@ struct Linear {
     double zero;
     const int64_t* order;  // which input each column of the weight is for; null: the same
     int64_t rounds;        // activations in eight bits
-    const Change* change;  // null: none
+    const Change* const* changes;  // of each model that shares the weight, null where it has none; null: none of them has
+
+    const Change* change_of(int64_t model) const { return changes == nullptr ? nullptr : changes[model]; }
 };
 
 // What products read: rows of bfloat16 (more of them than there are, for tiles), and for few rows the same in float32.
 struct Rows {
     int64_t columns;
+    const int64_t* models;  // which of the models that share the weights each row is for
     bool few, few_dense;  // multiplied as few rows are: integers, bfloat16 weights
     std::vector<bfloat16> numbers;
     std::vector<float> wide;
 
-    Rows(int64_t rows, int64_t columns, bool few, bool few_dense)
-        : columns(columns), few(few), few_dense(few_dense), numbers(size_t((rows + ROW_PADDING - 1) * columns)),
-          wide(size_t(few ? rows * columns : 0)) {}
+    Rows(int64_t rows, int64_t columns, const int64_t* models, bool few, bool few_dense)
+        : columns(columns), models(models), few(few), few_dense(few_dense),
+          numbers(size_t((rows + ROW_PADDING - 1) * columns)), wide(size_t(few ? rows * columns : 0)) {}
 
     void put(floats values, int64_t place) {
         store(values, numbers.data() + place);
@@ -172,17 +175,14 @@ float squeeze(const Change& change, const bfloat16* x, int64_t inputs, int64_t n
     return to_float(to_bfloat16(sum_of(parts_of_dot(change.down + nth * inputs, x, inputs))));
 }
 
-// sums (rows, TILE) += what the change adds to one tile of outputs.
-void add_change(const Change& change, int64_t tile, const float* squeezed, int64_t rows, float* sums) {
+// sums (TILE,) += what the change adds to one tile of outputs of one row.
+void add_change(const Change& change, int64_t tile, const float* squeezed, float* sums) {
     const bfloat16* up = change.up + tile * change.rank * TILE;
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t c = 0; c < TILE; c += LANES) {
-            floats added{};
-            for (int64_t nth = 0; nth < change.rank; nth++)
-                added += squeezed[row * change.rank + nth] * load(up + nth * TILE + c);
-            float* out = sums + row * TILE + c;
-            store(load(out) + float(change.scale) * added, out);
-        }
+    for (int64_t c = 0; c < TILE; c += LANES) {
+        floats added{};
+        for (int64_t nth = 0; nth < change.rank; nth++) added += squeezed[nth] * load(up + nth * TILE + c);
+        store(load(sums + c) + float(change.scale) * added, sums + c);
+    }
 }
 
 bool reads_alike(const Linear& a, const Linear& b) {
