@@ -62,7 +62,7 @@ struct Scratch {
 constexpr int TOGETHER = 4;  // outputs of a bfloat16 weight
 
 // Where to ask for weights while those of TOGETHER outputs, from `weight` on, are read at once: no processor follows so many
-// by itself. Some KB ahead, however short a row is.
+// by itself. Some KB ahead, however short a row is, and into the second cache (eights.h).
 inline const bfloat16* coming_after(const bfloat16* weight, int64_t inputs) {
     return weight + std::max<int64_t>(TOGETHER * inputs, 4096);
 }
@@ -77,7 +77,7 @@ void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const flo
         for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + (o + std::min(n, outputs - 1)) * inputs;
         const bfloat16* coming = coming_after(weight + o * inputs, inputs);
         for (int64_t i = 0; i < inputs; i += LANES) {
-            for (int64_t n = 0; n < TOGETHER * LANES; n += LINE) __builtin_prefetch(coming + i * TOGETHER + n);
+            for (int64_t n = 0; n < TOGETHER * LANES; n += LINE) __builtin_prefetch(coming + i * TOGETHER + n, 0, 2);
             floats values[TOGETHER];
             for (int n = 0; n < TOGETHER; n++) values[n] = load(rows[n] + i);
             for (int r = 0; r < R; r++) {
@@ -95,15 +95,14 @@ void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const flo
 constexpr int64_t DOT_INPUTS = 1024;  // shorter rows do not pay for the sums across registers at their end
 
 // sums (R, TILE): up to TOGETHER outputs of R rows of x, by the instruction that multiplies pairs. Weights are read as they
-// lie, where `product` would have to turn them first. ask: whether to ask for those that come next.
+// lie, where `product` would have to turn them first. coming: those of the next outputs.
 template <int R>
-void dot_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const bfloat16* x, bool ask, float* sums) {
+void dot_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const bfloat16* x, Coming& coming, float* sums) {
     __m512 parts[LANES / TOGETHER][TOGETHER] = {};
-    const bfloat16 *rows[TOGETHER], *coming = coming_after(weight, inputs);
+    const bfloat16* rows[TOGETHER];
     for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + std::min(n, outputs - 1) * inputs;
     for (int64_t i = 0; i < inputs; i += LINE) {
-        if (ask)
-            for (int64_t n = 0; n < TOGETHER * LINE; n += LINE) __builtin_prefetch(coming + i * TOGETHER + n);
+        coming.ask();
         __m512bh values[TOGETHER];
         for (int n = 0; n < TOGETHER; n++) values[n] = (__m512bh)_mm512_loadu_si512(rows[n] + i);
         for (int r = 0; r < R; r++) {
@@ -121,8 +120,10 @@ void dot_tile(const bfloat16* weight, int64_t inputs, int64_t count, const bfloa
     for (int64_t o = 0; o < count; o += TOGETHER) {
         const bfloat16* few = weight + o * inputs;
         int64_t row = 0, outputs = std::min<int64_t>(TOGETHER, count - o);
-        for (; row + 4 <= rows; row += 4) dot_rows<4>(few, inputs, outputs, x + row * inputs, row == 0, sums + row * TILE + o);
-        for (; row < rows; row++) dot_rows<1>(few, inputs, outputs, x + row * inputs, row == 0, sums + row * TILE + o);
+        Coming coming(coming_after(few, inputs), outputs * inputs * 2, (rows + 3) / 4 * (inputs / LINE));
+        for (; row + 4 <= rows; row += 4) dot_rows<4>(few, inputs, outputs, x + row * inputs, coming, sums + row * TILE + o);
+        auto rest = rows - row == 3 ? dot_rows<3> : rows - row == 2 ? dot_rows<2> : dot_rows<1>;
+        if (row < rows) rest(few, inputs, outputs, x + row * inputs, coming, sums + row * TILE + o);
     }
 }
 #endif
@@ -131,6 +132,10 @@ void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t begin
                 float* sums) {
     int64_t inputs = linear.inputs, count = std::min(TILE, linear.columns - tile * TILE);
     const bfloat16* weight = static_cast<const bfloat16*>(linear.data) + tile * TILE * inputs;
+    const bfloat16* numbers = x.numbers.data() + begin * inputs;
+#if defined(LEVERET_DOTS)
+    if (inputs >= DOT_INPUTS) return dot_tile(weight, inputs, count, numbers, rows, sums);
+#endif
     if (x.few_dense) {
         int64_t row = 0;
         const float* wide = x.wide.data() + begin * inputs;
@@ -138,10 +143,6 @@ void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t begin
         for (; row < rows; row++) dense_rows<1>(weight, inputs, count, wide + row * inputs, sums + row * TILE);
         return;
     }
-    const bfloat16* numbers = x.numbers.data() + begin * inputs;
-#if defined(LEVERET_DOTS)
-    if (inputs >= DOT_INPUTS) return dot_tile(weight, inputs, count, numbers, rows, sums);
-#endif
     for (int64_t first = 0; first < inputs; first += PART) {
         int64_t part = std::min(PART, inputs - first);
         turn_rows(weight + first, inputs, count, TILE, part, scratch.right.data());

@@ -228,7 +228,8 @@ inline void add_block_in_tiles(const word* levels, const ChunkScales& by, int64_
 }
 #endif
 
-// Memory that is needed soon, asked for a little at a time: while one chunk is multiplied, the next one comes.
+// Memory that is needed soon, asked for a little at a time: while one chunk is multiplied, the next one comes. It goes to
+// the second cache; in the first it would drive out what is being multiplied.
 struct Coming {
     const char *next, *end;
     int64_t step;
@@ -237,7 +238,7 @@ struct Coming {
         : next(static_cast<const char*>(from)), end(next + bytes), step((bytes / 64 + times - 1) / times * 64) {}
 
     void ask() {
-        for (const char* last = std::min(end, next + step); next < last; next += 64) __builtin_prefetch(next);
+        for (const char* last = std::min(end, next + step); next < last; next += 64) __builtin_prefetch(next, 0, 2);
     }
 };
 
