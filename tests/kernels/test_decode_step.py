@@ -21,7 +21,9 @@ from leveret.model.paged_cache import Feed, PagedCache, PagedRows
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.int8 import Int8Linear
 from leveret.precision.linear import QuantizedLinear
-from leveret.precision.swap import choose_product, quantize_linears
+from leveret.precision.nf4 import NF4Linear
+from leveret.precision.nf4_layout import Nf4Storage
+from leveret.precision.swap import choose_product, quantizable, quantize_linears
 
 CONFIG = ModelConfig(
     vocab_size=101, hidden_size=128, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
@@ -210,18 +212,22 @@ def test_other_shapes_and_conventions(changes: dict[str, object]) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("weights", ["bfloat16", "int4"])
 @pytest.mark.parametrize("rows", [1, 3, 12])
-def test_an_adapter_is_added_on_the_way(build: str, weights: str, rows: int) -> None:
+def test_an_adapter_is_added_on_the_way(build: str, weights: str, rows: int, dora: bool) -> None:
     model = a_decoder()
     if weights == "int4":
         quantize_linears(model, GptqStorage(bits=4, group_size=32, symmetric=True), search=False)
     wide = copy.deepcopy(model)
     models = [model.to(torch.bfloat16), wide]
     for each in models:
-        add_lora(each, LoraSettings(rank=5, alpha=20), ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"], seed=0)
+        settings = LoraSettings(rank=5, alpha=20, dora=dora)
+        add_lora(each, settings, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"], seed=0)
         for number, layer in enumerate(lora_modules(each.eval()).values()):
             layer.lora_B.normal_(std=0.05, generator=torch.Generator().manual_seed(number))
+            if layer.magnitude is not None:
+                layer.magnitude.mul_(torch.linspace(0.5, 1.5, layer.out_features))
     step = CompiledStep.of(model)
     assert step is not None
     ids = torch.arange(3, 3 + rows)[:, None]
@@ -310,11 +316,58 @@ def step_without(model: Decoder) -> CompiledStep:
     return step
 
 
+def with_nf4(model: Decoder, *, double: bool) -> tuple[Decoder, Decoder]:
+    """The model in bfloat16 with its Linears in NF4, and the same numbers in float32."""
+    half, wide = copy.deepcopy(model).to(torch.bfloat16), copy.deepcopy(model)
+    for name, linear in quantizable(half, Nf4Storage(double_quantization=double)).items():
+        stored = NF4Linear.from_linear(linear, Nf4Storage(double_quantization=double))
+        half.set_submodule(name, stored)
+        wide.get_submodule(name).weight = torch.nn.Parameter(stored.dequantize().float(), requires_grad=False)
+    for table in ("embed_tokens", "lm_head"):
+        wide.get_submodule(table).weight.copy_(half.get_submodule(table).weight)
+    return half, wide
+
+
 @torch.inference_mode()
-def test_an_adapter_that_is_no_plain_product_goes_through_the_modules() -> None:
-    model = a_decoder().to(torch.bfloat16)
-    add_lora(model, LoraSettings(rank=4, alpha=4, dora=True), ["q_proj"], seed=0)
-    assert CompiledStep.of(model.eval()) is None
+@pytest.mark.parametrize("hidden", [128, 1024])
+@pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
+@pytest.mark.parametrize("rows", [1, 3, 6, 20])
+def test_weights_are_looked_up_on_the_way(build: str, rows: int, double: bool, hidden: int) -> None:
+    sizes = {"hidden_size": hidden, "intermediate_size": hidden + 64, "num_hidden_layers": 256 // hidden or 1}
+    half, wide = with_nf4(a_decoder(dataclasses.replace(CONFIG, **sizes)), double=double)
+    step = CompiledStep.of(half)
+    assert step is not None
+    ids = torch.arange(3, 3 + rows)[:, None]
+    found = step(Paged(half, filled(half, [9] * rows)).feed(*ids.tolist())).double()
+    modules = half(ids, cache=filled(half, [9] * rows))[:, -1].double()
+    truth = wide(ids, cache=filled(wide, [9] * rows))[:, -1].double()
+    error, theirs = ((each - truth).norm() / truth.norm() for each in (found, modules))
+    assert 1e-4 < error < max(1.25 * theirs, 5e-3)
+
+
+@torch.inference_mode()
+def test_experts_that_are_looked_up_with_an_adapter(build: str) -> None:
+    moe = MoeConfig(num_experts=3)
+    config = dataclasses.replace(CONFIG, family="mixtral", moe=moe, intermediate_size=192)
+    half, wide = with_nf4(a_decoder(config), double=True)
+    for each in (half, wide):
+        add_lora(each, LoraSettings(rank=3, alpha=9), ["up_proj", "down_proj"], seed=0)
+        for number, layer in enumerate(lora_modules(each.eval()).values()):
+            layer.lora_B.normal_(std=0.05, generator=torch.Generator().manual_seed(number))
+    step = CompiledStep.of(half)
+    assert step is not None
+    ids = torch.arange(3, 10)[:, None]
+    found = step(Paged(half, filled(half, [9] * 7)).feed(*ids.tolist())).double()
+    modules = half(ids, cache=filled(half, [9] * 7))[:, -1].double()
+    truth = wide(ids, cache=filled(wide, [9] * 7))[:, -1].double()
+    errors = [((each - truth).norm(dim=1) / truth.norm(dim=1)).median() for each in (found, modules)]
+    assert 1e-4 < errors[0] < max(1.25 * errors[1], 5e-3)
+
+
+@torch.inference_mode()
+def test_rows_that_are_no_whole_blocks_go_through_the_modules() -> None:
+    half, _ = with_nf4(a_decoder(), double=True)
+    assert half.config.intermediate_size % 64 and CompiledStep.of(half) is None
 
 
 @pytest.mark.parametrize("rows", [5, 8, 11])
@@ -405,7 +458,7 @@ def test_models_share_a_step_only_where_they_share_the_memory() -> None:
     model = a_decoder().to(torch.bfloat16)
     models = siblings(model, {1: (2, ["q_proj"]), 2: (2, ["v_proj"]), 3: (2, ["q_proj"]), 4: (2, ["q_proj"])})
     models[2].lm_head.weight = torch.nn.Parameter(models[2].lm_head.weight.clone(), requires_grad=False)
-    add_lora(models[3], LoraSettings(rank=2, alpha=2, dora=True), ["o_proj"], seed=0)
+    models[3].layers[0].register_forward_hook(lambda *_: None)
     models[4].layers[1].post_attention_layernorm.weight = torch.nn.Parameter(torch.ones(128, dtype=torch.bfloat16))
     models[5] = copy.deepcopy(model)
     steps = CompiledStep.of_all({number: each.eval() for number, each in models.items()}, KnownWeights())

@@ -1,7 +1,7 @@
 """What the compiled step reads of a model, or why it cannot have it.
 
 It takes plain models: bfloat16 on a CPU, dense feed-forward blocks or mixtures, Linears that are nn.Linear or
-quantized, with or without a LoRA, and nothing else (a hook is somebody else's code, which must run).
+quantized, with or without a LoRA or DoRA, and nothing else (a hook is somebody else's code, which must run).
 
 Models that lie in the same memory (`weights/adapted.py`) can be computed together: `KnownWeights` gives for the same
 memory the same table, and `joined` makes one of layers that differ in their adapters only.
@@ -22,10 +22,11 @@ from leveret.kernels.decode_step import (
     DecodeLinear,
     DecodeShape,
     DecodeWeight,
+    FourBitMatrix,
     low_rank,
     weight_refusal,
 )
-from leveret.kernels.integer_product import activation_block, round_compiled
+from leveret.kernels.integer_product import CompiledWeight, activation_block, round_compiled
 from leveret.kernels.native.library import missing
 from leveret.model.attention import SelfAttention
 from leveret.model.decoder import Decoder, DecoderLayer
@@ -33,6 +34,7 @@ from leveret.model.feed_forward import FeedForward
 from leveret.model.lora import LoraLinear
 from leveret.model.moe import SparseMixture
 from leveret.precision.linear import QuantizedLinear
+from leveret.precision.nf4 import NF4Linear
 
 logger = logging.getLogger(__name__)
 
@@ -193,8 +195,8 @@ def _alike(experts: Sequence[DecodeExpert]) -> tuple[DecodeExpert, ...]:
 def _kind(linear: DecodeLinear) -> tuple[object, ...]:
     (change,) = linear.changes
     weight, rank = linear.weight, 0 if change is None else len(change.down)
-    if isinstance(weight, Tensor):
-        return (16, rank)
+    if not isinstance(weight, CompiledWeight):
+        return type(weight), rank
     return weight.bits, weight.activations, weight.scales.shape[1], rank
 
 
@@ -207,9 +209,8 @@ def _router(mlp: SparseMixture, known: KnownWeights) -> Tensor:
 def _linear(linear: nn.Module, known: KnownWeights) -> DecodeLinear:
     if not isinstance(linear, LoraLinear):
         return DecodeLinear(_weight(linear, known))
-    if linear.magnitude is not None:
-        raise Refused("its adapter is a DoRA")
-    change = low_rank(linear.lora_A, linear.lora_B, linear.settings.scale)
+    factors = None if linear.magnitude is None else linear.output_factors()
+    change = low_rank(linear.lora_A, linear.lora_B, linear.settings.scale, factors)
     return DecodeLinear(_weight(linear.base, known), (change,))
 
 
@@ -219,10 +220,17 @@ def _weight(linear: nn.Module, known: KnownWeights) -> DecodeWeight:
     if type(linear) is nn.Linear:
         weight = linear.weight.detach()
         return known.get("plain", [weight], lambda: _readable(weight))
+    if isinstance(linear, NF4Linear):
+        nf4 = linear
+        return known.get("nf4", nf4.stored_tensors(), lambda: _readable(_looked_up(nf4)))
     if not isinstance(linear, QuantizedLinear):
         raise Refused(f"a Linear is a {type(linear).__name__}")
     kind = f"{linear.bits} bits, {linear.product}, {linear.activations}"
     return known.get(kind, linear.stored_tensors(), lambda: _readable(linear.compiled_weight()))
+
+
+def _looked_up(linear: NF4Linear) -> FourBitMatrix:
+    return FourBitMatrix(numbers=linear.numbers(), out_features=linear.out_features, in_features=linear.in_features)
 
 
 def _readable(weight: DecodeWeight | None) -> DecodeWeight:

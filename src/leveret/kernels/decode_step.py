@@ -1,9 +1,9 @@
 """One new token of every row through all layers of a decoder, by one compiled call.
 
 What it computes is what the decoder's modules compute one after the other (the twin: `Decoder.hidden` with a cache),
-rounded to bfloat16 in the same places. Weights may be plain bfloat16 matrices or the integers of `integer_product.py`,
-each as it lies in memory; nothing is copied. Here are the tables of pointers that the call takes; which model has them
-is said in `engine/compiled_step.py`.
+rounded to bfloat16 in the same places. Weights may be plain bfloat16 matrices, the integers of `integer_product.py` or
+NF4, each as it lies in memory; nothing is copied. Here are the tables of pointers that the call takes; which model has
+them is said in `engine/step_parts.py`.
 
 Shape legend: B rows, H hidden, D head width, K key-value heads, N blocks of the cache, C tokens of each, V vocabulary.
 """
@@ -15,34 +15,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leveret.kernels.integer_product import TILE, CompiledWeight
 from leveret.kernels.native.library import compiled, pointer, size
+from leveret.kernels.normal_float import FourBitNumbers, FourBitTable, table_of
 
 STEP = 32
 """What widths of heads and sizes of layers are multiples of."""
 
-DecodeWeight = Tensor | CompiledWeight
-"""A Linear's weight: (outputs, inputs) in bfloat16, or integers."""
+
+@dataclass(frozen=True, kw_only=True)
+class FourBitMatrix:
+    """A weight (outputs, inputs) in NF4, written out a little at a time."""
+
+    numbers: FourBitNumbers
+    out_features: int
+    in_features: int
+
+
+DecodeWeight = Tensor | CompiledWeight | FourBitMatrix
+"""A Linear's weight: (outputs, inputs) in bfloat16, integers, or numbers that are looked up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """What an adapter adds to a product with x, `scale * B (A x)`; made by `low_rank`."""
+    """What an adapter makes of a product with x: `(W x + scale * B (A x)) * factors`; made by `low_rank`."""
 
     down: Tensor
     """A: (rank, inputs)."""
     up: Tensor
     """B in tiles of outputs: (tiles, rank, TILE), zeros at the end."""
     scale: float
+    factors: Tensor | None
+    """Of each output (DoRA), float32, zeros at the end up to a whole tile; None: 1."""
 
 
-def low_rank(a: Tensor, b: Tensor, scale: float) -> LowRank:
-    """From A (rank, inputs) and B (outputs, rank) of any type, rounded to bfloat16."""
-    padded = torch.nn.functional.pad(b.detach().to(torch.bfloat16), (0, 0, 0, -len(b) % TILE))
+def low_rank(a: Tensor, b: Tensor, scale: float, factors: Tensor | None = None) -> LowRank:
+    """From A (rank, inputs) and B (outputs, rank) of any type, rounded to bfloat16, and factors (outputs,)."""
+    room = -len(b) % TILE
+    padded = F.pad(b.detach().to(torch.bfloat16), (0, 0, 0, room))
     up = padded.view(-1, TILE, b.shape[1]).transpose(1, 2).contiguous()
-    return LowRank(down=a.detach().to(torch.bfloat16).contiguous(), up=up, scale=scale)
+    by_output = None if factors is None else F.pad(factors.detach().float(), (0, room)).contiguous()
+    return LowRank(down=a.detach().to(torch.bfloat16).contiguous(), up=up, scale=scale, factors=by_output)
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,7 @@ class DecodeShape:
 class _Change(ctypes.Structure):
     _fields_ = [
         ("rank", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("down", "up")),
+        *((name, ctypes.c_void_p) for name in ("down", "up", "factors")),
         ("scale", ctypes.c_double),
     ]
 
@@ -109,6 +125,7 @@ class _Linear(ctypes.Structure):
         ("zero", ctypes.c_double),
         ("order", ctypes.c_void_p),
         ("rounds", ctypes.c_int64),
+        ("numbers", ctypes.POINTER(FourBitTable)),
         ("changes", ctypes.POINTER(ctypes.POINTER(_Change))),
     ]
 
@@ -150,7 +167,9 @@ class DecodeStep:
         self, shape: DecodeShape, layers: Sequence[DecodeLayer], *, last_norm: Tensor, head: DecodeWeight
     ) -> None:
         self._held = (tuple(layers), last_norm, head)
-        self._last_norm, self._head = pointer(last_norm), _table(head)
+        self._tables: list[object] = []
+        """What tables point to, which has to live as long as they do."""
+        self._last_norm, self._head = pointer(last_norm), self._linear(DecodeLinear(head))
         self._shape = _Shape(
             layers=len(layers),
             hidden=shape.hidden_size,
@@ -165,8 +184,6 @@ class DecodeStep:
             rounds_before_scale=int(not shape.scales_in_float32),
         )
         self._layers = (_Layer * len(layers))()
-        self._tables: list[object] = []
-        """What tables point to, which has to live as long as they do."""
         for table, layer in zip(self._layers, layers, strict=True):
             for name in _NORMS:
                 setattr(table, name, getattr(layer, name).data_ptr())
@@ -179,12 +196,17 @@ class DecodeStep:
 
     def _linear(self, linear: DecodeLinear) -> _Linear:
         table = _table(linear.weight)
+        if isinstance(linear.weight, FourBitMatrix):
+            numbers = table_of(linear.weight.numbers)
+            table.numbers = ctypes.pointer(numbers)
+            self._tables.append(numbers)
         if any(change is not None for change in linear.changes):
             pointers = (ctypes.POINTER(_Change) * len(linear.changes))()
             for place, change in enumerate(linear.changes):
                 if change is not None:
-                    made = _Change(len(change.down), change.down.data_ptr(), change.up.data_ptr(), change.scale)
-                    pointers[place] = ctypes.pointer(made)
+                    factors = None if change.factors is None else change.factors.data_ptr()
+                    places = (change.down.data_ptr(), change.up.data_ptr(), factors)
+                    pointers[place] = ctypes.pointer(_Change(len(change.down), *places, change.scale))
             table.changes = pointers
             self._tables.append(pointers)
         return table
@@ -222,6 +244,9 @@ def weight_refusal(weight: DecodeWeight) -> str | None:
     if isinstance(weight, CompiledWeight):
         in_order = weight.order is None or weight.activations == "int8"
         return None if in_order else "its columns are in another order"
+    if isinstance(weight, FourBitMatrix):
+        lies = weight.numbers.packed.device.type == "cpu" and weight.in_features % weight.numbers.block == 0
+        return None if lies else f"its {weight.in_features} inputs are no whole blocks, or it is not on a CPU"
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not weight.is_contiguous():
         return f"it is {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
     return None if weight.shape[1] % STEP == 0 else f"its {weight.shape[1]} inputs are no multiple of {STEP}"
@@ -231,6 +256,9 @@ def _table(weight: DecodeWeight) -> _Linear:
     if isinstance(weight, Tensor):
         outputs, inputs = weight.shape
         return _Linear(bits=16, inputs=inputs, outputs=outputs, columns=outputs, group=inputs, data=weight.data_ptr())
+    if isinstance(weight, FourBitMatrix):
+        inputs, outputs = weight.in_features, weight.out_features
+        return _Linear(bits=16, inputs=inputs, outputs=outputs, columns=outputs, group=inputs)
     tiles, groups, _ = weight.scales.shape
     return _Linear(
         bits=weight.bits,

@@ -61,18 +61,36 @@ class FourBitNumbers:
     """How many numbers there are."""
 
 
+class FourBitTable(ctypes.Structure):
+    """The pointers that kernels take; made by `table_of`."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("bytes", "values", "scales", "codes", "code_values", "group_scales")),
+        ("offset", ctypes.c_double),
+        ("block", ctypes.c_int64),
+    ]
+
+
+def table_of(numbers: FourBitNumbers) -> FourBitTable:
+    """Where the numbers lie; they must stay there while the table is used."""
+    scales = numbers.scales
+    tensors = (
+        numbers.packed, numbers.values, scales.scales, scales.codes, scales.code_values, scales.group_scales
+    )  # fmt: skip
+    places = [None if each is None else each.data_ptr() for each in tensors]
+    return FourBitTable(*places, scales.offset, numbers.block)
+
+
 def write_out(numbers: FourBitNumbers, out: Tensor, *, first: int = 0) -> Tensor:
     """Fill `out` with the numbers from `first` on, which begins a block; returns `out`."""
     library = compiled()
     on_cpu = out.device.type == "cpu" and numbers.packed.device.type == "cpu"
     if library is None or not on_cpu or out.dtype != torch.bfloat16 or not out.is_contiguous():
         return plain_write_out(numbers, out, first=first)
-    scales = numbers.scales
+    table = table_of(numbers)
     library.leveret_nf4_write_out(
-        pointer(numbers.packed), pointer(numbers.values), pointer(scales.scales), pointer(scales.codes),
-        pointer(scales.code_values), pointer(scales.group_scales), ctypes.c_float(scales.offset),
-        size(first), size(out.numel()), size(numbers.block), pointer(out), torch.get_num_threads(),
-    )  # fmt: skip
+        ctypes.byref(table), size(first), size(out.numel()), pointer(out), torch.get_num_threads()
+    )
     return out
 
 

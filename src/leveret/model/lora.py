@@ -93,9 +93,7 @@ class LoraLinear(nn.Module):
 
     def _with_magnitude(self, x: Tensor, change: Tensor, kept: Tensor | None) -> Tensor:
         """DoRA; as in peft, dropout is on what the magnitude changes too, not on the frozen product."""
-        with torch.no_grad():
-            merged = self._dense(torch.float32) + self.settings.scale * (self.lora_B.float() @ self.lora_A.float())
-        factors = self._row_factors(merged).to(x.dtype)
+        factors = self.output_factors().to(x.dtype)
         bias = getattr(self.base, "bias", None)
         straight: Tensor = self.base(x)
         varied = straight if bias is None else straight - bias
@@ -103,6 +101,12 @@ class LoraLinear(nn.Module):
             dropped = masked(x, kept) / (1 - self.settings.dropout)
             varied = F.linear(dropped, self._dense(x.dtype))
         return straight + (factors - 1) * varied + factors * change
+
+    def output_factors(self) -> Tensor:
+        """DoRA: what the product with the change added is multiplied by, (outputs,) float32; gradients reach m only."""
+        with torch.no_grad():
+            merged = self._dense(torch.float32) + self.settings.scale * (self.lora_B.float() @ self.lora_A.float())
+        return self._row_factors(merged)
 
     def _row_factors(self, merged: Tensor) -> Tensor:
         assert self.magnitude is not None

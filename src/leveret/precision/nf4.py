@@ -122,6 +122,10 @@ class NF4Linear(nn.Module):
             packed=self.weight, values=self.weight_quant_map, scales=scales, block=BLOCK, count=self.shape.numel()
         )
 
+    def stored_tensors(self) -> tuple[Tensor | None, ...]:
+        """What is held of the weight; copies of a module that share it hold the same tensors."""
+        return tuple(self._buffers.values())
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix (out_features, in_features) that this layer multiplies by."""
         return write_out(self.numbers(), torch.empty(self.shape, dtype=dtype, device=self.weight.device))

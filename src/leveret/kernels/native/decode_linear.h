@@ -2,22 +2,25 @@
 #pragma once
 
 #include "eights.h"
+#include "nf4.h"
 
 namespace {
 
 constexpr int64_t FEW = 8, FEW_DENSE = 4;  // rows: up to here integers, and bfloat16 weights, are multiplied as they lie
 constexpr int64_t LINE = 32;               // numbers of bfloat16 that come from memory together
 
-// What an adapter adds to a product with x: scale * up (down x), `rank` numbers in between.
+// What an adapter makes of a product with x: it adds scale * up (down x), `rank` numbers in between, and may then multiply
+// each output by a number (DoRA).
 struct Change {
     int64_t rank;
     const bfloat16* down;  // (rank, inputs)
     const bfloat16* up;    // (tiles of outputs, rank, TILE)
+    const float* factors;  // (tiles of outputs, TILE): of the product with the change added; null: 1
     double scale;
 };
 
 struct Linear {
-    int64_t bits;  // 16: bfloat16 (columns, inputs); 4 or 8: as in integers.h
+    int64_t bits;  // 16: bfloat16 (columns, inputs), or numbers to be looked up; 4 or 8: as in integers.h
     int64_t inputs, outputs, columns, group;
     const void* data;
     const uint16_t* scales;
@@ -25,6 +28,7 @@ struct Linear {
     double zero;
     const int64_t* order;  // which input each column of the weight is for; null: the same
     int64_t rounds;        // activations in eight bits
+    const FourBits* numbers;       // null: `data` are the weights
     const Change* const* changes;  // of each model that shares the weight, null where it has none; null: none of them has
 
     const Change* change_of(int64_t model) const { return changes == nullptr ? nullptr : changes[model]; }
@@ -51,7 +55,7 @@ struct Rows {
 struct Scratch {
     std::vector<word> right;
     std::vector<float> sums, more_sums, scores, mixed, shares;
-    std::vector<bfloat16> turned;
+    std::vector<bfloat16> turned, written;
 
     Scratch(int64_t rows, int64_t heads, int64_t width, int64_t keys)
         : right(size_t(PART / 2 * TILE)), sums(size_t(round_up(rows, ROW_PADDING) * TILE)), more_sums(sums.size()),
@@ -67,35 +71,29 @@ inline const bfloat16* coming_after(const bfloat16* weight, int64_t inputs) {
     return weight + std::max<int64_t>(TOGETHER * inputs, 4096);
 }
 
-// sums (R, TILE): `count` outputs of a bfloat16 weight, from `weight` on, for x (R, inputs).
+// sums (R, TILE): up to TOGETHER outputs of R rows of x. coming: the weights of the next outputs.
 template <int R>
-void dense_rows(const bfloat16* weight, int64_t inputs, int64_t count, const float* x, float* sums) {
-    for (int64_t o = 0; o < count; o += TOGETHER) {
-        int64_t outputs = std::min<int64_t>(TOGETHER, count - o);
-        floats parts[R][TOGETHER] = {};
-        const bfloat16* rows[TOGETHER];
-        for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + (o + std::min(n, outputs - 1)) * inputs;
-        const bfloat16* coming = coming_after(weight + o * inputs, inputs);
-        for (int64_t i = 0; i < inputs; i += LANES) {
-            for (int64_t n = 0; n < TOGETHER * LANES; n += LINE) __builtin_prefetch(coming + i * TOGETHER + n, 0, 2);
-            floats values[TOGETHER];
-            for (int n = 0; n < TOGETHER; n++) values[n] = load(rows[n] + i);
-            for (int r = 0; r < R; r++) {
-                floats each = load(x + r * inputs + i);
-                for (int n = 0; n < TOGETHER; n++) parts[r][n] += values[n] * each;
-            }
+void wide_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const float* x, Coming& coming, float* sums) {
+    floats parts[R][TOGETHER] = {};
+    const bfloat16* rows[TOGETHER];
+    for (int64_t n = 0; n < TOGETHER; n++) rows[n] = weight + std::min(n, outputs - 1) * inputs;
+    for (int64_t i = 0; i < inputs; i += LANES) {
+        if (i % LINE == 0) coming.ask();
+        floats values[TOGETHER];
+        for (int n = 0; n < TOGETHER; n++) values[n] = load(rows[n] + i);
+        for (int r = 0; r < R; r++) {
+            floats each = load(x + r * inputs + i);
+            for (int n = 0; n < TOGETHER; n++) parts[r][n] += values[n] * each;
         }
-        for (int r = 0; r < R; r++)
-            for (int64_t n = 0; n < outputs; n++) sums[r * TILE + o + n] = sum_of(parts[r][n]);
     }
+    for (int r = 0; r < R; r++)
+        for (int64_t n = 0; n < outputs; n++) sums[r * TILE + n] = sum_of(parts[r][n]);
 }
 
 #if defined(__AVX512BF16__) && !defined(LEVERET_TILES)
-#define LEVERET_DOTS
 constexpr int64_t DOT_INPUTS = 1024;  // shorter rows do not pay for the sums across registers at their end
 
-// sums (R, TILE): up to TOGETHER outputs of R rows of x, by the instruction that multiplies pairs. Weights are read as they
-// lie, where `product` would have to turn them first. coming: those of the next outputs.
+// The same by the instruction that multiplies pairs. Weights are read as they lie, where `product` would have to turn them.
 template <int R>
 void dot_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const bfloat16* x, Coming& coming, float* sums) {
     __m512 parts[LANES / TOGETHER][TOGETHER] = {};
@@ -115,38 +113,62 @@ void dot_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const bfl
         for (int64_t n = 0; n < outputs; n++) sums[r * TILE + n] = whole[r * TOGETHER + n];
 }
 
-// The same for `count` outputs and any number of rows; each row gets the same bits whatever is beside it.
-void dot_tile(const bfloat16* weight, int64_t inputs, int64_t count, const bfloat16* x, int64_t rows, float* sums) {
+bool multiplies_pairs(int64_t inputs) { return inputs >= DOT_INPUTS; }
+#else
+template <int R>
+void dot_rows(const bfloat16*, int64_t, int64_t, const bfloat16*, Coming&, float*) {}
+
+bool multiplies_pairs(int64_t) { return false; }
+#endif
+
+// `part` inputs, from `first` on, of a few outputs' weights: where they lie, or written out.
+struct Weights {
+    const bfloat16* data;
+    int64_t row;
+};
+
+Weights weights_of(const Linear& linear, int64_t output, int64_t outputs, int64_t first, int64_t part, Scratch& scratch) {
+    int64_t place = output * linear.inputs + first;
+    if (linear.numbers == nullptr) return {static_cast<const bfloat16*>(linear.data) + place, linear.inputs};
+    if (int64_t(scratch.written.size()) < outputs * part) scratch.written.resize(size_t(outputs * part));
+    for (int64_t n = 0; n < outputs; n++)
+        write_numbers(*linear.numbers, place + n * linear.inputs, part, scratch.written.data() + n * part);
+    return {scratch.written.data(), part};
+}
+
+// All rows of x, a few outputs after the other; each row gets the same bits whatever is beside it.
+void dense_tile_as_it_lies(const Linear& linear, int64_t tile, const Rows& x, int64_t begin, int64_t rows, Scratch& scratch,
+                           float* sums) {
+    int64_t inputs = linear.inputs, count = std::min(TILE, linear.columns - tile * TILE);
     for (int64_t o = 0; o < count; o += TOGETHER) {
-        const bfloat16* few = weight + o * inputs;
-        int64_t row = 0, outputs = std::min<int64_t>(TOGETHER, count - o);
-        Coming coming(coming_after(few, inputs), outputs * inputs * 2, (rows + 3) / 4 * (inputs / LINE));
-        for (; row + 4 <= rows; row += 4) dot_rows<4>(few, inputs, outputs, x + row * inputs, coming, sums + row * TILE + o);
-        auto rest = rows - row == 3 ? dot_rows<3> : rows - row == 2 ? dot_rows<2> : dot_rows<1>;
-        if (row < rows) rest(few, inputs, outputs, x + row * inputs, coming, sums + row * TILE + o);
+        int64_t outputs = std::min<int64_t>(TOGETHER, count - o);
+        const bfloat16* weight = weights_of(linear, tile * TILE + o, outputs, 0, inputs, scratch).data;
+        bool lies = linear.numbers == nullptr;
+        Coming coming(lies ? coming_after(weight, inputs) : nullptr, lies ? outputs * inputs * 2 : 0,
+                      (rows + 3) / 4 * (inputs / LINE));
+        auto use = [&](auto wide, auto dot, int64_t row) {
+            if (multiplies_pairs(inputs))
+                dot(weight, inputs, outputs, x.numbers.data() + (begin + row) * inputs, coming, sums + row * TILE + o);
+            else
+                wide(weight, inputs, outputs, x.wide.data() + (begin + row) * inputs, coming, sums + row * TILE + o);
+        };
+        int64_t row = 0;
+        for (; row + 4 <= rows; row += 4) use(wide_rows<4>, dot_rows<4>, row);
+        if (rows - row == 3) use(wide_rows<3>, dot_rows<3>, row);
+        if (rows - row == 2) use(wide_rows<2>, dot_rows<2>, row);
+        if (rows - row == 1) use(wide_rows<1>, dot_rows<1>, row);
     }
 }
-#endif
 
 void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t begin, int64_t rows, Scratch& scratch,
                 float* sums) {
+    if (x.few_dense || multiplies_pairs(linear.inputs)) return dense_tile_as_it_lies(linear, tile, x, begin, rows, scratch, sums);
     int64_t inputs = linear.inputs, count = std::min(TILE, linear.columns - tile * TILE);
-    const bfloat16* weight = static_cast<const bfloat16*>(linear.data) + tile * TILE * inputs;
-    const bfloat16* numbers = x.numbers.data() + begin * inputs;
-#if defined(LEVERET_DOTS)
-    if (inputs >= DOT_INPUTS) return dot_tile(weight, inputs, count, numbers, rows, sums);
-#endif
-    if (x.few_dense) {
-        int64_t row = 0;
-        const float* wide = x.wide.data() + begin * inputs;
-        for (; row + 4 <= rows; row += 4) dense_rows<4>(weight, inputs, count, wide + row * inputs, sums + row * TILE);
-        for (; row < rows; row++) dense_rows<1>(weight, inputs, count, wide + row * inputs, sums + row * TILE);
-        return;
-    }
     for (int64_t first = 0; first < inputs; first += PART) {
         int64_t part = std::min(PART, inputs - first);
-        turn_rows(weight + first, inputs, count, TILE, part, scratch.right.data());
-        Left left{reinterpret_cast<const word*>(numbers + first), inputs / 2, 1};
+        Weights weights = weights_of(linear, tile * TILE, count, first, part, scratch);
+        turn_rows(weights.data, weights.row, count, TILE, part, scratch.right.data());
+        Left left{reinterpret_cast<const word*>(x.numbers.data() + begin * inputs + first), inputs / 2, 1};
         product(left, round_up(rows, ROW_PADDING), scratch.right.data(), TILE, TILE, part / 2, sums, TILE, first > 0);
     }
 }
@@ -182,7 +204,8 @@ void add_change(const Change& change, int64_t tile, const float* squeezed, float
     for (int64_t c = 0; c < TILE; c += LANES) {
         floats added{};
         for (int64_t nth = 0; nth < change.rank; nth++) added += squeezed[nth] * load(up + nth * TILE + c);
-        store(load(sums + c) + float(change.scale) * added, sums + c);
+        floats sum = load(sums + c) + float(change.scale) * added;
+        store(change.factors == nullptr ? sum : sum * load(change.factors + tile * TILE + c), sums + c);
     }
 }
 
