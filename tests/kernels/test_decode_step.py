@@ -332,7 +332,7 @@ def with_nf4(model: Decoder, *, double: bool) -> tuple[Decoder, Decoder]:
 @pytest.mark.parametrize("hidden", [128, 1024])
 @pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
 @pytest.mark.parametrize("rows", [1, 3, 6, 20])
-def test_weights_are_looked_up_on_the_way(build: str, rows: int, double: bool, hidden: int) -> None:
+def test_weights_are_looked_up_on_the_way(attention_build: str, rows: int, double: bool, hidden: int) -> None:
     sizes = {"hidden_size": hidden, "intermediate_size": hidden + 64, "num_hidden_layers": 256 // hidden or 1}
     half, wide = with_nf4(a_decoder(dataclasses.replace(CONFIG, **sizes)), double=double)
     step = CompiledStep.of(half)
@@ -371,7 +371,7 @@ def test_rows_that_are_no_whole_blocks_go_through_the_modules() -> None:
 
 
 @pytest.mark.parametrize("rows", [5, 8, 11])
-def test_long_rows_of_weights(build: str, rows: int) -> None:
+def test_long_rows_of_weights(attention_build: str, rows: int) -> None:
     """From a thousand inputs on some builds multiply many rows otherwise."""
     model = a_decoder(dataclasses.replace(CONFIG, hidden_size=1024, intermediate_size=1056, num_hidden_layers=1))
     modules, compiled = agreement(model, [7] * rows, steps=2)
@@ -379,7 +379,7 @@ def test_long_rows_of_weights(build: str, rows: int) -> None:
 
 
 @torch.inference_mode()
-def test_a_row_among_many_does_not_depend_on_how_many(build: str) -> None:
+def test_a_row_among_many_does_not_depend_on_how_many(attention_build: str) -> None:
     model = a_decoder(dataclasses.replace(CONFIG, hidden_size=1024, intermediate_size=1056, num_hidden_layers=1))
     step = CompiledStep.of(model.to(torch.bfloat16))
     assert step is not None
@@ -432,7 +432,7 @@ def siblings(model: Decoder, ranks: dict[int, tuple[int, list[str]]]) -> dict[in
 @torch.inference_mode()
 @pytest.mark.parametrize("rows", [3, 8, 20])
 @pytest.mark.parametrize("kind", ["bfloat16", "int4", "experts"])
-def test_rows_of_different_models_get_what_their_own_adapters_add(build: str, kind: str, rows: int) -> None:
+def test_rows_of_different_models_get_what_their_own_adapters_add(attention_build: str, kind: str, rows: int) -> None:
     model = a_mixture(experts=4) if kind == "experts" else a_decoder()
     if kind != "bfloat16":
         quantize_linears(model, GptqStorage(bits=4, group_size=32, symmetric=True), search=False)

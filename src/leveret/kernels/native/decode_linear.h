@@ -90,7 +90,7 @@ void wide_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const fl
         for (int64_t n = 0; n < outputs; n++) sums[r * TILE + n] = sum_of(parts[r][n]);
 }
 
-#if defined(__AVX512BF16__) && !defined(LEVERET_TILES)
+#if defined(__AVX512BF16__)
 constexpr int64_t DOT_INPUTS = 1024;  // shorter rows do not pay for the sums across registers at their end
 
 // The same by the instruction that multiplies pairs. Weights are read as they lie, where `product` would have to turn them.
@@ -114,11 +114,19 @@ void dot_rows(const bfloat16* weight, int64_t inputs, int64_t outputs, const bfl
 }
 
 bool multiplies_pairs(int64_t inputs) { return inputs >= DOT_INPUTS; }
+
+// Many rows pay for tiles, for which weights have to be turned.
+#if defined(LEVERET_TILES)
+bool as_they_lie(const Rows& x) { return x.few; }
+#else
+bool as_they_lie(const Rows&) { return true; }
+#endif
 #else
 template <int R>
 void dot_rows(const bfloat16*, int64_t, int64_t, const bfloat16*, Coming&, float*) {}
 
 bool multiplies_pairs(int64_t) { return false; }
+bool as_they_lie(const Rows&) { return false; }
 #endif
 
 // `part` inputs, from `first` on, of a few outputs' weights: where they lie, or written out.
@@ -162,8 +170,9 @@ void dense_tile_as_it_lies(const Linear& linear, int64_t tile, const Rows& x, in
 
 void dense_tile(const Linear& linear, int64_t tile, const Rows& x, int64_t begin, int64_t rows, Scratch& scratch,
                 float* sums) {
-    if (x.few_dense || multiplies_pairs(linear.inputs)) return dense_tile_as_it_lies(linear, tile, x, begin, rows, scratch, sums);
     int64_t inputs = linear.inputs, count = std::min(TILE, linear.columns - tile * TILE);
+    if (x.few_dense || (multiplies_pairs(inputs) && as_they_lie(x)))
+        return dense_tile_as_it_lies(linear, tile, x, begin, rows, scratch, sums);
     for (int64_t first = 0; first < inputs; first += PART) {
         int64_t part = std::min(PART, inputs - first);
         Weights weights = weights_of(linear, tile * TILE, count, first, part, scratch);
