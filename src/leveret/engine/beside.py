@@ -4,8 +4,8 @@
     poet = engine.beside(adapted(base, "models/poet-lora"))
     poet.generate([...])                      # beside whatever `engine` is asked at the same time
 
-Models that share their weights are read once a step for all of their rows (compiled_step.py). So ten adapters that one
-client each uses cost little more than ten clients of one model, where ten engines would read the weights ten times.
+Where models share their weights, a step reads these once for the rows of all (compiled_step.py). With ten adapters that
+one client each uses, ten engines would read them ten times.
 """
 
 from __future__ import annotations
