@@ -91,11 +91,12 @@ def test_rounded_rows_give_the_same_bits_in_any_company(attention_build: str) ->
 
 
 def test_rounded_activations_follow_the_order_of_the_columns_and_keep_what_is_no_number(build: str) -> None:
-    plain = some_weight(4)
-    shuffled = dataclasses.replace(plain, group_of_input=plain.group_of_input[torch.randperm(320)])
+    # Drawn once: what lies between two whole numbers to the last bit, one x in a few hundred thousand, may go either way.
+    plain, generator = some_weight(4), torch.Generator().manual_seed(0)
+    shuffled = dataclasses.replace(plain, group_of_input=plain.group_of_input[torch.randperm(320, generator=generator)])
     packed = pack_compiled(shuffled, "int8")
     assert packed is not None and packed.order is not None
-    x = torch.randn(5, 320)
+    x = torch.randn(5, 320, generator=generator)
     x[4, 7] = float("nan")
     found = multiply_compiled(x, packed)
     twin = rounded_activations(x[:4], packed).double() @ dequantize(shuffled, torch.float64).T
