@@ -91,7 +91,7 @@ def test_rounded_rows_give_the_same_bits_in_any_company(attention_build: str) ->
 
 
 def test_rounded_activations_follow_the_order_of_the_columns_and_keep_what_is_no_number(build: str) -> None:
-    # Drawn once: what lies between two whole numbers to the last bit, one x in a few hundred thousand, may go either way.
+    # Drawn once: what lies halfway between whole numbers, one x in a few hundred thousand, may go either way.
     plain, generator = some_weight(4), torch.Generator().manual_seed(0)
     shuffled = dataclasses.replace(plain, group_of_input=plain.group_of_input[torch.randperm(320, generator=generator)])
     packed = pack_compiled(shuffled, "int8")
