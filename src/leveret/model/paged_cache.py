@@ -121,7 +121,7 @@ class PagedRows:
         """The new tokens, (1, T)."""
         return torch.tensor([[token_id for feed in self.feeds for token_id in feed.ids]], device=self.positions.device)
 
-    @property
+    @cached_property
     def models(self) -> list[int]:
         """Which model reads each new token."""
         return [feed.model for feed in self.feeds for _ in feed.ids]

@@ -229,7 +229,7 @@ inline void add_block_in_tiles(const word* levels, const ChunkScales& by, int64_
 #endif
 
 // Memory that is needed soon, asked for a little at a time: while one chunk is multiplied, the next one comes. It goes to
-// the second cache; in the first it would drive out what is being multiplied.
+// the second cache: the first one is as large as what is being multiplied.
 struct Coming {
     const char *next, *end;
     int64_t step;
