@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,11 @@ def test_requests_are_typed_in_several_ways(drawn: Drawn, generator: RequestGene
     assert 0.15 < marked < 0.6
 
 
+_WORDS = ("now", "please", "then", "first", "again", "today", "quickly", "soon")
+ENDINGS = [f" {one} {other}" for one in _WORDS for other in _WORDS if one != other]
+"""Of wordings, enough for both splits."""
+
+
 def small_book(phone: ToolSet, **changes: object) -> PhraseBook:
     data = {"language": "en", "values": {"name": ["Ann", "Bo", "Cy", "Di"]}, "tools": {"call_contact": ["call {name}"]}}
     return PhraseBook({**data, **changes}, phone, source="book.yaml")
@@ -172,3 +178,65 @@ def test_two_tools_are_enough_for_combined_requests(phone: ToolSet) -> None:
     generator = RequestGenerator(small_book(phone, tools=tools, values={"name": names}), phone, seed=0)
     for index in range(30):
         assert len(generator.draw("combined", index, held_out=False).calls) == 2
+
+
+def test_a_tool_is_asked_for_once_more_but_never_for_the_same_call(drawn: Drawn) -> None:
+    requests = [request for held_out in (False, True) for request in drawn["combined", held_out]]
+    pairs = [pair for request in requests for pair in pairwise(request.calls)]
+    assert 0.08 < sum(one.name == other.name for one, other in pairs) / len(pairs) < 0.4
+    for request in requests:
+        assert all(call not in request.calls[:place] for place, call in enumerate(request.calls)), request
+
+
+def test_a_part_that_leans_on_the_one_before_takes_over_what_it_leaves_out(phone: ToolSet) -> None:
+    book = PhraseBook(
+        {
+            "language": "en",
+            "slots": {"on": "switch"},
+            "values": {"name": [f"App {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]},
+            "surfaces": {
+                "setting": {"wifi": ["wifi"], "bluetooth": ["bluetooth"]},
+                "switch": {"true": ["on"], "false": ["off"]},
+            },
+            "tools": {
+                "toggle_setting": [f"turn {{on}} {{setting}}{end}" for end in ENDINGS],
+                "open_app": [f"open {{name}}{end}" for end in ENDINGS],
+            },
+            "connectors": [", "],
+            "continuations": {
+                "toggle_setting": {"after": ["toggle_setting"], "say": [f"so the {{setting}}{end}" for end in ENDINGS]}
+            },
+        },
+        phone,
+        source="book.yaml",
+    )
+    generator = RequestGenerator(book, phone, seed=0)
+    leaning = 0
+    for index in range(200):
+        request = generator.draw("combined", index, held_out=bool(index % 2))
+        if ", so the " in request.query.lower():
+            leaning += 1
+            first, second = request.calls
+            assert first.arguments["on"] == second.arguments["on"] == (" on " in f" {request.query.lower()} ")
+            assert first.arguments["setting"] != second.arguments["setting"]
+    assert leaning > 10
+
+
+def test_the_parts_of_a_list_are_joined_by_commas_before_the_last(phone: ToolSet) -> None:
+    tools = {
+        name: [f"{verb} {{{slot}}}{end}" for end in ENDINGS]
+        for name, verb, slot in (
+            ("call_contact", "call", "name"),
+            ("open_app", "open", "name"),
+            ("play_music", "play", "name"),
+        )
+    }
+    names = {"name": [f"Name{number}" for number in range(60)]}
+    book = small_book(phone, tools=tools, values=names, connectors=[" and "], list_connectors=[" / "])
+    generator = RequestGenerator(book, phone, seed=0)
+    queries = [generator.draw("combined", index, held_out=False) for index in range(200)]
+    three = [request.query for request in queries if len(request.calls) == 3]
+    assert len(three) > 30
+    assert all(" / " not in request.query for request in queries if len(request.calls) == 2)
+    assert 0.4 < sum(query.count(" / ") == 1 for query in three) / len(three) < 0.9
+    assert all(query.rindex(" and ") > query.find(" / ") for query in three)

@@ -84,6 +84,11 @@ def test_closed_sets_are_in_both_splits_and_say_their_value(phone: ToolSet) -> N
         ({"values": {"person": ["Ann {x}"]}}, "contains the slot {x}"),
         ({"irrelevant": ["who is {someone}"]}, "no values of kind 'someone', needed by {someone} of irrelevant"),
         ({"rules": {}}, "there is no rule <p>, used in: <p>call {name}"),
+        ({"continuations": {"fly": {"after": [], "say": []}}}, "names a tool that has no patterns under tools"),
+        ({"continuations": {"call_contact": ["{name}"]}}, "must be {after: [tools], say: [lines]}"),
+        ({"continuations": {"call_contact": {"after": ["fly"], "say": ["{name}"]}}}, "there is no tool 'fly'"),
+        ({"continuations": {"call_contact": {"after": ["toggle_setting"], "say": ["again"]}}}, "nothing fills 'name'"),
+        ({"continuations": {"call_contact": {"after": ["call_contact"], "say": ["{on}"]}}}, "has no argument 'on'"),
     ],
 )
 def test_mistakes_are_found_on_reading_and_show_the_line(phone: ToolSet, changes: dict[str, Any], said: str) -> None:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from leveret.chat.messages import ToolCall
 from leveret.errors import ToolError
-from leveret.tools.phrase_book import Drawn, PhraseBook, typed_value
+from leveret.tools.phrase_book import Drawn, PhraseBook
+from leveret.tools.phrase_checks import typed_value
 from leveret.tools.phrase_rules import Piece, pick
 from leveret.tools.phrases import Slot
 from leveret.tools.requests import ToolRequest
 from leveret.tools.schema import ToolSet
 from leveret.tools.typing_habits import as_typed, final_mark
+from leveret.tools.wordings import PATIENCE, Wordings
 
 Kind = Literal["single", "combined", "irrelevant"]
 
@@ -28,8 +30,17 @@ STRANGE_VALUES = 0.06
 """Share of the copied values in training that are of another kind: an app called "dinner with Emma". Where a value
 begins and ends must be read off the wording; a model that only knows the values themselves cannot copy a new one."""
 
-THREE_CALLS = 0.25
+THREE_CALLS = 0.3
 """Share of the combined requests that ask for three calls; the others ask for two."""
+
+SAME_TOOL = 0.08
+"""Share of the later parts of a combined request that ask for the same tool once more, in words of their own."""
+
+CONTINUED = 0.2
+"""Share of the later parts that lean on the one before, where the book has words for that (see continuations.py)."""
+
+LISTED = 0.7
+"""Share of the places before the last one where a list's connector stands: a, b and c."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,8 @@ class _Part:
     drawn: list[Drawn | None]
     tool: str | None
     fixed: Mapping[str, str]
+    continues: bool = False
+    """What it leaves out is as in the part before."""
 
 
 class RequestGenerator:
@@ -53,14 +66,22 @@ class RequestGenerator:
         self._names = sorted(book.tools)
         rounds = range(max(book.shares.values(), default=1))
         self._turns = [name for turn in rounds for name in self._names if book.shares[name] > turn]
-        for name in self._names:
-            for split, held_out in (("training", False), ("held-out", True)):
-                if book.wordings[name].draw(random.Random(seed), held_out=held_out) is None:
-                    hint = "write more patterns for it"
-                    raise ToolError(f"{book.source}: tool {name} has no {split} wording", hint=hint)
+        self._followers = {
+            name: [follower for follower, one in book.continuations.items() if name in one.after]
+            for name in self._names
+        }
+        self._require_both_splits({f"tool {name}": book.wordings[name] for name in self._names})
+        self._require_both_splits({f"continuations {name}": one.wordings for name, one in book.continuations.items()})
         self._refuses = all(
             book.wordings[None].draw(random.Random(seed), held_out=held_out) for held_out in (False, True)
         )
+
+    def _require_both_splits(self, wordings: Mapping[str, Wordings]) -> None:
+        for where, one in wordings.items():
+            for split, held_out in (("training", False), ("held-out", True)):
+                if one.draw(random.Random(self.seed), held_out=held_out) is None:
+                    hint = "write more patterns for it"
+                    raise ToolError(f"{self.book.source}: {where} has no {split} wording", hint=hint)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -79,27 +100,41 @@ class RequestGenerator:
             hint = "irrelevant requests need more wordings under irrelevant, combined ones two tools"
             raise ToolError(f"{self.book.source}: no {kind} requests can be made of it", hint=hint)
         rng = random.Random(f"{self.seed}/{self.book.language}/{kind}/{held_out}/{index}")
-        tools: list[str | None] = [None]
-        if kind == "single":
-            turns = self._names if held_out else self._turns
-            tools = [turns[index % len(turns)]]
-        elif kind == "combined":
-            count = 3 if rng.random() < THREE_CALLS else 2
-            tools = self._sample(min(count, len(self._names)), rng, held_out)
-        return self._speak([self._part(tool, rng, held_out) for tool in tools], rng)
+        if kind == "combined":
+            return self._combined(rng, held_out)
+        turns = self._names if held_out else self._turns
+        tool = turns[index % len(turns)] if kind == "single" else None
+        return self._speak([self._part(tool, rng, held_out)], rng)
 
-    def _sample(self, count: int, rng: random.Random, held_out: bool) -> list[str | None]:
-        """`count` different tools."""
-        if held_out:
-            return [*rng.sample(self._names, count)]
-        chosen: list[str | None] = []
-        while len(chosen) < count:
-            if (name := pick(self._turns, rng)) not in chosen:
-                chosen.append(name)
-        return chosen
+    def _combined(self, rng: random.Random, held_out: bool) -> ToolRequest:
+        """A request of two or three parts; never the same call twice."""
+        count = min(3 if rng.random() < THREE_CALLS else 2, len(self._names))
+        for _ in range(PATIENCE):
+            parts: list[_Part] = []
+            while len(parts) < count:
+                parts.append(self._next_part(parts, rng, held_out))
+            request = self._speak(parts, rng)
+            if all(call not in request.calls[:place] for place, call in enumerate(request.calls)):
+                return request
+        raise ToolError(f"{self.book.source}: combined requests repeat the same call", hint="add values or tools")
 
-    def _part(self, tool: str | None, rng: random.Random, held_out: bool) -> _Part:
-        chosen = self.book.wordings[tool].draw(rng, held_out=held_out)
+    def _next_part(self, before: Sequence[_Part], rng: random.Random, held_out: bool) -> _Part:
+        names = self._names if held_out else self._turns
+        if before and (last := before[-1].tool) is not None:
+            chance = rng.random()
+            if chance < SAME_TOOL:
+                return self._part(last, rng, held_out)
+            followers = self._followers.get(last)
+            if followers and chance < SAME_TOOL + CONTINUED:
+                return self._part(pick(followers, rng), rng, held_out, continues=True)
+        used = {part.tool for part in before}
+        while (tool := pick(names, rng)) in used:
+            pass
+        return self._part(tool, rng, held_out)
+
+    def _part(self, tool: str | None, rng: random.Random, held_out: bool, *, continues: bool = False) -> _Part:
+        wordings = self.book.continuations[str(tool)].wordings if continues else self.book.wordings[tool]
+        chosen = wordings.draw(rng, held_out=held_out)
         if chosen is None:
             raise ToolError(
                 f"{self.book.source}: the wordings of {tool or 'irrelevant'} are too few", hint="add patterns"
@@ -120,31 +155,38 @@ class RequestGenerator:
         pieces = self.book.rules.pieces(nodes, rng, fill)
         values = iter(drawn)
         of_pieces = [None if piece.slot is None else next(values) for piece in pieces]
-        return _Part(pieces=pieces, drawn=of_pieces, tool=tool, fixed=pattern.fixed)
+        return _Part(pieces=pieces, drawn=of_pieces, tool=tool, fixed=pattern.fixed, continues=continues)
 
     def _speak(self, parts: Sequence[_Part], rng: random.Random) -> ToolRequest:
         """Join the parts, type them, and read the copied values off the final text."""
         pieces: list[Piece] = []
-        for part in parts:
-            pieces += [Piece(pick(self.book.connectors, rng), None)] if pieces else []
+        for number, part in enumerate(parts):
+            pieces += [Piece(self._connector(rng, last=number == len(parts) - 1), None)] if pieces else []
             pieces += part.pieces
         pieces = _apart(pieces)
         language = self.book.language
         typed = as_typed([piece.text for piece in pieces], [piece.slot is not None for piece in pieces], language, rng)
         query = "".join(typed).strip()
-        calls, place = [], 0
+        calls: list[ToolCall] = []
+        place = 0
         for part in parts:
             if part.tool is not None:
-                calls.append(self._call(part.tool, part, typed[place : place + len(part.pieces)]))
+                before = calls[-1].arguments if part.continues else {}
+                calls.append(self._call(part.tool, part, typed[place : place + len(part.pieces)], before))
             place += len(part.pieces) + 1  # and the connector
         return ToolRequest(query=query + final_mark(query, language, rng), calls=tuple(calls))
 
-    def _call(self, name: str, part: _Part, typed: Sequence[str]) -> ToolCall:
-        values: dict[str, str | int] = dict(part.fixed)
+    def _connector(self, rng: random.Random, *, last: bool) -> str:
+        return pick(self.book.connectors if last or rng.random() >= LISTED else self.book.list_connectors, rng)
+
+    def _call(self, name: str, part: _Part, typed: Sequence[str], before: Mapping[str, Any]) -> ToolCall:
+        """before: the arguments of the call that it continues."""
+        tool = self.tools.get(name)
+        values = {p.name: before[p.name] for p in tool.parameters if p.required and p.name in before} | dict(part.fixed)
         for text, piece, drawn in zip(typed, part.pieces, part.drawn, strict=True):
             if piece.slot is not None and drawn is not None:
                 values[piece.slot.argument] = text.strip() if drawn.verbatim else drawn.value
-        ordered = {p.name: typed_value(values[p.name], p) for p in self.tools.get(name).parameters if p.name in values}
+        ordered = {p.name: typed_value(values[p.name], p) for p in tool.parameters if p.name in values}
         return ToolCall(name=name, arguments=ordered)
 
 

@@ -11,6 +11,8 @@
                                                                       others (1); evaluation has all alike
     irrelevant: ["tell me a joke", ...]                               requests that no tool serves
     connectors: [" and then ", ", also "]                             between the parts of a combined request
+    list_connectors: [", "]                                           the same before the last one: a, b and c
+    continuations: {set_volume: {after: [...], say: [...]}}           short later parts (see continuations.py)
 
 Times, durations, levels, dates and phone numbers need no list: the kinds of `spoken.py` say them. Every mistake (a
 slot that is no argument, an unknown kind, an argument that no wording fills, a value that the tool refuses) is an error
@@ -32,9 +34,11 @@ from typing import Any
 
 from leveret.config import read_yaml
 from leveret.errors import ToolError
+from leveret.tools.continuations import Continuation, check_followed, lines_of
+from leveret.tools.phrase_checks import check_pattern
 from leveret.tools.phrase_rules import PhraseRules, pick
 from leveret.tools.phrases import Pattern, Slot, parse_pattern
-from leveret.tools.schema import Parameter, Tool, ToolSet
+from leveret.tools.schema import Tool, ToolSet
 from leveret.tools.spoken import SPOKEN
 from leveret.tools.wordings import HELD_OUT_PERCENT, PATIENCE, Wordings, is_held_out, words_of
 
@@ -47,7 +51,10 @@ LESSON_DRAWS = 4
 _SAMPLED_VALUES = 3000
 """Draws of a spoken kind in which its words are looked for."""
 
-SECTIONS = ("language", "slots", "rules", "values", "surfaces", "tools", "shares", "irrelevant", "connectors")
+SECTIONS = (
+    *("language", "slots", "rules", "values", "surfaces", "tools", "shares", "irrelevant", "connectors"),
+    *("list_connectors", "continuations"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +110,9 @@ class PhraseBook:
         self.shares = self._shares(_section(data, "shares", source))
         self.irrelevant = self._patterns(data.get("irrelevant", ()), "irrelevant", slots=True)
         self.connectors: tuple[str, ...] = tuple(data.get("connectors", (" ",)))
+        self.list_connectors: tuple[str, ...] = tuple(data.get("list_connectors", self.connectors))
         self._check_all(tools)
+        self.continuations = self._continuations(_section(data, "continuations", source), tools)
         self.wordings: dict[str | None, Wordings] = {
             name: Wordings(patterns) for name, patterns in (*self.tools.items(), (None, self.irrelevant))
         }
@@ -209,6 +218,10 @@ class PhraseBook:
         said = SPOKEN[self.language][kind](rng)
         return Drawn(surface=said.surface, value=said.value, verbatim=kind in COPIED_KINDS, calculated=said.calculated)
 
+    def _check(self, pattern: Pattern, tool: Tool, where: str, *, whole: bool = True) -> None:
+        said = {slot.argument: self._surfaces.get(self.kind_of(tool.name, slot), {}) for slot in pattern.slots}
+        check_pattern(pattern, tool, said, f"{self.source}: {where}", whole=whole)
+
     def _shares(self, given: Mapping[str, Any]) -> dict[str, int]:
         for name, share in given.items():
             if name not in self.tools:
@@ -216,6 +229,20 @@ class PhraseBook:
             if not isinstance(share, int) or isinstance(share, bool) or share < 1:
                 raise ToolError(f"{self.source}: the share of {name} is {share!r}; it must be a whole number from 1 up")
         return {name: given.get(name, 1) for name in self.tools}
+
+    def _continuations(self, given: Mapping[str, Any], tools: ToolSet) -> dict[str, Continuation]:
+        continuations = {}
+        for name, entry in given.items():
+            where = f"{self.source}: continuations {name}"
+            if name not in self.tools:
+                raise ToolError(f"{where}: names a tool that has no patterns under tools")
+            after, lines = lines_of(entry, where)
+            patterns = self._patterns(lines, f"continuations {name}", slots=True)
+            for pattern in patterns:
+                self._check(pattern, tools.get(name), f"continuations {name}", whole=False)
+            check_followed(tools.get(name), after, patterns, tools, where)
+            continuations[name] = Continuation(after=after, wordings=Wordings(patterns))
+        return continuations
 
     def _patterns(self, lines: object, where: str, *, slots: bool) -> tuple[Pattern, ...]:
         where = f"{self.source}: {where}"
@@ -230,51 +257,10 @@ class PhraseBook:
                 hint = f"the tools are: {', '.join(tools.names)}"
                 raise ToolError(f"{self.source}: there is no tool {name!r}", hint=hint)
             for pattern in patterns:
-                self._check(pattern, tools.get(name))
+                self._check(pattern, tools.get(name), f"tool {name}")
         for pattern in self.irrelevant:
             for slot in pattern.slots:
                 self.kind_of(None, slot)
-
-    def _check(self, pattern: Pattern, tool: Tool) -> None:
-        """Every argument exists and fits, no way through the choices lacks a required one or fills one twice."""
-        where = f"{self.source}: tool {tool.name}"
-        parameters = {parameter.name: parameter for parameter in tool.parameters}
-        for argument in (*(slot.argument for slot in pattern.slots), *pattern.fixed):
-            if argument not in parameters:
-                hint = f"arguments: {', '.join(sorted(parameters))}"
-                raise ToolError(f"{where} has no argument {argument!r}, used in: {pattern.text}", hint=hint)
-        for argument, text in pattern.fixed.items():
-            self._check_value(parameters[argument], text, f"{where}: {pattern.text}")
-        for slot in pattern.slots:
-            for value in self._surfaces.get(self.kind_of(tool.name, slot), ()):
-                self._check_value(parameters[slot.argument], value, f"{where}: {pattern.text}")
-        for way in pattern.ways:
-            for parameter in tool.parameters:
-                if way.count(parameter.name) > 1:
-                    raise ToolError(f"{where}: the argument {parameter.name!r} is filled twice in: {pattern.text}")
-                if parameter.required and parameter.name not in (*way, *pattern.fixed):
-                    raise ToolError(
-                        f"{where}: nothing fills the required argument {parameter.name!r} in: {pattern.text}",
-                        hint="it must be filled whichever choices are drawn, by a slot or after =>",
-                    )
-
-    def _check_value(self, parameter: Parameter, text: str, where: str) -> None:
-        if problem := parameter.problem(typed_value(text, parameter)):
-            raise ToolError(f"{where}: {parameter.name} {problem}")
-
-
-def typed_value(value: str | int, parameter: Parameter) -> str | int | float | bool:
-    """The JSON value of an argument, since phrase books write everything as text; `value` itself if it is no such."""
-    try:
-        if parameter.type == "integer":
-            return int(value)
-        if parameter.type == "number":
-            return float(value)
-    except ValueError:
-        return value
-    if parameter.type == "boolean":
-        return {"true": True, "false": False}.get(str(value).lower(), value)
-    return str(value)
 
 
 def _spelled(surface: str) -> list[str]:

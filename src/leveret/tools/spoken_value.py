@@ -53,23 +53,29 @@ def calendar_day(rng: random.Random) -> tuple[int, int, int]:
     return year, month, rng.randrange(1, monthrange(year, month)[1] + 1)
 
 
+_SERVICES = ("911", "110", "112", "119", "120", "999", "10086", "10010", "12306", "95588", "NNN", "NNNN", "NNNNN")
+_MOBILES = (*("1MNNNNNNNNN",) * 3, "1MN NNNN NNNN", "1MN-NNNN-NNNN", "+86 1MN NNNN NNNN", "+861MNNNNNNNNN")
+_LOCAL = (
+    *("NNN-NNNN", "555-NNNN", "0NN-NNNNNNNN", "0NN-NNNN NNNN", "0NNN NNNNNNN", "NNN-NNN-NNNN", "NNN NNN NNNN"),
+    *("(NNN) NNN-NNNN", "(NNN) NNN NNNN", "NNN.NNN.NNNN", "1-800-NNN-NNNN", "0NNN NNN NNNN", "NN NN NN NN NN"),
+)
+_FOREIGN = (
+    *(
+        "+1 (NNN) NNN-NNNN",
+        "+1-NNN-NNN-NNNN",
+        "+1 NNN NNN NNNN",
+        "+44 NN NNNN NNNN",
+        "+44 7NNN NNNNNN",
+        "+49 NN NNNNNN",
+    ),
+    *("+33 N NN NN NN NN", "+81 N NNNN NNNN", "+86 NN NNNN NNNN", "+61 NNN NNN NNN", "+852 NNNN NNNN", "+65 NNNN NNNN"),
+    *("+1NNNNNNNNNN", "+44NNNNNNNNNN", "+33NNNNNNNNN", "+86 NNNNNNNNNN", "+34 NNN NNN NNN", "+39 NNN NNNNNNN"),
+)
+
+
 def phone_number(rng: random.Random) -> Spoken:
     """A phone number, value as typed: short service numbers, mobile numbers, separated and international ones."""
-    digits = "".join(rng.choice("0123456789") for _ in range(10))
-    first, second, third = digits[:3], digits[3:6], digits[6:]
-    style = rng.random()
-    if style < 0.2:
-        services = ("911", "110", "112", "119", "120", "999", "10086", "10010", "12306", "95588")
-        number = rng.choice((*services, digits[:3], digits[:4], digits[:5]))
-    elif style < 0.45:
-        number = f"1{rng.choice('3456789')}{digits[:9]}"
-    elif style < 0.7:
-        local = (f"{first}-{digits[3:7]}", f"555-{digits[:4]}", f"0{digits[:2]}-{digits[2:]}")
-        far = (f"{first}-{second}-{third}", f"{first} {second} {third}", f"1-800-{first}-{digits[3:7]}")
-        number = rng.choice(local + far)
-    elif style < 0.82:
-        plain, spaced = rng.choice(("1", "44", "86", "49", "33", "81")), rng.choice(("1", "44", "86"))
-        number = rng.choice((f"+{plain}{digits}", f"+{spaced} {digits}", f"+1-{first}-{second}-{third}"))
-    else:
-        number = digits[: rng.randrange(6, 11)]
+    kind = rng.choices((_SERVICES, _MOBILES, _LOCAL, _FOREIGN, ("N" * rng.randrange(6, 12),)), (17, 23, 25, 22, 13))[0]
+    digits = {"N": "0123456789", "M": "3456789"}
+    number = "".join(rng.choice(digits.get(mark, mark)) for mark in rng.choice(kind))
     return Spoken(surface=number, value=number)
