@@ -83,3 +83,16 @@ def test_a_model_s_fingerprint_is_of_its_weights_and_not_of_its_card(save):
     (folder / "README.md").write_text("# A card, written by a later stage")
     assert model_fingerprint(folder) == before
     assert model_fingerprint(save({"seed": 1}, seed=3)) != before
+
+
+def test_a_model_in_the_older_form_is_known_by_its_weights_too(tmp_path, new_model):
+    folder = tmp_path / "older"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"of something else")
+    found = set()
+    for seed in (0, 1):
+        torch.save(new_model(seed).state_dict(), folder / "pytorch_model.bin")
+        found.add(model_fingerprint(folder))
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    assert len(found | {model_fingerprint(folder)}) == 3

@@ -295,6 +295,11 @@ class TrainingConfig(Config):
         """Whether the run may go back to a checkpoint and skip steps."""
         return "rollback" in (self.on_spike, self.on_non_finite)
 
+    @property
+    def validation_decides(self) -> bool:
+        """Whether the weights that are published depend on the validation: when it ends the run, or chooses them."""
+        return self.early_stop_patience is not None or self.publish == "best"
+
     def total_rows(self, rows_in_one_epoch: int) -> int:
         """Rows the whole run trains on, given how many the data holds. The last step may get fewer than the others."""
         if self.num_epochs is None:
@@ -309,6 +314,6 @@ class TrainingConfig(Config):
     def identity(self) -> dict[str, Any]:
         """The fields a resumed run must share with the run it goes on with (all but `FREE_TO_CHANGE`)."""
         free = set(FREE_TO_CHANGE)
-        if self.early_stop_patience is not None or self.publish == "best":
-            free -= {"evaluate_every_steps", "evaluate_rows"}  # validation then decides when to stop or what to keep
+        if self.validation_decides:
+            free -= {"evaluate_every_steps", "evaluate_rows"}
         return self.model_dump(mode="json", exclude=free)

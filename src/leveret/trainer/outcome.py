@@ -84,6 +84,8 @@ def _clear_leftovers(checkpoints: Checkpoints, kept: Mapping[str, bool]) -> None
 def model_fingerprint(folder: Path) -> str:
     """A hash of what a model folder computes: its config and weights (not its card, which is written later)."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    if not any(folder.glob("model*.safetensors")):  # the older form, with its index
+        files += sorted(folder.glob("*.bin*"))
     return fingerprint({file.name: sha256_file(file) for file in files if file.is_file()})
 
 
