@@ -1,5 +1,6 @@
 """Masks, long conversations and BPE dropout, through the verb: what reaches the model, and what is reported."""
 
+import gzip
 import json
 from functools import partial
 
@@ -128,6 +129,16 @@ def test_bpe_dropout_writes_each_pass_anew_and_the_same_text(make_config):
         assert tokenizer.decode(sample.ids) == tokenizer.decode(plain.ids)
         assert tokenizer.decode(xray.trained_ids(sample)) == "I am fine.<|im_end|>"
         assert list(sample.ids).count(tokenizer.id_of("<|im_end|>")) == 2
+
+
+def test_compressed_requests_are_requests(make_config, x_ray):
+    base = make_config.folder
+    packed = base / "requests.jsonl.gz"
+    packed.write_bytes(gzip.compress((base / "requests.jsonl").read_bytes()))
+    more = {"tools": str(base / "tools.json"), "training": {"max_steps": 1}}
+    for name, data in (("plain", base / "requests.jsonl"), ("packed", packed)):
+        finetune.run(make_config(name, data=[str(data)], **more), QUIET)
+    assert [sample.ids for sample in x_ray[0].samples] == [sample.ids for sample in x_ray[1].samples]
 
 
 @pytest.mark.parametrize(("weight", "forms"), [(1, 1), (3, 3), (0.5, 1)])
