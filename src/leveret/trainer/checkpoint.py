@@ -219,6 +219,12 @@ class Checkpoints:
         """The step of the oldest one there is."""
         return self.world.agree(next((_step_of(folder) for folder in self.saved()), None))
 
+    def delete_after(self, step: int) -> None:
+        """Delete those of more than `step` steps: the run goes on from there."""
+        for folder in self.saved() if self.world.is_main else ():
+            if _step_of(folder) > step:
+                _delete(folder)
+
     def clear(self, *, keep_newest: bool = False, keep_best: bool = False) -> None:
         """Delete them, all or all but the newest or the best: the run is done and its model is saved."""
         kept = {folder.name for folder in self.saved()[-1:] if keep_newest} | ({"best"} if keep_best else set())

@@ -282,8 +282,9 @@ class _Training:
         found = self.checkpoints.resume(self.optimizer, accept=self.journal.accepts)
         progress = {} if found is None else found.progress
         self.rescue.restore(progress)
-        self.best.restore(progress)
-        return 0 if found is None else found.step
+        done = 0 if found is None else found.step
+        self.best.restore(progress, done)
+        return done
 
     def _go_back(self) -> int:
         """To the newest checkpoint before the steps that are skipped from now on; the steps done there."""
