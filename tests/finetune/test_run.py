@@ -243,6 +243,13 @@ def test_a_template_that_marks_nothing_for_training_is_refused(make_config):
         finetune.run(make_config(template=str(plain)), QUIET)
 
 
+def test_a_template_file_that_is_not_text_is_named(make_config):
+    plain = make_config.folder / "plain.jinja"
+    plain.write_bytes(b"{% for m in messages %}\xff{% endfor %}")
+    with pytest.raises(TemplateError, match=r"plain.jinja is not UTF-8: .* at byte 23"):
+        finetune.run(make_config(template=str(plain)), QUIET)
+
+
 def test_rows_longer_than_the_model_s_context_are_refused(make_config):
     with pytest.raises(ConfigError, match="at most 128 tokens"):
         finetune.run(make_config(training={"sequence_length": 256}), QUIET)

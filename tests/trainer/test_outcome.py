@@ -60,8 +60,9 @@ def test_what_a_run_that_was_killed_at_its_very_end_left_behind_is_cleared(tmp_p
 
 def test_a_note_without_its_model_or_a_broken_note_counts_for_nothing(tmp_path, save):
     save({"seed": 1})
-    (tmp_path / "outcome.json").write_text("{")
-    assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
+    for broken in ("{", "[]", '{"identity": {"seed": 1}}', '{"identity": {"seed": 1}, "figures": 3}'):
+        (tmp_path / "outcome.json").write_text(broken)
+        assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
     save({"seed": 1})
     (tmp_path / "model" / "config.json").unlink()
     assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None

@@ -19,6 +19,7 @@ from leveret.chat.template import BUILTIN_NAMES, ChatTemplate, builtin_template,
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.data.mixture import Mixture
+from leveret.errors import TemplateError
 from leveret.finetune.adapter import ADAPTER, Adaptation, adapt, merge_beside, refuse_merging_into_quantized
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.neftune import NoisyLoss
@@ -149,9 +150,18 @@ def _template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
     if name is None:
         return template_for(tokenizer)
     if name not in BUILTIN_NAMES and Path(name).is_file():
-        return ChatTemplate(Path(name).read_text(encoding="utf-8"), name=name)
+        return ChatTemplate(_source_of(name), name=name)
     template = builtin_template(name)
     return ChatTemplate(template.source, name=name, variables=tokenizer.special_tokens)
+
+
+def _source_of(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TemplateError(
+            f"the template {file} is not UTF-8: {error.reason} at byte {error.start}", hint="convert it first"
+        ) from error
 
 
 def _model(

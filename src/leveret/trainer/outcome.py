@@ -63,6 +63,8 @@ def _finished_figures(
         outcome = json.loads((output / _OUTCOME).read_text(encoding="utf-8"))
     except ValueError:
         return None
+    if not isinstance(outcome, dict) or not isinstance(outcome.get("figures"), dict):
+        return None
     if outcome.get("identity") != json.loads(json.dumps(identity)):
         console.info(f"{output} holds a model trained with other settings or data; training anew")
         return None
