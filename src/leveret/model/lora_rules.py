@@ -93,8 +93,8 @@ def _matching(there: Matrices, pattern: str) -> list[str]:
     found = [stored for stored in there if compiled.fullmatch(stored)]
     if not found and (near := suggest(pattern, _endings(there))):
         raise ConfigError(
-            f"targets {pattern!r} is one regular expression for whole names, such as {next(iter(there))}, and fits none; "
-            f"there are {listed(there)}",
+            f"targets {pattern!r} is one regular expression for whole names, such as {next(iter(there))}, and fits "
+            f"none; there are {listed(there)}",
             hint=f"names are written as a list: [{near}]",
         )
     if not found:
