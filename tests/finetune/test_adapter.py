@@ -17,8 +17,8 @@ from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.swap import quantize_linears
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer import loop
-from leveret.trainer.checkpoint import Manifest
 from leveret.trainer.metrics import read_metrics
+from leveret.trainer.snapshot import Manifest
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from leveret.errors import CheckpointError, ConfigError
 from leveret.trainer.background import BackgroundWriter
-from leveret.trainer.checkpoint import Checkpoints, Snapshot
+from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.optimizer import Optimizer
+from leveret.trainer.snapshot import Snapshot
 
 FOLDER = "best"
 LOSS = "validation_loss"

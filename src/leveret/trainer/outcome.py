@@ -26,7 +26,8 @@ from leveret.errors import TrainingError
 from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write, free_bytes, sha256_file, sweep_drafts
 from leveret.tokenizer.files import Tokenizer
-from leveret.trainer.checkpoint import Checkpoints, Damaged, Manifest
+from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.snapshot import Damaged, Manifest
 from leveret.trainer.world import World
 from leveret.weights.save import save_model
 
