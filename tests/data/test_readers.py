@@ -152,6 +152,30 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         list(read_documents(tmp_path / "x.docx"))
 
 
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.json.gz", "x.txt.gz", "X.JSONL.GZ"])
+def test_a_damaged_archive_is_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    whole = gzip.compress(b'{"text": "a hare"}\n' * 50)
+    spoilt = whole[:10] + b"\xff" + whole[11:]  # of a kind of block that does not exist
+    for content in (b'{"text": "not packed"}\n', whole[:-9], whole[:8], spoilt):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: this file cannot be unpacked.*\n.*fetch it again"):
+            list(read_documents(file))
+        with pytest.raises(DataError, match="cannot be unpacked"):
+            list(read_documents(tmp_path))
+    file.write_bytes(gzip.compress(b'{"text": "\xff"}'))
+    with pytest.raises(DataError, match=rf"{name}: this file is not UTF-8"):
+        list(read_documents(file))
+
+
+def test_json_lines_under_the_name_of_json_end_at_line_feeds_only(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    texts = ["a\u2028b", "c\u0085d", "e"]
+    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    file.write_text("\r\n".join(lines), "utf-8", newline="")
+    assert [document.text for document in read_documents(file)] == texts
+
+
 def test_documents_are_text_files_and_records_with_text(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# 标题\r\nline", "utf-8", newline="")
     (tmp_path / "b.txt").write_text(" \n")

@@ -1,6 +1,7 @@
 """Fine-tuning with an adapter: what is trained, what is left alone, and the folders that come of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.swap import quantize_linears
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer import loop
-from leveret.trainer.checkpoint import Manifest
 from leveret.trainer.metrics import read_metrics
+from leveret.trainer.snapshot import Manifest
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
 
@@ -196,6 +197,58 @@ def test_what_is_not_there_is_refused_before_training(make):
     finetune.run(make(), QUIET)
     with pytest.raises(HubError, match=r"holds an adapter; fine-tuning needs a whole model"):
         finetune.run(make("next", model=str(make.folder / "run" / "adapter")), QUIET)
+
+
+def with_template_tokens(make_config, *, tied=True):
+    """A start that needs no new tokens, and one whose head is a table of its own."""
+    finetune.run(make_config("start", training={"max_steps": 1, "precision": "fp32"}), QUIET)
+    folder = make_config.folder / "start" / "model"
+    if not tied:
+        model = load_model(folder)
+        model.config = replace(model.config, tie_word_embeddings=False)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().flip(0))
+        save_model(model, folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_has_a_lora_or_is_trained_itself_but_not_both(make, make_config, tied):
+    start = with_template_tokens(make_config, tied=tied)
+    head = {"targets": ["q_proj", "lm_head"]}
+    tools = {"tools": str(make.folder / "tools.json"), "data": [str(make.folder / "requests.jsonl")]}
+    table = "embed_tokens" if tied else "lm_head"
+    with pytest.raises(
+        ConfigError, match=rf"rows of \d+ tokens in it are trained too.*\n.*modules_to_save: \[{table}\]"
+    ):
+        finetune.run(make("tools", head, model=start, **tools), QUIET)
+    with pytest.raises(ConfigError, match=r"rows of 1 tokens"):
+        finetune.run(make("token", head | {"train_tokens": ["<eos>"]}, model=start), QUIET)
+    if tied:
+        with pytest.raises(ConfigError, match=r"it is model.embed_tokens, which is trained too"):
+            finetune.run(make("whole", head | {"modules_to_save": ["embed_tokens"]}, model=start), QUIET)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trained_head_is_what_is_loaded_and_what_is_merged(make, make_config, monkeypatch, tied):
+    start, seen = with_template_tokens(make_config, tied=tied), []
+    train = finetune.train
+
+    def and_look(model, run, console):
+        summary = train(model, run, console)
+        with torch.no_grad():
+            seen.append(model(IDS))
+        return summary
+
+    monkeypatch.setattr(finetune, "train", and_look)
+    config = make("head", {"targets": ["q_proj", "lm_head"], "merge": True}, model=start,
+                  training={"precision": "fp32"})  # fmt: skip
+    finetune.run(config, QUIET)
+    with torch.no_grad():
+        for folder in ("adapter", "model"):
+            found = load_model(config.output / folder)(IDS)
+            torch.testing.assert_close(found, seen[0], rtol=1e-4, atol=1e-4)
+        assert (load_model(start)(IDS) - seen[0]).abs().max() > 0.05
+    assert leveret.load(config.output / "adapter").chat([{"role": "user", "content": "hello"}], max_tokens=3)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:The new (embeddings|lm_head)")

@@ -10,10 +10,14 @@ from leveret.console import Console
 from leveret.errors import ConfigError, DataError, NothingToTrain, TemplateError
 from leveret.finetune import run as finetune
 from leveret.paths import hash_tree
+from leveret.precision.gptq_layout import GptqStorage
+from leveret.precision.swap import quantize_linears
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.schema import ToolSet
 from leveret.trainer import loop, xray
 from leveret.trainer.metrics import read_metrics
+from leveret.weights.load import load_model
+from leveret.weights.save import save_model
 
 QUIET = Console(quiet=True)
 
@@ -239,6 +243,13 @@ def test_a_template_that_marks_nothing_for_training_is_refused(make_config):
         finetune.run(make_config(template=str(plain)), QUIET)
 
 
+def test_a_template_file_that_is_not_text_is_named(make_config):
+    plain = make_config.folder / "plain.jinja"
+    plain.write_bytes(b"{% for m in messages %}\xff{% endfor %}")
+    with pytest.raises(TemplateError, match=r"plain.jinja is not UTF-8: .* at byte 23"):
+        finetune.run(make_config(template=str(plain)), QUIET)
+
+
 def test_rows_longer_than_the_model_s_context_are_refused(make_config):
     with pytest.raises(ConfigError, match="at most 128 tokens"):
         finetune.run(make_config(training={"sequence_length": 256}), QUIET)
@@ -262,3 +273,41 @@ def test_validation_data_is_measured_and_not_trained(make_config):
     plain = finetune.run(make_config("plain"), QUIET)
     assert "validation_loss" not in plain.summary
     assert hash_tree(base / "run" / "model") == hash_tree(base / "plain" / "model")
+
+
+def test_a_held_out_sample_that_is_also_trained_is_refused(make_config):
+    base = make_config.folder
+    held_out = write_lines(base / "held_out.jsonl", chat("hello", "good morning"),
+                           chat("hello", "I am fine, 7", "today?", "你好！"))  # fmt: skip
+    for more in ({}, {"bpe_dropout": 0.3}):
+        with pytest.raises(DataError, match=r"1 held-out samples .* first .*held_out.jsonl:2 = .*chats.jsonl:8\n"):
+            finetune.run(make_config(validation=[held_out], **more), QUIET)
+    chats = str(base / "chats.jsonl")
+    finetune.run(make_config(validation=[held_out], exclude_rows=[f"{chats}:8"], training={"max_steps": 1}), QUIET)
+
+
+def test_held_out_data_is_part_of_a_run_where_it_decides_what_is_published(make_config):
+    base, found = make_config.folder, {}
+    for name, more in (("decides", {"evaluate_every_steps": 1, "early_stop_patience": 9}), ("watches", {})):
+        for text in ("good morning", "good evening"):
+            held_out = write_lines(base / "held_out.jsonl", chat("hello", text))
+            console = Console(quiet=True, log=base / f"{name}.log")
+            finetune.run(make_config(name, validation=[held_out], training={"max_steps": 2, **more}), console)
+        found[name] = "is there already" in console.log.read_text()
+    assert found == {"decides": False, "watches": True}
+
+
+def test_an_empty_file_is_named(make_config):
+    (make_config.folder / "empty.jsonl").touch()
+    with pytest.raises(NothingToTrain, match=r"empty.jsonl: there is no sample"):
+        finetune.run(make_config(validation=[str(make_config.folder / "empty.jsonl")]), QUIET)
+
+
+def test_a_quantized_model_is_refused_before_anything_is_read(make_config):
+    base = make_config.folder
+    storage = GptqStorage(bits=4, group_size=32, symmetric=True)
+    model = load_model(base / "base")
+    quantize_linears(model, storage)
+    save_model(model, base / "base", quantization_config=storage.to_dict())
+    with pytest.raises(ConfigError, match="is quantized; only an adapter"):
+        finetune.run(make_config(data=[str(base / "nothing.jsonl")]), QUIET)

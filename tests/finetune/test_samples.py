@@ -1,5 +1,6 @@
 """Masks, long conversations and BPE dropout, through the verb: what reaches the model, and what is reported."""
 
+import gzip
 import json
 from functools import partial
 
@@ -14,6 +15,7 @@ from leveret.data.files import ReadReport
 from leveret.errors import DataError, TemplateError
 from leveret.finetune import run as finetune
 from leveret.finetune import samples as samples_module
+from leveret.finetune.rows import trained_sources
 from leveret.finetune.samples import Writing, read_samples
 from leveret.forked import in_processes
 from leveret.paths import hash_tree
@@ -127,6 +129,27 @@ def test_bpe_dropout_writes_each_pass_anew_and_the_same_text(make_config):
         assert tokenizer.decode(sample.ids) == tokenizer.decode(plain.ids)
         assert tokenizer.decode(xray.trained_ids(sample)) == "I am fine.<|im_end|>"
         assert list(sample.ids).count(tokenizer.id_of("<|im_end|>")) == 2
+
+
+def test_compressed_requests_are_requests(make_config, x_ray):
+    base = make_config.folder
+    packed = base / "requests.jsonl.gz"
+    packed.write_bytes(gzip.compress((base / "requests.jsonl").read_bytes()))
+    more = {"tools": str(base / "tools.json"), "training": {"max_steps": 1}}
+    for name, data in (("plain", base / "requests.jsonl"), ("packed", packed)):
+        finetune.run(make_config(name, data=[str(data)], **more), QUIET)
+    assert [sample.ids for sample in x_ray[0].samples] == [sample.ids for sample in x_ray[1].samples]
+
+
+@pytest.mark.parametrize(("weight", "forms"), [(1, 1), (3, 3), (0.5, 1)])
+def test_a_source_that_is_drawn_more_often_has_more_forms(make_config, weight, forms):
+    tokenizer = Tokenizer.load(make_config.folder / "base")
+    tokenizer.add_special_tokens(builtin_template("chatml").special_tokens)
+    writing = Writing(tokenizer=tokenizer, template=builtin_template("chatml"))
+    data = [{"path": str(make_config.folder / "chats.jsonl"), "weight": weight}]
+    config = make_config(data=data, bpe_dropout=0.5, training={"num_epochs": 1, "max_steps": None})
+    (source,) = trained_sources(config, writing, QUIET, BpeDropout(tokenizer, 0.5))
+    assert len(source.rows.passes) == forms
 
 
 def test_several_processes_read_what_one_reads(make_config, tmp_path, monkeypatch):

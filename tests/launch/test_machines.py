@@ -40,6 +40,13 @@ def test_a_mistake_is_told_with_file_and_line(tmp_path, text, told):
     assert told in str(caught.value) and str(tmp_path / "hosts") in str(caught.value)
 
 
+def test_a_hostfile_may_begin_with_a_byte_order_mark_but_must_be_text(tmp_path):
+    assert read_hostfile(hosts(tmp_path, "\ufefflocalhost slots=2\n")) == [Machine(host="localhost", slots=2)]
+    (tmp_path / "hosts").write_bytes(b"\xff\xfea slots=2")
+    with pytest.raises(ConfigError, match=r"hosts is not UTF-8: .* at byte 0"):
+        read_hostfile(tmp_path / "hosts")
+
+
 def test_a_missing_hostfile_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         read_hostfile(tmp_path / "none")
@@ -53,10 +60,17 @@ def test_a_missing_hostfile_is_an_error(tmp_path):
         ("a[9-11]", ["a9", "a10", "a11"]),
         ("r[1-2]-ib", ["r1-ib", "r2-ib"]),
         ("a,b", ["a", "b"]),
+        ("rack[1-2]n[08,10]-ib,x", ["rack1n08-ib", "rack1n10-ib", "rack2n08-ib", "rack2n10-ib", "x"]),
     ],
 )
 def test_lists_of_nodes(names, expected):
     assert expand_nodes(names) == expected
+
+
+@pytest.mark.parametrize("names", ["n[a-b]", "n[1-]", "n[3-1]", "r[1-2]n[x]", "n[]"])
+def test_a_list_that_is_none_is_refused(names):
+    with pytest.raises(ConfigError, match=r"in brackets.*\n.*--hostfile"):
+        expand_nodes(names)
 
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_GPUS_ON_NODE": "8"}
@@ -70,6 +84,17 @@ def test_the_script_of_a_job_and_a_task_of_a_step():
     fewer = SlurmJob.from_environment({**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, nproc=2)
     assert fewer is not None and fewer.machines[0].slots == 2
     assert SlurmJob.from_environment({}, nproc=None) is None
+
+
+@pytest.mark.parametrize("step", ["4294967290", "4294967291", "4294967292"])
+def test_the_steps_that_slurm_makes_itself_are_none_of_srun(step):
+    job = SlurmJob.from_environment({**STEP, "SLURM_STEP_ID": step, "SLURM_STEP_NODELIST": "gpu1"}, nproc=None)
+    assert job == SlurmJob.from_environment(JOB, nproc=None)
+
+
+def test_a_node_that_the_list_lacks_is_named():
+    with pytest.raises(ConfigError, match=r"SLURM_NODEID is 2, but .* 2 machines: gpu\[1-2\]"):
+        SlurmJob.from_environment({**STEP, "SLURM_NODEID": "2"}, nproc=None)
 
 
 def test_several_tasks_on_a_node_are_refused():

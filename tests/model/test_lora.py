@@ -233,6 +233,14 @@ def test_a_rule_that_matches_nothing_is_refused_with_the_names_there_are(rule: A
     assert not lora_modules(model)
 
 
+@pytest.mark.parametrize(("rule", "meant"), [("q_proj", "[q_proj]"), ("q_porj", "[q_proj]")])
+def test_a_name_that_is_written_as_a_pattern_is_told_how_names_are_written(rule: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        add_lora(build(), SETTINGS, rule, seed=0)
+    assert "one regular expression for whole names" in caught.value.message
+    assert caught.value.hint == f"names are written as a list: {meant}"
+
+
 def test_a_broken_pattern_and_an_empty_list_are_refused() -> None:
     for rule in ("(", []):
         with pytest.raises(ConfigError, match=r"no regular expression|no targets"):

@@ -224,6 +224,27 @@ def test_comparison_puts_what_was_measured_beside_the_forecast(life, plan, capsy
     assert "forecast and measured" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("resumed", [0, 10])
+def test_a_run_that_stopped_early_is_compared_by_the_steps_it_made(life, plan, resumed):
+    folder = Path("runs/life/pretrain")
+    folder.mkdir(parents=True)
+    figures = {"steps": 100, "stopped_early_after_step": 20, "resumed_from_step": resumed, "seconds": 7.0}
+    (folder / "outcome.json").write_text(json.dumps({"identity": {}, "figures": figures}))
+    stage = plan("life.yaml", "--compare")["pretrain"]
+    cpu = next(row for row in stage["devices"] if row["device"] == "CPU")
+    (seconds,) = (row for row in stage["comparison"] if row["figure"] == "seconds of steps")
+    assert seconds["forecast"] == pytest.approx(cpu["seconds"] * (20 - resumed) / 100)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"figures": []}', "{"])
+def test_a_note_that_is_none_is_not_compared(life, capsys, content):
+    folder = Path("runs/life/pretrain")
+    folder.mkdir(parents=True)
+    (folder / "outcome.json").write_text(content)
+    assert main(["plan", "life.yaml", "--compare"]) == 0
+    assert "nothing to compare" in capsys.readouterr().err
+
+
 def test_nothing_to_compare_is_said(life, capsys):
     assert main(["plan", "life.yaml", "--compare"]) == 0
     assert "nothing to compare" in capsys.readouterr().err

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from leveret.console import Console
-from leveret.errors import CheckpointError, DataError
+from leveret.errors import CheckpointError, ConfigError, DataError
 from leveret.paths import hash_tree
 from leveret.pretrain.run import run
 from leveret.tokenizer.files import Tokenizer
+from leveret.tokenizer.train import train_byte_bpe
 from leveret.trainer import loop
 from leveret.trainer.metrics import read_metrics
 from leveret.weights.load import load_model
+from leveret.weights.save import save_model
+from leveret.weights.tokens import resize_tokens
 
 QUIET = Console(quiet=True)
 
@@ -111,6 +114,48 @@ def test_a_model_is_taken_further_with_its_own_tokenizer(make_config):
     result = run(further, QUIET)
     assert read_metrics(further.output / "metrics.jsonl")[0]["loss"] < 5.0 < math.log(320)
     assert result.summary["steps"] == 6
+
+
+def test_a_start_that_cannot_be_gone_on_with_is_refused(make_config):
+    run(make_config("first"), QUIET)
+    first = make_config("first").output / "model"
+    with pytest.raises(ConfigError, match="at most 128 tokens"):
+        run(make_config("long", init_from=str(first), model=None, training={"sequence_length": 129}), QUIET)
+    with pytest.raises(ConfigError, match="its own result"):
+        run(make_config("first", init_from=str(first), tokenizer=None, model=None), QUIET)
+
+
+def test_another_tokenizer_may_have_more_tokens_but_no_other_ids(make_config):
+    run(make_config("first", training={"max_steps": 1}), QUIET)
+    first = make_config("first").output / "model"
+    model = load_model(first)
+    resize_tokens(model, model.config.vocab_size + 1)
+    save_model(model, first)
+    more = Tokenizer.load(first)
+    more.add_special_tokens(["<more>"])
+    more.save(first.parent / "more")
+    further = {"init_from": str(first), "model": None, "training": {"max_steps": 1}}
+    run(make_config("further", tokenizer=str(first.parent / "more"), **further), QUIET)
+    other = train_byte_bpe(["野兔看见了月亮"] * 3, vocab_size=300, special_tokens=["<eos>", "<x>"], eos_token="<eos>")
+    other.save(first.parent / "other")
+    with pytest.raises(
+        DataError, match=r"tokens of the model .* have other ids in the tokenizer .*\n.*leave `tokenizer`"
+    ):
+        run(make_config("other", tokenizer=str(first.parent / "other"), **further), QUIET)
+
+
+def test_held_out_text_is_part_of_a_run_where_it_decides_what_is_published(make_config, texts):
+    by_validation = {"training": {"max_steps": 2, "evaluate_every_steps": 1, "publish": "best"}}
+    runs = {"decides": by_validation, "watches": {"training": {"max_steps": 2}}}
+    for name, changes in runs.items():
+        run(make_config(name, **changes), QUIET)
+    (texts / "held_out.jsonl").write_text(json.dumps({"text": "something else altogether"}))
+    found = {}
+    for name, changes in runs.items():
+        console = Console(quiet=True, log=texts / f"{name}.log")
+        run(make_config(name, **changes), console)
+        found[name] = "is there already" in (texts / f"{name}.log").read_text()
+    assert found == {"decides": False, "watches": True}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ def test_requests_are_read_back_as_written(tmp_path: Path, phone: ToolSet) -> No
     ]
     write_requests(tmp_path / "r.jsonl", requests)
     assert read_requests(tmp_path / "r.jsonl", phone) == requests
+
+
+def test_requests_may_be_compressed(tmp_path: Path, phone: ToolSet) -> None:
+    write_requests(tmp_path / "r.jsonl", [ToolRequest(query="line\u2028break", calls=())])
+    packed = tmp_path / "r.jsonl.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "r.jsonl").read_bytes()))
+    assert read_requests(packed, phone) == read_requests(tmp_path / "r.jsonl", phone)
+    packed.write_bytes(b"{}")
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        read_requests(packed)
 
 
 def test_blank_lines_and_other_keys_are_ignored(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from leveret.errors import CheckpointError
 from leveret.paths import hash_tree
 from leveret.trainer.adamw import AdamW
 from leveret.trainer.background import BackgroundWriter
-from leveret.trainer.checkpoint import Checkpoints, Snapshot
+from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
+from leveret.trainer.snapshot import Snapshot
 
 
 @pytest.fixture

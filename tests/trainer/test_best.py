@@ -98,6 +98,21 @@ def test_killed_and_resumed_it_stops_at_the_same_step_with_the_same_weights(star
     assert torch.equal(weights(published), weights(again))
 
 
+def test_a_best_state_from_after_the_resumed_step_does_not_outlive_a_new_one(start):
+    """The newest checkpoint is damaged, and from the one before it (on another machine) the run goes another way."""
+    before = [5.0, 4.0, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 1.0, 4.5, 4.5]
+    with pytest.raises(Died):
+        start(losses=before, die_after=10, publish="best", keep_best=True)
+    checkpoints = start.folder / "run/checkpoints"
+    assert [folder.name for folder in (checkpoints / "best").iterdir()] == ["step-00000010"]
+    (checkpoints / "step-00000009/manifest.json").unlink()
+    again = [5.0, 4.0, 4.5, 4.5, 4.5, 4.5, 4.5, 2.0, 4.5, 4.5, 4.5, 4.5]
+    summary, published, states = start(losses=again, publish="best", keep_best=True)
+    assert (summary.resumed_from_step, summary.best_step) == (6, 8)
+    assert torch.equal(weights(published), states[8])
+    assert [folder.name for folder in (checkpoints / "best").iterdir()] == ["step-00000008"]
+
+
 def test_what_validation_decides_may_not_change_on_the_way(start):
     with pytest.raises(Died):
         start(die_after=4, publish="best")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from leveret.console import Console
-from leveret.errors import TrainingError
+from leveret.errors import ConfigError, TrainingError
 from leveret.ranks import Ranks
 from leveret.trainer.claim import claimed
 from leveret.trainer.world import World
@@ -31,6 +31,14 @@ def test_the_second_run_is_refused_and_leaves_the_first_alone(tmp_path, console)
             pass
     with claimed(folder, ALONE, console, wait_seconds=0):
         assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "run", "run/deeper"])
+def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path, console, below):
+    (tmp_path / "file").touch()
+    refusal = pytest.raises(ConfigError, match=r"must be a folder, but .*/file is a file\n.*output=")
+    with refusal, claimed(tmp_path / "file" / below, ALONE, console):
+        raise AssertionError("nowhere to work")
 
 
 HOLD = """

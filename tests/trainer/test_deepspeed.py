@@ -103,6 +103,39 @@ def test_schedulers(write, scheduler, expected):
     assert {key: getattr(config, key) for key in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 3e-4}}},
+         {"learning_rate": 3e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}),
+        ({"optimizer": {"type": "Adam"}}, {"learning_rate": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}),
+        ({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}, {"weight_decay": 0.01}),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "weight_decay": "auto"}}},
+         {"learning_rate": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}),
+        ({"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 5000}}},
+         {"schedule": "cosine", "min_learning_rate_ratio": 0.0001, "warmup_steps": 1000, "learning_rate": 2e-3}),
+        ({"scheduler": {"type": "WarmupLR"}}, {"learning_rate": 1e-3, "warmup_steps": 1000}),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": "auto", "warmup_max_lr": "auto"}}},
+         {"learning_rate": 2e-3, "warmup_steps": 0}),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 3e-4}}, "scheduler": {"type": "WarmupLR"}},
+         {"learning_rate": 3e-4}),
+    ],
+)  # fmt: skip
+def test_where_a_section_leaves_a_number_out_it_is_deepspeed_s(write, data, expected):
+    class Ours(TrainingConfig):
+        learning_rate: float = 2e-3
+
+    path = write(data)
+    config = Ours(deepspeed=path)
+    assert {key: getattr(config, key) for key in expected} == expected
+    named = places(path)
+    assert ("scheduler.params.warmup_type" in named) == ("scheduler" in data)
+    assert ("scheduler.params.warmup_max_lr" in named) == (len(data) == 2)
+    assert Ours(deepspeed=path, betas=(0.8, 0.9), warmup_steps=7, max_steps=5000).betas == (0.8, 0.9)
+    if "scheduler" in data:
+        assert Ours(deepspeed=path, warmup_fraction=0.1).warmup_steps == 0
+
+
 def test_optimizer_and_its_numbers(write):
     params = {"lr": 2e-5, "betas": [0.9, 0.98], "eps": 1e-7, "weight_decay": 0.01, "torch_adam": True}
     path = write({"optimizer": {"type": "AdamW", "params": params}, "steps_per_print": 5})
@@ -144,6 +177,10 @@ def test_a_key_that_says_something_else_is_refused_and_the_same_is_not(write):
     ("data", "told"),
     [
         ("{", "is not JSON"),
+        ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu should be at least 1, not 0"),
+        ({"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 0},
+         "gradient_accumulation_steps should be at least 1"),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 50}}}, "default of 1000 is not below"),
         ("[]", "is an object"),
         ({"zero_optimization": {"stage": 4}}, "stage should be 0, 1, 2 or 3, not 4"),
         ({"gradient_clipping": "much"}, "gradient_clipping should be a number, not 'much'"),

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from leveret.errors import CheckpointError
-from leveret.trainer.checkpoint import Manifest
 from leveret.trainer.journal import Decision, Journal
+from leveret.trainer.snapshot import Manifest
 
 FIRST = Decision(step=7, first_skipped=6, reason="spike", facts={"loss": 9.5, "typical": 2.5})
 SECOND = Decision(step=3, first_skipped=3, reason="non-finite", facts={})

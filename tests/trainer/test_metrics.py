@@ -33,6 +33,16 @@ def test_lines_after_the_resumed_step_are_dropped_and_a_cut_line_too(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("broken", [b"\xff\xfe\x00", b'{"loss": 1.0}', b"[]", b'{"step": null}', b"\x00" * 40])
+def test_what_is_no_line_ends_the_record(tmp_path, broken):
+    record(tmp_path, [1, 2]).close(status="failed")
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(broken + b'\n{"step": 3}\n')
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    record(tmp_path, [3], steps_done=2).close(status="done")
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
 def test_the_page_reloads_while_running_and_stops_when_done(tmp_path):
     metrics = record(tmp_path, [1, 2])
     assert "http-equiv" in (tmp_path / "metrics.html").read_text()

@@ -60,8 +60,9 @@ def test_what_a_run_that_was_killed_at_its_very_end_left_behind_is_cleared(tmp_p
 
 def test_a_note_without_its_model_or_a_broken_note_counts_for_nothing(tmp_path, save):
     save({"seed": 1})
-    (tmp_path / "outcome.json").write_text("{")
-    assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
+    for broken in ("{", "[]", '{"identity": {"seed": 1}}', '{"identity": {"seed": 1}, "figures": 3}'):
+        (tmp_path / "outcome.json").write_text(broken)
+        assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
     save({"seed": 1})
     (tmp_path / "model" / "config.json").unlink()
     assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
@@ -83,3 +84,16 @@ def test_a_model_s_fingerprint_is_of_its_weights_and_not_of_its_card(save):
     (folder / "README.md").write_text("# A card, written by a later stage")
     assert model_fingerprint(folder) == before
     assert model_fingerprint(save({"seed": 1}, seed=3)) != before
+
+
+def test_a_model_in_the_older_form_is_known_by_its_weights_too(tmp_path, new_model):
+    folder = tmp_path / "older"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"of something else")
+    found = set()
+    for seed in (0, 1):
+        torch.save(new_model(seed).state_dict(), folder / "pytorch_model.bin")
+        found.add(model_fingerprint(folder))
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    assert len(found | {model_fingerprint(folder)}) == 3

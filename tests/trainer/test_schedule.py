@@ -178,3 +178,27 @@ def test_a_warm_up_longer_than_the_data_allows_is_refused_with_the_numbers():
     config = TrainingConfig(num_epochs=1, warmup_steps=50)
     with pytest.raises(ConfigError, match=r"warmup_steps is 50.*only 10 optimizer steps"):
         Schedule(config=config, total_steps=10)
+
+
+def test_a_warm_up_by_share_is_refused_by_its_own_name():
+    with pytest.raises(
+        ConfigError, match=r"warmup_fraction is 0.03 \(1 steps\), .* only 1 optimizer steps\n.*lower warmup_fr"
+    ):
+        Schedule(config=TrainingConfig(max_steps=1, warmup_fraction=0.03), total_steps=1)
+
+
+@pytest.mark.parametrize("share", [0.07, 0.14, 0.28, 0.29, 0.55, 0.56, 0.57, 0.58])
+def test_a_share_that_is_a_whole_number_of_steps_is_that_number(share):
+    steps = round(share * 100)
+    config = TrainingConfig(max_steps=100, warmup_fraction=share)
+    assert Schedule(config=config, total_steps=100).warmup == steps
+    rates = curve(100, schedule="steps", milestones=[share], warmup_steps=0)
+    assert rates[steps - 1] == 1.0 > rates[steps]
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "sqrt"])
+def test_a_decay_that_would_begin_in_the_warm_up_begins_after_it(shape):
+    both = {"schedule": "wsd", "decay_shape": shape, "warmup_steps": 5}
+    rates = curve(10, decay_fraction=1.0, **both)
+    assert rates == curve(10, decay_fraction=0.5, **both)
+    assert rates[4] == rates[5] == 1.0 and all(rates[i] > rates[i + 1] for i in range(5, 9))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from leveret.errors import DataError
 from leveret.tokenizer.train import train_byte_bpe
 from leveret.trainer.batches import batch_of
 from leveret.trainer.config import TrainingConfig
@@ -52,6 +53,11 @@ def test_the_model_s_mode_gradients_and_random_state_are_left_alone(new_model, n
     Validation(model, [Rows(new_order(num_rows=3))], TrainingConfig(), lengths)()
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_held_out_data_without_a_row_is_refused(new_model, lengths):
+    with pytest.raises(DataError, match="no row to measure"):
+        Validation(new_model(), [[]], TrainingConfig(), lengths)
 
 
 def test_bytes_of_tokens_add_up_to_the_bytes_of_the_text():

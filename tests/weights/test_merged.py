@@ -14,10 +14,12 @@ from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.model.lora import LoraSettings, lora_modules
+from leveret.model.lora_rules import Targets
 from leveret.model.lora_targets import add_lora
 from leveret.model.token_rows import TokenRows, train_rows
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.swap import quantize_linears
+from leveret.weights.adapted import adapted
 from leveret.weights.adapter import save_adapter
 from leveret.weights.load import load_model, read_config
 from leveret.weights.merged import load_merged, merge_adapter, merge_into_model
@@ -37,12 +39,14 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def make_adapter(base: Path, size: float = 0.1, *, dora: bool = False, rows: tuple[int, ...] = ()) -> Path:
+def make_adapter(
+    base: Path, size: float = 0.1, *, dora: bool = False, rows: tuple[int, ...] = (), targets: Targets = "all-linear"
+) -> Path:
     """Of changes of this size; with rows of tokens, some of them new."""
     model = load_model(base)
     if rows:
         resize_tokens(model, max(40, max(rows) + 1))
-    add_lora(model, LoraSettings(rank=4, alpha=4, dora=dora), "all-linear", seed=0)
+    add_lora(model, LoraSettings(rank=4, alpha=4, dora=dora), targets, seed=0)
     if rows:
         train_rows(model, rows)
     generator = torch.Generator().manual_seed(0)
@@ -67,6 +71,24 @@ def test_the_merged_model_answers_as_the_adapter(base: Path, tmp_path: Path, dor
         assert (merged(ids) - load_model(base)(ids)).norm() > 0.1 * merged(ids).norm()
     assert len(report.lost) == 10 and all(lost < 1e-5 for lost in report.lost.values())
     assert merged.config.vocab_size == (42 if rows else 40)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_changed_head_leaves_the_embedding_it_was_tied_to(tmp_path: Path, dora: bool) -> None:
+    config = ModelConfig(family="mistral", vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)  # fmt: skip
+    tied = Decoder(config)
+    init_weights(tied, 0)
+    save_model(tied, tmp_path / "base")
+    adapter = make_adapter(tmp_path / "base", dora=dora, targets=["q_proj", "lm_head"])
+    merge_into_model(adapter, tmp_path / "merged")
+    adapted_model, merged = load_model(adapter), load_model(tmp_path / "merged")
+    torch.testing.assert_close(merged(IDS), adapted_model(IDS), rtol=1e-4, atol=1e-5)
+    assert torch.equal(merged.embed_tokens.weight, tied.embed_tokens.weight)
+    assert not merged.config.tie_word_embeddings
+    beside = adapted(load_model(tmp_path / "base"), adapter)
+    assert torch.equal(beside(IDS), adapted_model(IDS))
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from leveret.model.decoder import Decoder
 from leveret.paths import sha256_file
 from leveret.precision.nf4_layout import stored_bits
 from leveret.tokenizer.files import Tokenizer
-from leveret.trainer.checkpoint import Manifest
+from leveret.trainer.snapshot import Manifest
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.gguf_file import open_gguf
 from leveret.weights.load import load_model, read_config

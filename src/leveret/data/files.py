@@ -6,11 +6,13 @@ files of other kinds and files that are not UTF-8 are left out and counted.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -94,13 +96,29 @@ def data_files(paths: str | Path | Sequence[str | Path], report: ReadReport) -> 
             raise DataError("there is no such file or folder", path=path)
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A file to read as text, unpacked if it is compressed. DataError, also while it is read, if it is not UTF-8, or
+    damaged. Lines end at a line feed and nowhere else.
+    """
+    try:
+        with _open(path) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"this file is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="convert it first"
+        ) from error
+    except _damage(path) as error:
+        raise DataError(
+            f"this file cannot be unpacked: {error}", path=path,
+            hint=f"it is cut short or damaged, or not what {path.suffix} says: fetch it again",
+        ) from error  # fmt: skip
+
+
 def read_text(path: Path) -> str:
-    """The whole text of a file; DataError if it is not UTF-8."""
-    with _open(path) as file:
-        try:
-            return file.read()
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from error
+    """The whole text of a file; DataError if it is not UTF-8, or damaged."""
+    with opened(path) as file:
+        return file.read()
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -108,8 +126,8 @@ def read_records(path: Path) -> Iterator[Record]:
     if kind_of(path) == ".json":
         yield from _records_of_list(path)
         return
-    with _open(path) as file:
-        for number, line in enumerate(_lines(file, path), start=1):
+    with opened(path) as file:
+        for number, line in enumerate(file, start=1):
             if line.strip():
                 yield _record(_parse(line, path, number), path, number)
 
@@ -120,7 +138,7 @@ def _records_of_list(path: Path) -> Iterator[Record]:
         items = json.loads(content)
     except ValueError as error:
         if "Extra data" in str(error):  # JSON Lines under the name .json, as many data sets come
-            for number, line in enumerate(content.splitlines(), start=1):
+            for number, line in enumerate(content.split("\n"), start=1):
                 if line.strip():
                     yield _record(_parse(line, path, number), path, number)
             return
@@ -146,24 +164,19 @@ def _record(item: Any, path: Path, number: int) -> Record:
     return Record(fields=item, path=path, line=number)
 
 
-def _lines(file: TextIO, path: Path) -> Iterable[str]:
-    try:
-        yield from file
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
-
-
 def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="\n")
-    if path.suffix == ".zst":
-        zstandard = require("zstandard", extra="data", purpose=f"reading {path.name}")
-        stream: TextIO = zstandard.open(path, "rt", encoding="utf-8-sig", newline="\n")
+    if path.suffix.lower() == ".zst":
+        stream: TextIO = _zstandard(path).open(path, "rt", encoding="utf-8-sig", newline="\n")
         return stream
     return open(path, encoding="utf-8-sig", newline="\n")
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
-    return DataError(
-        f"this file is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="convert it first"
-    )
+def _damage(path: Path) -> tuple[type[Exception], ...]:
+    """What unpacking a damaged file raises."""
+    return (_zstandard(path).ZstdError,) if path.suffix.lower() == ".zst" else (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def _zstandard(path: Path) -> Any:
+    return require("zstandard", extra="data", purpose=f"reading {path.name}")

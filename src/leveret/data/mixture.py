@@ -34,7 +34,7 @@ class Mixture:
         if len(lengths) > 1:
             raise DataError(f"the rows of a mixture must have one length, not {sorted(lengths)}")
         self._sources = [rows for rows, _ in sources]
-        self._per_epoch = [max(1, round(weight * len(rows))) for rows, weight in sources]
+        self._per_epoch = [rows_per_epoch(len(rows), weight) for rows, weight in sources]
         self._ends = np.cumsum(self._per_epoch)
         self._seed = seed
 
@@ -65,6 +65,11 @@ class Mixture:
         """A name a person can find the row at `place` by."""
         source, index = self.row_at(place)
         return self._sources[source].key(index)
+
+
+def rows_per_epoch(num_rows: int, weight: float) -> int:
+    """How many rows of a source that has `num_rows` an epoch holds."""
+    return max(1, round(weight * num_rows))
 
 
 @lru_cache(maxsize=32)

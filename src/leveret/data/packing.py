@@ -126,7 +126,7 @@ class StreamRows(PackedRows):
         self._shards = shards
 
     def __len__(self) -> int:
-        return -(-self._shards.num_tokens // self.sequence_length)
+        return -(-max(0, self._shards.num_tokens - 1) // self.sequence_length)  # the last token predicts nothing
 
     def pieces(self, index: int, turn: int) -> list[Piece]:
         start = index * self.sequence_length
@@ -163,5 +163,5 @@ class StreamRows(PackedRows):
 
 
 def stream_rows(shards: TokenShards, sequence_length: int) -> StreamRows:
-    """The rows of a pretraining run: every token of the shards, in their order, the last row padded."""
+    """The rows of a pretraining run: every token of the shards that predicts one, in order, the last row padded."""
     return StreamRows(shards, sequence_length)

@@ -96,7 +96,7 @@ def _document(record: Record) -> Document:
 def _text_file(path: Path, named: bool, report: ReadReport) -> Iterator[Document]:
     try:
         yield Document(text=read_text(path), source=str(path))
-    except DataError:
-        if named:
+    except DataError as error:
+        if named or not isinstance(error.__cause__, UnicodeDecodeError):
             raise
         report.dropped["files that are not UTF-8"] += 1

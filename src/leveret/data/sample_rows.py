@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -84,11 +85,13 @@ def pack_samples(
     on_long: OnLong = "error",
     on_untrained: OnUntrained = "error",
     passes: Sequence[Sequence[Sample]] = (),
+    source: Path | None = None,
 ) -> SampleRows:
     """Place whole samples into rows; what does not fit or trains nothing is an error or counted in `.report`.
 
     passes: the same samples in other tokens, one list for each pass over them. Where such a form does not fit into a
     row though the sample itself does, the sample itself stands in for it.
+    source: where they come from, for the error when none is left.
 
     NothingToTrain if a sample trains nothing (with `on_untrained="error"`) or no sample is left.
     """
@@ -109,10 +112,7 @@ def pack_samples(
             continue
         kept[place] = sample
     if not kept:
-        raise NothingToTrain(
-            f"none of {len(samples)} samples is left to train on: {num_long} are longer than {sequence_length} tokens, "
-            f"{num_untrained} have no trained token"
-        )
+        raise _nothing_left(source, len(samples), num_long, num_untrained, sequence_length)
     used = [
         [_form(forms[i], whole, sequence_length, cut=whole is not samples[i]) for i, whole in kept.items()]
         for forms in passes
@@ -192,6 +192,20 @@ def _refuse_long(sample: Sample, size: int, on_long: OnLong) -> None:
             f"{sample.key}: {len(sample.ids)} tokens do not fit into a row of {size}",
             hint="raise the sequence length, or choose to drop, truncate or split long samples",
         )
+
+
+def _nothing_left(
+    source: Path | None, num_samples: int, num_long: int, num_untrained: int, size: int
+) -> NothingToTrain:
+    place = "" if source is None else f"{source}: "
+    if not num_samples:
+        return NothingToTrain(
+            f"{place}there is no sample", hint="is it the right file? take out of the config what is empty"
+        )
+    return NothingToTrain(
+        f"{place}none of {num_samples} samples is left: {num_long} are longer than {size} tokens, "
+        f"{num_untrained} have no trained token"
+    )
 
 
 def _refuse_untrained(sample: Sample, on_untrained: OnUntrained) -> None:

@@ -19,7 +19,7 @@ from leveret.console import Console
 from leveret.errors import ConfigError, TokenizerError
 from leveret.finetune.adapter_config import AdapterTraining
 from leveret.model.decoder import Decoder
-from leveret.model.lora import LoraSettings
+from leveret.model.lora import LoraLinear, LoraSettings
 from leveret.model.lora_targets import add_lora, train_whole
 from leveret.model.prefix import add_prefix
 from leveret.model.token_rows import train_rows
@@ -90,12 +90,28 @@ def _put_lora(model: Decoder, config: AdapterTraining, rows: set[int], *, seed: 
     )
     chosen = add_lora(model, settings, config.targets, seed=seed)
     whole = train_whole(model, config.modules_to_save)
+    _refuse_changed_twice(model, rows, whole)
     tables = [model.get_submodule(name) for name in ("embed_tokens", "lm_head")]
     in_embedding, in_head = ([] if next(table.parameters()).requires_grad else sorted(rows) for table in tables)
     train_rows(model, in_embedding, head_ids=in_head)
     names = ", ".join(sorted({name.rpartition(".")[2] for name in chosen}))
     words = f"{len(chosen)} matrices ({names})" + (f"; whole: {', '.join(whole)}" if whole else "")
     return words + (f"; rows of {len(rows)} tokens" if in_embedding or in_head else ""), whole
+
+
+def _refuse_changed_twice(model: Decoder, rows: set[int], whole: list[str]) -> None:
+    """ConfigError where the head would have a LoRA and be changed itself: one of the two would be lost."""
+    if not isinstance(model.lm_head, LoraLinear):
+        return
+    tied = model.config.tie_word_embeddings
+    if not rows and not (tied and next(model.embed_tokens.parameters()).requires_grad):
+        return
+    what = f"the rows of {len(rows)} tokens in it are" if rows else f"it is {', '.join(whole)}, which is"
+    raise ConfigError(
+        f"adapter.targets puts a LoRA on lm_head, but {what} trained too" + (" (it is the embedding)" if tied else ""),
+        hint=f"train it whole: adapter.modules_to_save: [{'embed_tokens' if tied else 'lm_head'}], and targets without "
+        "lm_head",
+    )
 
 
 def _put_prefix(model: Decoder, config: AdapterTraining, new_rows: list[int], *, seed: int) -> str:

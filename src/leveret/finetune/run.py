@@ -9,28 +9,23 @@ goes on and ends with the same bits. With `adapter`, the model is frozen and a s
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from leveret.chat.template import BUILTIN_NAMES, ChatTemplate, builtin_template, template_for
 from leveret.commands import StageResult
 from leveret.console import Console
-from leveret.data.excluding import Exclusions
-from leveret.data.files import ReadReport
 from leveret.data.mixture import Mixture
-from leveret.data.sample_rows import SampleRows, pack_samples
-from leveret.errors import ConfigError
+from leveret.errors import TemplateError
 from leveret.finetune.adapter import ADAPTER, Adaptation, adapt, merge_beside, refuse_merging_into_quantized
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.neftune import NoisyLoss
 from leveret.finetune.new_tokens import add_rows, add_tokens
-from leveret.finetune.samples import Writing, read_samples
-from leveret.garbage import without_collecting
+from leveret.finetune.rows import Source, held_out_sources, refuse_trained, trained_sources
+from leveret.finetune.samples import Writing
 from leveret.hub import resolve_whole_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.dropout import BpeDropout
@@ -43,13 +38,11 @@ from leveret.trainer.claim import claimed
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
+from leveret.trainer.start import check_start
 from leveret.trainer.validation import Validation
 from leveret.trainer.world import World, joined
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
-
-_MOST_FORMS = 8
-"""Passes over the data that BPE dropout draws anew for; all of them are in memory."""
 
 
 def run(config: FinetuneConfig, console: Console) -> StageResult:
@@ -60,47 +53,35 @@ def run(config: FinetuneConfig, console: Console) -> StageResult:
 
 def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
     start = resolve_whole_model(config.model, purpose="fine-tuning")
+    check_start(start, config.output, config.training, beside=config.adapter is not None)
     tokenizer = Tokenizer.load(start)
     template = _template(config.template, tokenizer)
     tools = None if config.tools is None else ToolSet.load(config.tools)
     added = add_tokens(tokenizer, template, tools)
     dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
-    excluded, none = Exclusions.of(config.exclude_rows), Exclusions([])
     writing = Writing(
         tokenizer=tokenizer, template=template, dialect=dialect, mask=config.mask,
         split_above=config.training.sequence_length if config.on_long == "split" else None,
     )  # fmt: skip
-    dropout = None if config.bpe_dropout is None else BpeDropout(tokenizer, config.bpe_dropout)
-    rows = [_rows(source.path, config, writing, console, excluded, dropout) for source in config.data]
-    excluded.refuse_unknown()
-    held_out = [_rows(path, config, writing, console, none, None) for path in config.validation]
-    weights = [source.weight for source in config.data]
-    identity = {
-        "model": model_fingerprint(start),
-        "tokenizer": tokenizer.fingerprint,
-        "template": template.source,
-        "tools": None if tools is None else tools.to_openai(),
-        "data": [{"content": _content(part), "weight": w} for part, w in zip(rows, weights, strict=True)],
-        "bpe_dropout": config.bpe_dropout,
-        "neftune": config.neftune,
-        "functional_token_weight": config.functional_token_weight,
-        "training": config.training.identity(),
-        "seed": config.seed,
-    }
     if config.adapter is not None:
         refuse_merging_into_quantized(config.adapter, start)
-        identity["adapter"] = config.adapter.identity()
+    dropout = None if config.bpe_dropout is None else BpeDropout(tokenizer, config.bpe_dropout)
+    trained = trained_sources(config, writing, console, dropout)
+    held_out = held_out_sources(config, writing, console)
+    identity = _identity(config, start, tokenizer, template, tools, trained, held_out)
     result = f"{MODEL}/config.json" if config.adapter is None else f"{ADAPTER}/adapter_config.json"
     if (figures := finished_figures(config.output, identity, console, world, result=result)) is not None:
         console.info(f"{(config.output / result).parent} is there already, trained with these settings")
         _merge(config, start, world, console)
         return StageResult(output=config.output, summary=figures)
-    sources = {str(source.path): part.samples for source, part in zip(config.data, rows, strict=True)}
+    refuse_trained(held_out, trained)
+    sources = {str(data.path): source.rows.samples for source, data in zip(trained, config.data, strict=True)}
     labels = xray.examine(sources, tokenizer=tokenizer, stops=template.stops)
     if world.is_main:
         xray.show(labels, tokenizer=tokenizer, console=console, page=config.output / "xray.html")
     model, adaptation = _model(start, config, tokenizer, template, dialect, added, console)
-    mixture = Mixture(list(zip(rows, weights, strict=True)), seed=config.seed)
+    weighted = [(source.rows, data.weight) for source, data in zip(trained, config.data, strict=True)]
+    mixture = Mixture(weighted, seed=config.seed)
     training = Run(
         config=config.training,
         source=BatchSource(
@@ -114,7 +95,7 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
         title="finetune",
         tokenizer=tokenizer,
         world=world,
-        validate=Validation(model, held_out, config.training, tokenizer, world) if held_out else None,
+        validate=_validation(model, held_out, config, tokenizer, world),
     )  # fmt: skip
     summary: dict[str, Any] = train(model, training, console).as_dict()
     tokenizer.chat_template = template.source
@@ -137,51 +118,50 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
     return StageResult(output=config.output, summary=summary)
 
 
+def _identity(
+    config: FinetuneConfig, start: Path, tokenizer: Tokenizer, template: ChatTemplate, tools: ToolSet | None,
+    trained: list[Source], held_out: list[Source],
+) -> dict[str, Any]:  # fmt: skip
+    """What decides what is learnt, and what is published of it."""
+    identity: dict[str, Any] = {
+        "model": model_fingerprint(start),
+        "tokenizer": tokenizer.fingerprint,
+        "template": template.source,
+        "tools": None if tools is None else tools.to_openai(),
+        "data": [
+            {"content": source.content, "weight": data.weight}
+            for source, data in zip(trained, config.data, strict=True)
+        ],
+        "bpe_dropout": config.bpe_dropout,
+        "neftune": config.neftune,
+        "functional_token_weight": config.functional_token_weight,
+        "training": config.training.identity(),
+        "seed": config.seed,
+    }
+    if config.training.validation_decides:
+        identity["validation"] = [source.content for source in held_out]
+    if config.adapter is not None:
+        identity["adapter"] = config.adapter.identity()
+    return identity
+
+
 def _template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
     """The template asked for: a built-in one, a file, or the model's own."""
     if name is None:
         return template_for(tokenizer)
     if name not in BUILTIN_NAMES and Path(name).is_file():
-        return ChatTemplate(Path(name).read_text(encoding="utf-8"), name=name)
+        return ChatTemplate(_source_of(name), name=name)
     template = builtin_template(name)
     return ChatTemplate(template.source, name=name, variables=tokenizer.special_tokens)
 
 
-@without_collecting()
-def _rows(
-    path: Path, config: FinetuneConfig, writing: Writing, console: Console, excluded: Exclusions,
-    dropout: BpeDropout | None,
-) -> SampleRows:  # fmt: skip
-    reading = ReadReport()
-    groups = excluded.without(read_samples(path, reading, writing), lambda parts: parts[0][1].key, reading)
-    written = [part for parts in groups for part in parts]
-    for line in reading.lines():
-        console.info(f"{path}: {line}")
-    samples, size = [sample for _, sample in written], config.training.sequence_length
-    rows = pack_samples(samples, size, on_long=config.on_long, on_untrained=config.on_untrained)
-    if dropout is not None:
-        epochs = -(-config.training.total_rows(len(rows)) // len(rows)) if len(config.data) == 1 else _MOST_FORMS
-        forms = writing.forms(written, dropout, passes=min(epochs, _MOST_FORMS), seed=config.seed)
-        rows = pack_samples(samples, size, on_long=config.on_long, on_untrained=config.on_untrained, passes=forms)
-    report = rows.report
-    console.info(f"{path}: {report.num_tokens:,} tokens packed into {report.num_rows:,} rows")
-    for number, what in (
-        (report.num_dropped_long, f"dropped: longer than {config.training.sequence_length} tokens"),
-        (report.num_truncated, f"cut at {config.training.sequence_length} tokens"),
-        (report.num_dropped_untrained, "dropped: nothing in them is trained"),
-    ):
-        if number:
-            console.warn(f"{path}: {number:,} samples {what}")
-    return rows
-
-
-def _content(rows: SampleRows) -> str:
-    """A hash of what the samples train."""
-    digest = hashlib.sha256()
-    for sample in rows.samples:
-        labels = sample.labels or ()
-        digest.update(np.array([len(sample.ids), *sample.ids, *sample.mask, *labels], dtype=np.int64).tobytes())
-    return digest.hexdigest()
+def _source_of(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TemplateError(
+            f"the template {file} is not UTF-8: {error.reason} at byte {error.start}", hint="convert it first"
+        ) from error
 
 
 def _model(
@@ -190,11 +170,6 @@ def _model(
 ) -> tuple[Decoder, Adaptation | None]:  # fmt: skip
     """The model to start from with a row for each new token: in fp32, or frozen as stored with an adapter on it."""
     model = load_model(start, dtype="float32" if config.adapter is None else None)
-    if config.training.sequence_length > model.config.max_position_embeddings:
-        raise ConfigError(
-            f"training.sequence_length is {config.training.sequence_length}, but the model {start} is meant for at "
-            f"most {model.config.max_position_embeddings} tokens"
-        )
     old_size = model.config.vocab_size
     add_rows(model, tokenizer, added, dialect)
     new_rows = {tokenizer.id_of(token) for token in added} | set(range(old_size, model.config.vocab_size))
@@ -207,6 +182,13 @@ def _model(
         start=start, reference=reference, seed=config.seed, console=console,
     )  # fmt: skip
     return model, adaptation
+
+
+def _validation(
+    model: Decoder, held_out: list[Source], config: FinetuneConfig, tokenizer: Tokenizer, world: World
+) -> Validation | None:
+    rows = [source.rows for source in held_out]
+    return Validation(model, rows, config.training, tokenizer, world) if rows else None
 
 
 def _objective(model: Decoder, config: FinetuneConfig) -> CausalLoss | NoisyLoss:

@@ -17,7 +17,7 @@ from pathlib import Path
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate, EncodeText
 from leveret.data.examples import Conversation
-from leveret.data.files import RECORD_SUFFIXES, ReadReport, data_files, kind_of
+from leveret.data.files import RECORD_SUFFIXES, ReadReport, data_files, kind_of, opened
 from leveret.data.masks import Mask
 from leveret.data.packing import Sample
 from leveret.data.readers import read_conversations
@@ -152,7 +152,7 @@ def _requests(file: Path, report: ReadReport, writing: Writing) -> list[Parts]:
 
 def _holds_requests(file: Path) -> bool:
     """Whether the first line is a JSON object with a query and calls."""
-    with open(file, encoding="utf-8-sig", errors="replace") as lines:
+    with opened(file) as lines:
         first = next((line for line in lines if line.strip()), "")
     try:
         entry = json.loads(first)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from leveret.errors import ConfigError
 
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+"""From here on a SLURM_STEP_ID is none of `srun`: the script of a job, or a shell in it."""
 _LINE = re.compile(r"(?P<host>[^\s#=]+)\s+slots=(?P<slots>\d+)")
 
 
@@ -36,9 +38,12 @@ class Machine:
 def read_hostfile(path: Path) -> list[Machine]:
     """The machines of a hostfile. ConfigError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigError(f"the hostfile {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the hostfile {path} is not UTF-8: {error.reason} at byte {error.start}",
+                          hint="convert it, or write it anew") from error  # fmt: skip
     found: dict[str, tuple[Machine, int]] = {}
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
@@ -72,7 +77,8 @@ class SlurmJob:
         """None outside of SLURM."""
         if "SLURM_JOB_ID" not in environment:
             return None
-        in_step = environment.get("SLURM_STEP_ID", "").isdigit()
+        step = _number(environment, "SLURM_STEP_ID")
+        in_step = step is not None and step < _FIRST_SPECIAL_STEP
         names = environment.get("SLURM_STEP_NODELIST" if in_step else "SLURM_JOB_NODELIST", "")
         if not names:
             return None
@@ -86,22 +92,41 @@ class SlurmJob:
                 f"srun started {tasks} tasks on a node, but `leveret launch` starts the processes itself",
                 hint="srun --ntasks-per-node=1 leveret launch ...",
             )
-        return cls(machines=machines, node=_number(environment, "SLURM_NODEID") or 0)
+        node = _number(environment, "SLURM_NODEID") or 0
+        if node >= len(machines):
+            raise ConfigError(
+                f"SLURM_NODEID is {node}, but SLURM_STEP_NODELIST names {len(machines)} machines: {names}",
+                hint="name the machines in a hostfile: --hostfile",
+            )
+        return cls(machines=machines, node=node)
 
 
 def expand_nodes(names: str) -> list[str]:
-    """`gpu[01-03,07],login` -> gpu01, gpu02, gpu03, gpu07, login."""
+    """`gpu[01-02,07],r[1-2]n[1-2]` -> gpu01, gpu02, gpu07, r1n1, r1n2, r2n1, r2n2. ConfigError for what is none."""
     hosts: list[str] = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", names):
-        match = re.fullmatch(r"(.*)\[(.*)\](.*)", part)
+        match = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", part)
         if match is None:
             hosts.append(part)
             continue
-        for piece in match[2].split(","):
-            first, _, last = piece.partition("-")
-            numbers = range(int(first), int(last or first) + 1)
-            hosts += [f"{match[1]}{number:0{len(first)}d}{match[3]}" for number in numbers]
+        rests = expand_nodes(match[3]) or [""]
+        hosts += [f"{match[1]}{number}{rest}" for number in _numbers(match[2], names) for rest in rests]
     return hosts
+
+
+def _numbers(ranges: str, names: str) -> list[str]:
+    """`01-03,07` -> 01, 02, 03, 07."""
+    numbers: list[str] = []
+    for piece in ranges.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(
+                f"SLURM's list of machines {names!r} has {piece!r} in brackets, not a number or a range",
+                hint="name the machines in a hostfile: --hostfile",
+            )
+        first, last = match[1], match[2] or match[1]
+        numbers += [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return numbers
 
 
 def is_here(machine: Machine) -> bool:

@@ -43,8 +43,11 @@ class Decoder(nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make the head the embedding matrix, if the config says so; call again after replacing either."""
-        if self.config.tie_word_embeddings:
+        """Make the head the embedding matrix, if the config says so; call again after replacing either.
+
+        A head that something is wrapped around is left alone: what it wraps was tied before.
+        """
+        if self.config.tie_word_embeddings and isinstance(self.lm_head, nn.Linear):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(

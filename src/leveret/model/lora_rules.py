@@ -91,13 +91,19 @@ def _matching(there: Matrices, pattern: str) -> list[str]:
         raise ConfigError(f"targets {pattern!r} is no regular expression: {error}",
                           hint=f"write {ALL_LINEAR}, or a list of names: {listed(there)}") from error  # fmt: skip
     found = [stored for stored in there if compiled.fullmatch(stored)]
+    if not found and (near := suggest(pattern, _endings(there))):
+        raise ConfigError(
+            f"targets {pattern!r} is one regular expression for whole names, such as {next(iter(there))}, and fits "
+            f"none; there are {listed(there)}",
+            hint=f"names are written as a list: [{near}]",
+        )
     if not found:
         raise _nothing(there, pattern)
     return found
 
 
 def _nothing(there: Matrices, target: str) -> ConfigError:
-    near = suggest(target, sorted({stored.rpartition(".")[2] for stored in there}))
+    near = suggest(target, _endings(there))
     return ConfigError(
         f"no Linear of the model is called {target!r}; there are {listed(there)}",
         hint=f"did you mean {near}?" if near else "name some of these, a regular expression in quotes for whole names "
@@ -107,7 +113,11 @@ def _nothing(there: Matrices, target: str) -> ConfigError:
 
 def listed(there: Iterable[str]) -> str:
     """The endings of names, for people."""
-    return ", ".join(sorted({stored.rpartition(".")[2] for stored in there}))
+    return ", ".join(_endings(there))
+
+
+def _endings(there: Iterable[str]) -> list[str]:
+    return sorted({stored.rpartition(".")[2] for stored in there})
 
 
 def ends(name: str, ending: str) -> bool:

@@ -37,7 +37,8 @@ def compare(work: Work, expected: Forecast) -> list[Comparison]:
     steps, resumed = figures.get("steps"), figures.get("resumed_from_step", 0)
     seconds = None
     if expected.seconds is not None and steps:
-        seconds = expected.seconds * (steps - resumed) / steps  # the part that the measured process did
+        done = figures.get("stopped_early_after_step") or steps
+        seconds = expected.seconds * (done - resumed) / steps  # the part that the measured process did
     pairs = {
         "tokens per second": (expected.tokens_per_second, figures.get("tokens_per_second")),
         "seconds of steps": (seconds, figures.get("seconds")),
@@ -54,7 +55,7 @@ def _figures(work: Work) -> dict[str, Any] | None:
         return None
     try:
         outcome = json.loads((work.stage.output / "outcome.json").read_text(encoding="utf-8"))
-        figures: dict[str, Any] = outcome["figures"]
-        return figures
-    except (OSError, ValueError, KeyError):
+        figures = outcome["figures"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return figures if isinstance(figures, dict) else None

@@ -17,6 +17,7 @@ from leveret.console import Console
 from leveret.data.examples import Document
 from leveret.data.excluding import Exclusions
 from leveret.data.files import ReadReport
+from leveret.data.leaks import refuse_leaks
 from leveret.data.mixture import Mixture
 from leveret.data.packing import Sample, stream_rows
 from leveret.data.readers import read_documents
@@ -36,9 +37,10 @@ from leveret.trainer.claim import claimed
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
+from leveret.trainer.start import check_start
 from leveret.trainer.validation import Validation
 from leveret.trainer.world import World, joined
-from leveret.weights.load import load_model
+from leveret.weights.load import load_model, read_config
 
 _XRAY_DOCUMENTS = 8
 _XRAY_TOKENS = 1000  # of a longer document, its end, where the stop token is
@@ -52,7 +54,9 @@ def run(config: PretrainConfig, console: Console) -> StageResult:
 
 def _run(config: PretrainConfig, world: World, console: Console) -> StageResult:
     start = None if config.init_from is None else resolve_whole_model(config.init_from, purpose="pretraining")
-    tokenizer = Tokenizer.load(config.tokenizer or start or "")
+    if start is not None:
+        check_start(start, config.output, config.training)
+    tokenizer = _tokenizer(config, start)
     weights = [source.weight for source in config.documents]
     excluded, none = Exclusions.of(config.exclude_rows), Exclusions([])
     with world.main_first():  # the others find the shards
@@ -74,10 +78,16 @@ def _run(config: PretrainConfig, world: World, console: Console) -> StageResult:
         "training": config.training.identity(),
         "seed": config.seed,
     } | ({"excluded_rows": excluded.rows} if excluded.rows else {})
+    if config.training.validation_decides:
+        identity["validation"] = [shards.fingerprint for shards in held_out]
     if (figures := finished_figures(config.output, identity, console, world)) is not None:
         console.info(f"{config.output / MODEL} is there already, trained with these settings")
         return StageResult(output=config.output, summary=figures)
-    refuse_leaks(texts, held_out)
+    refuse_leaks(
+        "documents",
+        held_out=_contents("validation document", held_out),
+        trained=_contents("training document", texts),
+    )
     model = _model(config, start, tokenizer)
     mixture = Mixture(list(zip(rows, weights, strict=True)), seed=config.seed)
     source = BatchSource(mixture, config.training, rows_in_one_epoch=len(mixture))
@@ -126,21 +136,10 @@ def model_config(shape: ModelShape, tokenizer: Tokenizer) -> ModelConfig:
     )
 
 
-def refuse_leaks(texts: list[TokenShards], held_out: list[TokenShards]) -> None:
-    """DataError when a held-out document is also one of the training documents, to the letter."""
-    hidden = {shards.document(i).tobytes(): (shards, i) for shards in held_out for i in range(shards.num_documents)}
-    found = []
-    for shards in texts if hidden else ():
+def _contents(what: str, sources: list[TokenShards]) -> Iterator[tuple[str, bytes]]:
+    for shards in sources:
         for i in range(shards.num_documents):
-            if (place := hidden.get(shards.document(i).tobytes())) is not None:
-                found.append((place[1], i))
-    if found:
-        first_held_out, first_trained = found[0]
-        raise DataError(
-            f"{len(found)} held-out documents are also in the training data, first validation document "
-            f"{first_held_out} (counted from 0) = training document {first_trained}",
-            hint="take them out of one of the two; a loss on text the model was trained on says nothing",
-        )
+            yield f"{what} {i} (counted from 0)", shards.document(i).tobytes()
 
 
 def _documents(path: Path, excluded: Exclusions, report: ReadReport) -> Iterator[Document]:
@@ -163,17 +162,34 @@ def _shards(
     return shards
 
 
+def _tokenizer(config: PretrainConfig, start: Path | None) -> Tokenizer:
+    """The one that is named, or else that of the model to start from, whose rows were learnt for its ids."""
+    tokenizer = Tokenizer.load(config.tokenizer or start or "")
+    if start is None:
+        return tokenizer
+    hint = "use the tokenizer that belongs to the model (leave `tokenizer` out)"
+    rows = read_config(start).vocab_size
+    if rows < tokenizer.vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {start} has {rows} rows", hint=hint
+        )
+    if (start / "tokenizer.json").is_file():
+        own = Tokenizer.load(start).ids
+        moved = sorted(own.items() - tokenizer.ids.items(), key=lambda item: item[1])
+        if moved:
+            token, index = moved[0]
+            raise DataError(
+                f"{len(moved)} of the {len(own)} tokens of the model {start} have other ids in the tokenizer "
+                f"{config.tokenizer}, first {token!r}: {index} there, {tokenizer.ids.get(token, 'none')} here",
+                hint=hint,
+            )
+    return tokenizer
+
+
 def _model(config: PretrainConfig, start: Path | None, tokenizer: Tokenizer) -> Decoder:
     """Fresh or loaded, in fp32: the trainer rounds it to the precision it works in."""
     if start is not None:
-        model = load_model(start, dtype="float32")
-        if model.config.vocab_size < tokenizer.vocab_size:
-            raise DataError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {start} has "
-                f"{model.config.vocab_size} rows",
-                hint="use the tokenizer that belongs to the model (leave `tokenizer` out)",
-            )
-        return model
+        return load_model(start, dtype="float32")
     model = Decoder(model_config(config.model, tokenizer))
     init_weights(model, config.seed, attention=config.model.attention_init)
     return model

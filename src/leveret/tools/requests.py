@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leveret.chat.messages import ToolCall
+from leveret.data.files import read_text
 from leveret.errors import DataError, ToolError
 from leveret.paths import atomic_write
 from leveret.tools.schema import ToolSet
@@ -29,7 +30,7 @@ class ToolRequest:
 
 
 def read_requests(path: str | Path, tools: ToolSet | None = None) -> list[ToolRequest]:
-    """Read a JSONL file of requests; with `tools`, every call must fit its schema.
+    """Read a JSONL file of requests (also .gz, .zst); with `tools`, every call must fit its schema.
 
     Raises DataError with the file and line of the first mistake, and for a file without requests.
     """
@@ -40,11 +41,9 @@ def read_requests(path: str | Path, tools: ToolSet | None = None) -> list[ToolRe
 def request_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a file of requests that hold one, each with its number. Raises DataError if there is none."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path).split("\n")
     except FileNotFoundError:
         raise DataError("no such file", path=path) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: {error}", path=path) from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise DataError("holds no requests", path=path, hint='one line is {"query": "...", "calls": [...]}')

@@ -19,7 +19,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from leveret.trainer.checkpoint import Checkpoints, Snapshot
+from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.snapshot import Snapshot
 
 
 class BackgroundWriter:

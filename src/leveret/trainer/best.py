@@ -14,9 +14,10 @@ from typing import Any
 
 from leveret.errors import CheckpointError, ConfigError
 from leveret.trainer.background import BackgroundWriter
-from leveret.trainer.checkpoint import Checkpoints, Snapshot
+from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.optimizer import Optimizer
+from leveret.trainer.snapshot import Snapshot
 
 FOLDER = "best"
 LOSS = "validation_loss"
@@ -87,8 +88,13 @@ class Best:
         bar = None if math.isinf(self._bar) else self._bar
         return {"best": {"step": self.step, "values": self.values, "waited": self._waited, "bar": bar}}
 
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Go on from a checkpoint; better ones made after it are made again."""
+    def restore(self, progress: dict[str, Any], done: int) -> None:
+        """Go on from a checkpoint after `done` steps; better ones made after it are made again.
+
+        Those are deleted: of the states that are kept, the newest must be the best one.
+        """
+        if self.saves:
+            self.checkpoints.delete_after(done)
         known = progress.get("best", {})
         self.step, self.values = known.get("step"), known.get("values", {})
         self._waited, bar = known.get("waited", 0), known.get("bar")

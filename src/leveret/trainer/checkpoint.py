@@ -31,7 +31,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,73 +43,10 @@ from leveret.console import Console
 from leveret.errors import CheckpointError
 from leveret.paths import atomic_directory, free_bytes, sha256_file, sweep_drafts
 from leveret.trainer.optimizer import Optimizer
+from leveret.trainer.snapshot import MANIFEST, Damaged, Manifest, Snapshot
 from leveret.trainer.world import World
 
 _STATE = "state.safetensors"
-_MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What `manifest.json` says."""
-
-    step: int
-    """Steps done: the run goes on with the step of this number, counted from 0."""
-    updates: int
-    """Updates the optimizer has made (its bias correction depends on it)."""
-    identity: dict[str, Any]
-    """What decides what is learnt; JSON values."""
-    layout: dict[str, list[int]]
-    """`Optimizer.layout()`: name -> [start, *shape] in the flat tensors."""
-    threads: int
-    """CPU threads the run used; another number may change the last bits of sums."""
-    files: dict[str, str]
-    """Name -> SHA-256."""
-    processes: int = 1
-    """Processes that made it; another number may change the last bits of sums."""
-    progress: dict[str, Any] = field(default_factory=dict)
-    """What the loop remembers from step to step; JSON values."""
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """The manifest of one checkpoint folder. Damaged when it is not there or not readable."""
-        try:
-            return cls(**json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise Damaged(f"{folder}: the manifest cannot be read ({error})") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """Everything a checkpoint holds, at one moment of a run."""
-
-    step: int
-    updates: int
-    layout: dict[str, list[int]]
-    threads: int
-    processes: int
-    progress: dict[str, Any]
-    state: dict[str, Tensor]
-    """Empty where another process writes."""
-
-    @classmethod
-    def of(
-        cls, optimizer: Optimizer, step: int, progress: Mapping[str, Any] | None = None, *, processes: int = 1
-    ) -> Snapshot:
-        """The optimizer as it is now, after `step` steps. Its tensors are not copied. All processes must ask for it."""
-        return cls(
-            step=step,
-            updates=optimizer.updates,
-            layout=optimizer.layout(),
-            threads=torch.get_num_threads(),
-            processes=processes,
-            progress=json.loads(json.dumps(progress or {})),
-            state=optimizer.state(),
-        )
-
-
-class Damaged(CheckpointError):
-    """A checkpoint is not what was written; the one before it may be good."""
 
 
 class Checkpoints:
@@ -156,7 +92,7 @@ class Checkpoints:
                 fields = {key: value for key, value in vars(snapshot).items() if key != "state"}
                 files = {_STATE: sha256_file(draft / _STATE)}
                 manifest = Manifest(identity=self.identity, files=files, **fields)
-                (draft / _MANIFEST).write_text(json.dumps(vars(manifest)), encoding="utf-8")
+                (draft / MANIFEST).write_text(json.dumps(vars(manifest)), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot save checkpoint {target} ({needed / 1e6:,.0f} MB needed, "
@@ -218,6 +154,12 @@ class Checkpoints:
     def oldest_step(self) -> int | None:
         """The step of the oldest one there is."""
         return self.world.agree(next((_step_of(folder) for folder in self.saved()), None))
+
+    def delete_after(self, step: int) -> None:
+        """Delete those of more than `step` steps: the run goes on from there."""
+        for folder in self.saved() if self.world.is_main else ():
+            if _step_of(folder) > step:
+                _delete(folder)
 
     def clear(self, *, keep_newest: bool = False, keep_best: bool = False) -> None:
         """Delete them, all or all but the newest or the best: the run is done and its model is saved."""

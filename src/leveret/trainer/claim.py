@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leveret.console import Console
-from leveret.errors import TrainingError
+from leveret.errors import ConfigError, TrainingError
 from leveret.trainer.world import World
 
 WAIT_SECONDS = 30.0
@@ -25,14 +25,14 @@ _POLL_SECONDS = 0.1
 
 @contextlib.contextmanager
 def claimed(folder: Path, world: World, console: Console, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """Within the block, no other run works in `folder`. TrainingError when one does and does not end.
+    """Within the block, no other run works in `folder`, which is made. TrainingError when one does and does not end.
 
     Of several processes the first one sees to it.
     """
     if not world.is_main:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         if not _try(handle):
@@ -41,6 +41,16 @@ def claimed(folder: Path, world: World, console: Console, *, wait_seconds: float
         yield
     finally:
         os.close(handle)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next((place for place in (folder, *folder.parents) if place.is_file()), folder)
+        raise ConfigError(
+            f"the output {folder} must be a folder, but {file} is a file", hint="give another place with output=..."
+        ) from error
 
 
 def _wait(handle: int, folder: Path, until: float) -> None:

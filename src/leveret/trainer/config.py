@@ -47,6 +47,9 @@ FREE_TO_CHANGE = frozenset(
 """Fields that may differ between a run and its resumption: they decide what is written down, not what is learnt; or how
 a run that would have ended is brought to go on (what was decided until then is in its journal)."""
 
+ROUNDING = 1e-9
+"""How far a share times a whole number may lie above the whole number it is: 0.07 * 100 is 7.000000000000001."""
+
 _READ_BY = {
     "decay_fraction": "wsd",
     "decay_shape": "wsd",
@@ -295,11 +298,16 @@ class TrainingConfig(Config):
         """Whether the run may go back to a checkpoint and skip steps."""
         return "rollback" in (self.on_spike, self.on_non_finite)
 
+    @property
+    def validation_decides(self) -> bool:
+        """Whether the weights that are published depend on the validation: when it ends the run, or chooses them."""
+        return self.early_stop_patience is not None or self.publish == "best"
+
     def total_rows(self, rows_in_one_epoch: int) -> int:
         """Rows the whole run trains on, given how many the data holds. The last step may get fewer than the others."""
         if self.num_epochs is None:
             return rows_in_one_epoch if self.max_steps is None else self.max_steps * self.rows_per_step
-        rows = max(1, math.ceil(self.num_epochs * rows_in_one_epoch - 1e-9))
+        rows = max(1, math.ceil(self.num_epochs * rows_in_one_epoch - ROUNDING))
         return rows if self.max_steps is None else min(rows, self.max_steps * self.rows_per_step)
 
     def total_steps(self, rows_in_one_epoch: int) -> int:
@@ -309,6 +317,6 @@ class TrainingConfig(Config):
     def identity(self) -> dict[str, Any]:
         """The fields a resumed run must share with the run it goes on with (all but `FREE_TO_CHANGE`)."""
         free = set(FREE_TO_CHANGE)
-        if self.early_stop_patience is not None or self.publish == "best":
-            free -= {"evaluate_every_steps", "evaluate_rows"}  # validation then decides when to stop or what to keep
+        if self.validation_decides:
+            free -= {"evaluate_every_steps", "evaluate_rows"}
         return self.model_dump(mode="json", exclude=free)

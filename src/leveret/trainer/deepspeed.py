@@ -14,17 +14,20 @@
     bf16.enabled, and neither                 precision: bf16, fp32
     steps_per_print                           log_every_steps
 
-`"auto"` leaves a key to the training config. Everything else is named in `unmapped`, with the reason. Nothing of
-DeepSpeed is needed, and no torch: this is read with the config.
+`"auto"` leaves a key to the training config. Where an optimizer or a scheduler is there and a number of it is not, the
+number is DeepSpeed's own default, unless the training config says one: the run is that of the JSON. Everything else is
+named in `unmapped`, with the reason. Nothing of DeepSpeed is needed, and no torch: this is read with the config.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from leveret.trainer.deepspeed_places import Places, flat, same
 
 _ALWAYS_SO = {
     "stage3_gather_16bit_weights_on_model_save",
@@ -32,6 +35,9 @@ _ALWAYS_SO = {
     "gather_16bit_weights_on_model_save",
 }
 """Switches for what happens here in any case: the saved model is whole."""
+_PEAK, _WARMUP_STEPS = 1e-3, 1000
+_ADAMW = (("lr", "learning_rate", _PEAK), ("betas", "betas", [0.9, 0.999]), ("eps", "eps", 1e-8))
+"""DeepSpeed's own defaults: of `warmup_max_lr` and `lr`, `warmup_num_steps`, and the optimizer's other numbers."""
 _SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 
 
@@ -45,6 +51,8 @@ class DeepSpeedSettings:
     """Key -> the place in the JSON that it comes from."""
     unmapped: tuple[str, ...]
     """`place: why`, for all that was not taken over."""
+    defaults: dict[str, Any]
+    """Keys that the JSON leaves to DeepSpeed, with what DeepSpeed then takes; the training config may say otherwise."""
 
 
 def read_deepspeed(path: str | Path) -> DeepSpeedSettings:
@@ -57,19 +65,25 @@ def read_deepspeed(path: str | Path) -> DeepSpeedSettings:
         raise ValueError(f"{path}: is not JSON ({error})") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: a DeepSpeed config is an object of keys and values")
-    reader = _Reader(path=Path(path), rest=_flat(data))
+    places = flat(data)
+    reader = Places(path=Path(path), rest=places, given=frozenset(places))
     for part in (_batch, _zero, _numbers, _optimizer, _scheduler):
         part(reader)
     for place in sorted(reader.rest):
         if place.rpartition(".")[2] not in _ALWAYS_SO:
             reader.leave(place, "has no counterpart here")
-    return DeepSpeedSettings(values=reader.values, sources=reader.sources, unmapped=tuple(reader.unmapped))
+    return DeepSpeedSettings(
+        values=reader.values,
+        sources=reader.sources,
+        unmapped=tuple(reader.unmapped),
+        defaults={key: value for key, value in reader.defaults.items() if key not in reader.values},
+    )
 
 
 def merged(data: Mapping[str, Any], settings: DeepSpeedSettings, path: object) -> dict[str, Any]:
     """`data`, keys of a training config, filled up from a DeepSpeed JSON. ValueError where the two disagree."""
     result = dict(data)
-    for key, value in _flat(settings.values).items():
+    for key, value in flat(settings.values).items():
         outer, _, inner = key.partition(".")
         section = result
         if inner:
@@ -78,60 +92,18 @@ def merged(data: Mapping[str, Any], settings: DeepSpeedSettings, path: object) -
                 given if isinstance(given, Mapping) else given.model_dump(exclude_unset=True)
             )
         name = inner or outer
-        if name in section and not _same(section[name], value):
+        if name in section and not same(section[name], value):
             raise ValueError(
                 f"{key} is {section[name]}, but {path} says {settings.sources[key]}: {value}; remove one of the two"
             )
         section[name] = value
-    return result
+    written = {"warmup_steps"} if "warmup_fraction" in result else set()  # the two say the same
+    return {key: value for key, value in settings.defaults.items() if key not in written} | result
 
 
-@dataclass(kw_only=True)
-class _Reader:
-    """Takes places of the JSON one by one; what is left over was not mapped."""
-
-    path: Path
-    rest: dict[str, Any]
-    values: dict[str, Any] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    unmapped: list[str] = field(default_factory=list)
-
-    def take(self, place: str) -> Any:
-        """The value at a place, or None where there is none or it is "auto"."""
-        value = self.rest.pop(place, None)
-        return None if value == "auto" else value
-
-    def number(self, place: str, kind: Callable[[Any], Any] = float) -> Any:
-        """The same, as a number."""
-        value = self.take(place)
-        if value is None:
-            return None
-        try:
-            return kind(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{self.path}: {place} should be a number, not {value!r}") from None
-
-    def set(self, key: str, value: Any, place: str) -> None:
-        """A key of the training config, if there is a value for it."""
-        if value is None:
-            return
-        if key in self.sources and not _same(_flat(self.values)[key], value):
-            raise ValueError(f"{self.path}: {self.sources[key]} and {place} disagree about {key}")
-        outer, _, inner = key.partition(".")
-        if inner:
-            self.values.setdefault(outer, {})[inner] = value
-        else:
-            self.values[outer] = value
-        self.sources[key] = place
-
-    def leave(self, place: str, why: str) -> None:
-        """Say why a place was not mapped."""
-        self.unmapped.append(f"{place}: {why}")
-
-
-def _batch(reader: _Reader) -> None:
-    whole, micro = reader.number("train_batch_size", int), reader.number("train_micro_batch_size_per_gpu", int)
-    accumulation = reader.number("gradient_accumulation_steps", int)
+def _batch(reader: Places) -> None:
+    whole, micro = reader.count("train_batch_size"), reader.count("train_micro_batch_size_per_gpu")
+    accumulation = reader.count("gradient_accumulation_steps")
     if None not in (whole, micro, accumulation) and whole % (micro * accumulation):
         raise ValueError(
             f"{reader.path}: train_batch_size ({whole}) is no multiple of train_micro_batch_size_per_gpu ({micro}) x "
@@ -146,7 +118,7 @@ def _batch(reader: _Reader) -> None:
         reader.leave("gradient_accumulation_steps", why)
 
 
-def _zero(reader: _Reader) -> None:
+def _zero(reader: Places) -> None:
     prefix = "zero_optimization"
     stage = reader.number(f"{prefix}.stage", int)
     if stage not in (None, 0, 1, 2, 3):
@@ -169,7 +141,7 @@ def _zero(reader: _Reader) -> None:
             reader.take(detail)
 
 
-def _numbers(reader: _Reader) -> None:
+def _numbers(reader: Places) -> None:
     clipping = reader.number("gradient_clipping")
     if clipping is not None:
         reader.values["max_grad_norm"] = clipping or None
@@ -186,7 +158,7 @@ def _numbers(reader: _Reader) -> None:
         reader.take(detail)  # of its loss scaling
 
 
-def _optimizer(reader: _Reader) -> None:
+def _optimizer(reader: Places) -> None:
     name = reader.take("optimizer.type")
     if name not in (None, "Adam", "AdamW"):
         reader.leave("optimizer.type", f"{name} is not here; training.optimizer says which one is used")
@@ -196,16 +168,20 @@ def _optimizer(reader: _Reader) -> None:
     prefix = "optimizer.params"
     if reader.rest.get(f"{prefix}.adam_w_mode") is False:
         reader.leave(f"{prefix}.adam_w_mode", "weight decay is always decoupled here (AdamW)")
-    for ours in ("adam_w_mode", "torch_adam"):
-        reader.take(f"{prefix}.{ours}")
+    reader.take(f"{prefix}.adam_w_mode")
+    by_torch = reader.take(f"{prefix}.torch_adam")
     reader.set("learning_rate", reader.number(f"{prefix}.lr"), f"{prefix}.lr")
     reader.set("eps", reader.number(f"{prefix}.eps"), f"{prefix}.eps")
     reader.set("weight_decay", reader.number(f"{prefix}.weight_decay"), f"{prefix}.weight_decay")
     betas = reader.number(f"{prefix}.betas", lambda pair: [float(beta) for beta in pair])
     reader.set("betas", betas, f"{prefix}.betas")
+    if name is not None:
+        for place, key, value in _ADAMW:
+            reader.otherwise(key, value, f"{prefix}.{place}")
+        reader.otherwise("weight_decay", 0.01 if by_torch else 0.0, f"{prefix}.weight_decay")
 
 
-def _scheduler(reader: _Reader) -> None:
+def _scheduler(reader: Places) -> None:
     name, prefix = reader.take("scheduler.type"), "scheduler.params"
     if name is None:
         return
@@ -219,27 +195,27 @@ def _scheduler(reader: _Reader) -> None:
     lowest = 0.0 if name == "WarmupDecayLR" else reader.number(f"{prefix}.cos_min_ratio")
     if name != "WarmupLR":
         reader.set("min_learning_rate_ratio", lowest, f"{prefix}.cos_min_ratio")
+    _scheduler_defaults(reader, name, prefix)
     if (kind := reader.take(f"{prefix}.warmup_type")) not in (None, "linear"):
         reader.leave(f"{prefix}.warmup_type", f"{kind}: the warm-up is a line here")
+    elif f"{prefix}.warmup_type" not in reader.given:
+        reader.leave(f"{prefix}.warmup_type", "log, DeepSpeed's default: the warm-up is a line here")
     for start in ("warmup_min_lr", "warmup_min_ratio"):
         if reader.number(f"{prefix}.{start}"):
             reader.leave(f"{prefix}.{start}", "the warm-up begins near zero here")
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    try:
-        return float(one) == float(other)
-    except (TypeError, ValueError):
-        return bool(one == other)
+def _scheduler_defaults(reader: Places, name: str, prefix: str) -> None:
+    total = reader.values.get("max_steps")
+    if f"{prefix}.warmup_num_steps" not in reader.given and total is not None and total <= _WARMUP_STEPS:
+        raise ValueError(
+            f"{reader.path}: {prefix}.warmup_num_steps is not there, and DeepSpeed's default of {_WARMUP_STEPS} is not "
+            f"below total_num_steps ({total}); write it down"
+        )
+    reader.otherwise("warmup_steps", _WARMUP_STEPS, f"{prefix}.warmup_num_steps")
+    if name == "WarmupCosineLR":
+        reader.otherwise("min_learning_rate_ratio", 0.0001, f"{prefix}.cos_min_ratio")
+    elif "optimizer.params.lr" not in reader.given:
+        reader.otherwise("learning_rate", _PEAK, f"{prefix}.warmup_max_lr")
+    elif f"{prefix}.warmup_max_lr" not in reader.given:
+        reader.leave(f"{prefix}.warmup_max_lr", f"{_PEAK}, DeepSpeed's default: optimizer.params.lr counts here")

@@ -24,7 +24,7 @@ from typing import Any
 from leveret.config import fingerprint
 from leveret.errors import CheckpointError
 from leveret.paths import atomic_write
-from leveret.trainer.checkpoint import Manifest
+from leveret.trainer.snapshot import Manifest
 
 NAME = "journal.jsonl"
 

@@ -33,7 +33,7 @@ from leveret.precision.fp8_scaling import Scaling
 from leveret.trainer.background import BackgroundWriter
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.best import LOSS, Best
-from leveret.trainer.checkpoint import Checkpoints, Snapshot
+from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.clock import Clock
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.forensics import Forensics, Origins
@@ -48,6 +48,7 @@ from leveret.trainer.reporters import open_reporters
 from leveret.trainer.rescue import Rescue, Setback
 from leveret.trainer.routing import freeze_routers
 from leveret.trainer.schedule import Schedule
+from leveret.trainer.snapshot import Snapshot
 from leveret.trainer.step import Objective, StepResult, WatchingObjective, optimizer_step
 from leveret.trainer.stopping import StopRequest, listen_for_stop
 from leveret.trainer.summary import TrainingSummary
@@ -282,8 +283,9 @@ class _Training:
         found = self.checkpoints.resume(self.optimizer, accept=self.journal.accepts)
         progress = {} if found is None else found.progress
         self.rescue.restore(progress)
-        self.best.restore(progress)
-        return 0 if found is None else found.step
+        done = 0 if found is None else found.step
+        self.best.restore(progress, done)
+        return done
 
     def _go_back(self) -> int:
         """To the newest checkpoint before the steps that are skipped from now on; the steps done there."""

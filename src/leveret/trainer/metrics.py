@@ -107,9 +107,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if not path.exists():
         return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
+    for text in path.read_bytes().splitlines():
+        line = _line(text)
+        if line is None:
             break  # cut by a kill; what follows would be about later steps
+        lines.append(line)
     return lines
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """None for what is no whole line of a record."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None

@@ -26,7 +26,8 @@ from leveret.errors import TrainingError
 from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write, free_bytes, sha256_file, sweep_drafts
 from leveret.tokenizer.files import Tokenizer
-from leveret.trainer.checkpoint import Checkpoints, Damaged, Manifest
+from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.snapshot import Damaged, Manifest
 from leveret.trainer.world import World
 from leveret.weights.save import save_model
 
@@ -63,6 +64,8 @@ def _finished_figures(
         outcome = json.loads((output / _OUTCOME).read_text(encoding="utf-8"))
     except ValueError:
         return None
+    if not isinstance(outcome, dict) or not isinstance(outcome.get("figures"), dict):
+        return None
     if outcome.get("identity") != json.loads(json.dumps(identity)):
         console.info(f"{output} holds a model trained with other settings or data; training anew")
         return None
@@ -84,6 +87,8 @@ def _clear_leftovers(checkpoints: Checkpoints, kept: Mapping[str, bool]) -> None
 def model_fingerprint(folder: Path) -> str:
     """A hash of what a model folder computes: its config and weights (not its card, which is written later)."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    if not any(folder.glob("model*.safetensors")):  # the older form, with its index
+        files += sorted(folder.glob("*.bin*"))
     return fingerprint({file.name: sha256_file(file) for file in files if file.is_file()})
 
 

@@ -25,6 +25,7 @@ from leveret.console import Console
 from leveret.errors import ConfigError
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.deepspeed import read_deepspeed
+from leveret.trainer.deepspeed_places import same
 from leveret.trainer.parallel_config import ParallelConfig
 from leveret.trainer.world import World
 
@@ -38,8 +39,12 @@ def placed(model: nn.Module, config: TrainingConfig, world: World, console: Cons
     The model's `hidden` and `layers` are what is used of it. After an error in the block, the model is of no use.
     """
     if config.deepspeed is not None:
-        for line in read_deepspeed(config.deepspeed).unmapped:
+        settings = read_deepspeed(config.deepspeed)
+        for line in settings.unmapped:
             console.warn(f"{config.deepspeed}: not taken over: {line}")
+        for key, value in settings.defaults.items():
+            if same(getattr(config, key), value):
+                console.info(f"{config.deepspeed}: says no {key}; as DeepSpeed: {value}")
     if world.size > 1:
         world.refuse_difference({"start model": _checksum(model)})
     if not (world.is_group and config.parallel.is_sharded):

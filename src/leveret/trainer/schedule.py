@@ -10,8 +10,9 @@ step k depends on k and on constants only. With W warm-up steps, N steps in all,
     cosine           f + (p - f) * (1 + cos(pi * t)) / 2     Loshchilov and Hutter 2016, one half period
     cosine_restarts  the same with c * t modulo 1 for t      c = num_cycles falls, each from the peak
     inverse_sqrt     max(f, p * sqrt(W / k))                 Vaswani et al. 2017
-    wsd              p until the last D steps, then          Hu et al. 2024 (MiniCPM); D = max(1, round(fraction * N))
-                     f + (p - f) * shape(d)                  d = fallen steps / D; 1 - d, cosine or 1 - sqrt(d)
+    wsd              p until the last D steps, then          Hu et al. 2024 (MiniCPM); D = max(1, round(fraction * N)),
+                     f + (p - f) * shape(d)                  but at most N - W; d = fallen steps / D; shape(d) is 1 - d,
+                                                             cosine or 1 - sqrt(d)
     steps            max(f, p * ratio^m)                     m milestones passed: DeepSeek LLM (2401.02954)
 
 Step W itself is at the peak and the last step is one notch above the floor, so every step does work. These are the
@@ -27,7 +28,7 @@ import math
 from dataclasses import dataclass
 
 from leveret.errors import ConfigError
-from leveret.trainer.config import TrainingConfig
+from leveret.trainer.config import ROUNDING, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +42,18 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.warmup and self.warmup >= self.total_steps:
+            key = "warmup_steps" if self.config.warmup_steps else "warmup_fraction"
+            steps = "" if self.config.warmup_steps else f" ({self.warmup} steps)"
             raise ConfigError(
-                f"training.warmup_steps is {self.warmup}, but the data and the batch give only "
+                f"training.{key} is {getattr(self.config, key)}{steps}, but the data and the batch give only "
                 f"{self.total_steps} optimizer steps",
-                hint="lower warmup_steps, or raise num_epochs or max_steps",
+                hint=f"lower {key}, or raise num_epochs or max_steps",
             )
 
     @property
     def warmup(self) -> int:
         """Steps of the warm-up."""
-        return self.config.warmup_steps or math.ceil(self.config.warmup_fraction * self.total_steps)
+        return self.config.warmup_steps or math.ceil(self.config.warmup_fraction * self.total_steps - ROUNDING)
 
     def at(self, step: int) -> float:
         """The learning rate of `step`, counted from 0."""
@@ -62,7 +65,7 @@ class Schedule:
             case "inverse_sqrt":
                 return peak * max(floor, math.sqrt(self.warmup / step))
             case "steps":
-                passed = sum(step >= share * self.total_steps for share in self.config.milestones)
+                passed = sum(step >= share * self.total_steps - ROUNDING for share in self.config.milestones)
                 return peak * max(floor, self.config.milestone_ratio**passed)
             case _:
                 return peak * (floor + (1 - floor) * self._height(step))
@@ -82,6 +85,7 @@ class Schedule:
                 return _half_cosine(progress * config.num_cycles % 1)
             case "wsd":
                 decay_steps = max(1, round(config.decay_fraction * self.total_steps))
+                decay_steps = min(decay_steps, self.total_steps - self.warmup)
                 fallen = max(0, step - (self.total_steps - decay_steps)) / decay_steps
                 shapes = {"linear": 1 - fallen, "cosine": _half_cosine(fallen), "sqrt": 1 - math.sqrt(fallen)}
                 return shapes[config.decay_shape]

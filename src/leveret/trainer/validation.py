@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from leveret.errors import DataError
 from leveret.kernels.cross_entropy import IGNORED
 from leveret.model.decoder import Decoder
 from leveret.trainer.batches import Batch, batch_of, nothing_like
@@ -45,6 +46,10 @@ class Validation:
         self.world = world or World(torch.device("cpu"))
         self.micro_batch_rows = config.micro_batch_rows
         rows = [(source, row) for source in sources for row in range(len(source))]
+        if not rows:
+            raise DataError(
+                "the held-out data has no row to measure", hint="put text into it, or leave `validation` out"
+            )
         # Evenly over all of them, so that a limit does not mean the first file only.
         chosen = np.linspace(0, len(rows) - 1, min(config.evaluate_rows, len(rows))).round().astype(int)
         self.rows = [rows[place] for place in chosen]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,7 +65,10 @@ def merge_adapter(model: Decoder) -> MergeReport:
                           hint="load the adapter's folder, or train a LoRA")  # fmt: skip
     family = family_for(model.config.family)
     lost: dict[str, float] = {}
-    for name, module in lora_modules(model).items():
+    changed = lora_modules(model)
+    if "lm_head" in changed:  # it alone: where it was the embedding, the two are different tables from now on
+        model.config = replace(model.config, tie_word_embeddings=False)
+    for name, module in changed.items():
         if type(module.base) is not nn.Linear:
             raise ConfigError(
                 f"{name} is quantized; a change merged into {type(module.base).__name__} would be rounded away",
@@ -118,10 +121,10 @@ def copy_companions(places: Sequence[Path], target: Path, names: Sequence[str]) 
 
 
 def _merge(module: LoraLinear) -> float:
-    """Merge one; the part of its change that is gone."""
-    weight: Tensor = module.base.weight  # type: ignore[assignment]
-    before = weight.detach().float()
+    """Merge one, without touching another table that its weight may be too; the part of its change that is gone."""
+    before: Tensor = module.base.weight  # type: ignore[assignment]
     wanted = module.merged_weight()
-    weight.data = wanted.to(weight.dtype)
-    change = (wanted - before).norm()
-    return float((weight.float() - wanted).norm() / change) if change > 0 else 0.0
+    merged = wanted.to(before.dtype)
+    module.base.weight = nn.Parameter(merged, requires_grad=before.requires_grad)
+    change = (wanted - before.float()).norm()
+    return float((merged.float() - wanted).norm() / change) if change > 0 else 0.0
