@@ -341,3 +341,9 @@ def test_a_tool_set_offers_its_tools(model: TextModel) -> None:
     (only,) = ToolSet([model.tools.get("take_photo")])
     reply = model.chat([USER], tools=ToolSet([only]), tool_choice="required", temperature=2.0, seed=3)
     assert {call.name for call in reply.tool_calls} == {"take_photo"}
+
+
+def test_a_stop_text_is_one_text_also_with_ignore_eos(model: TextModel) -> None:
+    for options in ({"ignore_eos": True}, {}):
+        params = model.prepare_text("Set", stop="ab", **options).request.params
+        assert params.stop == ("ab",)
