@@ -353,3 +353,14 @@ def test_every_token_of_an_answer_with_tools_has_its_score(native: TextModel, ch
     starts = [each.start for each in reply.scores]
     assert starts == sorted(starts) and starts[-1] <= len(reply.content)
     assert any(each.score.top for each in reply.scores)
+
+
+@pytest.mark.parametrize("tools", [[entry(ROUTE)], [entry(TIMER)], [entry(ROUTE), entry(TIMER)]], ids=len)
+def test_with_ignore_eos_calls_end_where_they_end_and_text_at_max_tokens(model: TextModel, tools: list[Any]) -> None:
+    for seed in range(4):
+        keys: dict[str, Any] = {"tools": tools, "ignore_eos": True, "temperature": 1.3, "seed": seed}
+        reply, _ = run(model, model.prepare_chat([USER], **keys, max_tokens=40))
+        text_only = tools != [entry(TIMER)] and not reply.tool_calls
+        assert reply.parsed and (reply.finish_reason == "length" or not text_only)
+        reply, _ = run(model, model.prepare_chat([USER], **keys, tool_choice="required", max_tokens=300))
+        assert reply.finish_reason == "length" or (reply.tool_calls and reply.content == "")

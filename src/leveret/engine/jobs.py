@@ -6,7 +6,7 @@ generation_config.json, which a caller's options go over. TextModel (text.py) an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Unpack
@@ -111,6 +111,8 @@ class JobMaker:
             offer, params, query=last_query(conversation), prefix=prefix, form=structure, constrained=constrained
         )
         prompt = tuple(ids)
+        if constrained:
+            params = replace(params, stop_ids=self._desk.stop_ids(offer, params))
         request = Request(
             prompt_ids=prompt, params=params, constraint=constraint, watch=answer.watch, record=answer.record
         )
@@ -119,7 +121,7 @@ class JobMaker:
     def _text_job(
         self, ids: list[int], params: SamplingParams, *, prefix: str = "", structure: Structure | None = None
     ) -> Job:
-        form = None if structure is None else self._desk.grammars.constraint(structure, params.stop_ids, prefix=prefix)
+        form = None if structure is None else self._desk.form(structure, params, prefix)
         skip = params.skip_special_tokens
         assembler = TextAssembler(self.tokenizer, params.stop, prefix=prefix, skip_special=skip)
         answer = TextAnswer(assembler=assembler, form=form)
@@ -154,9 +156,13 @@ class JobMaker:
         defaults = replace(
             self.defaults,
             max_tokens=min(self.defaults.max_tokens, room),
-            stop_ids=tuple(dict.fromkeys(stop_ids)),
+            stop_ids=self._known(stop_ids),
         )
         return with_options(defaults, {**options, "stop": tuple(dict.fromkeys(words))})
+
+    def _known(self, ids: Iterable[int]) -> tuple[int, ...]:
+        """Each id once that the model knows: its files may name others, which it cannot generate."""
+        return tuple(token_id for token_id in dict.fromkeys(ids) if 0 <= token_id < self.engine.vocab_size)
 
     @cached_property
     def _desk(self) -> ToolDesk:
@@ -166,7 +172,7 @@ class JobMaker:
             self.template,
             self.dialect,
             num_ids=self.engine.vocab_size,
-            stop_ids=(*template, *self.defaults.stop_ids),
+            stop_ids=self._known((*template, *self.defaults.stop_ids)),
         )
 
     def _need_template(self) -> ChatTemplate:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from leveret.chat.messages import CallPiece, ToolCall
 from leveret.engine.assembler import TextAssembler
-from leveret.engine.grammar import GrammarConstraint
+from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.engine.request import Completion
 from leveret.engine.score_line import PlacedScore, ScoreLine
 from leveret.engine.token_score import TokenScore
