@@ -27,8 +27,9 @@ from leveret.serve.inbox import Inbox, events
 from leveret.serve.metrics import CONTENT_TYPE, Metrics
 from leveret.serve.models import ServedModels, explain
 from leveret.serve.protocol import AdapterBody, Body, ChatBody, CompletionBody, parse_body, parse_object
+from leveret.serve.ticket import Ticket
 from leveret.serve.wire import Wire, error_body, event
-from leveret.serve.worker import Ticket, Worker
+from leveret.serve.worker import Worker
 from leveret.version import VERSION
 
 
