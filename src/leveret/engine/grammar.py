@@ -88,12 +88,18 @@ class GrammarBook:
     def constraint_from(
         self, grammar: str, stop_ids: Iterable[int], *, tokens: Iterable[int] = (), goes_on: bool = False
     ) -> GrammarConstraint:
-        """Keeps one request to a grammar in the library's notation that is known to be right.
+        """Keeps one request to a grammar in the library's notation, made of parts that are known to be right.
 
-        `tokens`: special tokens that it may use; `goes_on`: grammar_constraint.py.
+        `tokens`: special tokens that it may use; `goes_on`: grammar_constraint.py. RequestError when the parts are too
+        large together.
         """
-        problem = self._problem(grammar)
-        assert not problem, problem
+        if problem := self._problem(grammar):
+            raise RequestError(
+                f"the functions together cannot be turned into a grammar: {problem}",
+                param="tools",
+                code="invalid_schema",
+                hint="offer fewer functions at a time, or describe long enums as strings",
+            )
         with self._lock:
             matcher = self._prototype(grammar).deep_copy()
         special = self._special
