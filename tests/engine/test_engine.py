@@ -282,10 +282,3 @@ def test_a_row_that_goes_wrong_ends_alone(decoder: Decoder, caplog: pytest.LogCa
     stats = engine.stats
     assert (stats.running_requests, stats.used_tokens) == (0, 0)
     assert (stats.finished_requests, stats.cancelled_requests) == (1, 2)
-
-
-@pytest.mark.parametrize("stop_id", [97, -1, 10**30])
-def test_stop_ids_that_the_model_does_not_know_are_refused(decoder: Decoder, stop_id: int) -> None:
-    with pytest.raises(RequestError, match="outside the model's vocabulary of 97") as caught:
-        Engine(decoder).submit(request((1,), stop_ids=(stop_id,)))
-    assert caught.value.param == "stop_token_ids"

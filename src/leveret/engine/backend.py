@@ -98,12 +98,7 @@ class Backend(ABC):
         prompt, params = request.prompt_ids, request.params
         if not prompt:
             raise RequestError("the prompt has no tokens", param="prompt", code="empty_prompt")
-        named = (
-            ("prompt", (*prompt, *params.banned_ids)),
-            ("logit_bias", dict(params.logit_bias)),
-            ("stop_token_ids", params.stop_ids),
-        )
-        for param, ids in named:
+        for param, ids in (("prompt", (*prompt, *params.banned_ids)), ("logit_bias", dict(params.logit_bias))):
             foreign = [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]
             if foreign:
                 raise RequestError(

@@ -167,12 +167,7 @@ class Handlers:
         )
         inbox = Inbox(asyncio.get_running_loop())
         ticket = Ticket(asked.jobs, inbox.put, inbox.fail, model=model)
-        try:
-            self.submit(ticket)
-        except RequestError as error:
-            if wire.chat and error.param == "prompt":  # the engine's word for what a chat calls its messages
-                error.param = "messages"
-            raise
+        self.submit(ticket)
         if body.stream:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             pieces = _stream(request, ticket, inbox, wire, asked)
