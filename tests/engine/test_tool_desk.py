@@ -364,3 +364,46 @@ def test_with_ignore_eos_calls_end_where_they_end_and_text_at_max_tokens(model: 
         assert reply.parsed and (reply.finish_reason == "length" or not text_only)
         reply, _ = run(model, model.prepare_chat([USER], **keys, tool_choice="required", max_tokens=300))
         assert reply.finish_reason == "length" or (reply.tool_calls and reply.content == "")
+
+
+ROUND = [
+    USER,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "call00001",
+                "type": "function",
+                "function": {"name": "find_route", "arguments": '{"to": "<api_0>"}'},
+            },
+            {"id": "call00002", "type": "function", "function": {"name": "set_timer", "arguments": '{"minutes": 5}'}},
+        ],
+    },
+    {"role": "tool", "content": "no way", "tool_call_id": "call00001"},
+    {"role": "tool", "content": "rings", "tool_call_id": "call00002"},
+]
+
+
+@pytest.mark.parametrize("kind", ["functional", "plain", "native", "mistral"])
+def test_a_round_of_calls_is_shown_whatever_is_offered_next(
+    kind: str, model: TextModel, native: TextModel, mistral: TextModel
+) -> None:
+    """The last request of a loop: the same tools and `none`, or no tools at all."""
+    plain = TextModel(model.model, model.tokenizer, template=model.template)
+    asked = {"functional": model, "plain": plain, "native": native, "mistral": mistral}[kind]
+    declared = asked.tokenizer.decode(asked.prepare_chat(ROUND, tools=[entry(ROUTE)]).request.prompt_ids)
+    last: list[dict[str, Any]] = [{}, {"tools": [entry(ROUTE), entry(TIMER)], "tool_choice": "none"}]
+    for offered in last:
+        job = asked.prepare_chat(ROUND, **offered, max_tokens=5)
+        prompt = asked.tokenizer.decode(job.request.prompt_ids)
+        assert prompt[prompt.index('{"name": "find_route", "arguments"') :] in declared
+        assert "no way" in prompt and "rings" in prompt and "These functions" not in prompt
+        assert asked.run([job])[0].finish_reason
+
+
+def test_a_template_that_writes_calls_in_a_way_of_its_own_still_does(native: TextModel) -> None:
+    own = NATIVE.replace("<tool_call>", "<call>").replace("</tool_call>", "</call>")
+    model = TextModel(native.model, native.tokenizer, template=ChatTemplate(own))
+    prompt = model.tokenizer.decode(model.prepare_chat(ROUND).request.prompt_ids)
+    assert '<call>\n{"name": "find_route"' in prompt and "<|tool|>no way<|end|>" in prompt
