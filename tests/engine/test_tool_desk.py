@@ -235,15 +235,39 @@ def test_a_form_and_tools_together_give_json_or_calls(model: TextModel) -> None:
         model.prepare_chat([USER], tools=[entry(ROUTE)], regex="a+")
 
 
-def test_a_call_that_is_cut_off_is_raw_text(native: TextModel) -> None:
+def test_a_call_that_is_cut_off_is_what_was_given_out_of_it_and_raw_text_before_its_name(native: TextModel) -> None:
     cut = []
-    for max_tokens in range(4, 40):
-        reply = native.chat([USER], tools=[entry(ROUTE)], tool_choice="required", max_tokens=max_tokens)
-        if reply.finish_reason == "length" and not reply.tool_calls:
-            assert reply.content.startswith("<tool_call>") is not reply.parsed
+    for max_tokens in range(4, 76, 3):
+        keys: dict[str, Any] = {"tools": [entry(ROUTE)], "tool_choice": "required", "max_tokens": max_tokens}
+        reply, deltas = run(native, native.prepare_chat([USER], **keys))
+        assert reply == native.chat([USER], **keys)
+        if reply.finish_reason != "length" or reply.tool_calls:
+            continue
+        pieces = [delta.call_piece for delta in deltas if delta.call_piece is not None]
+        if reply.cut_call is None:
+            assert not pieces and reply.content.startswith("<tool_call>") is not reply.parsed
             assert reply.content[:11] == "<tool_call>"[: len(reply.content)]
-            cut.append(reply.parsed)
-    assert False in cut
+        else:
+            assert not reply.content and not reply.parsed and reply.cut_call.name == pieces[0].name == "find_route"
+            assert reply.cut_call.arguments == "".join(piece.arguments for piece in pieces)
+        cut.append(reply.cut_call is None)
+    assert {True, False} == set(cut)
+
+
+def test_a_second_call_that_is_cut_off_leaves_the_first_whole(model: TextModel) -> None:
+    written = '<tool_call>\n{"name": "note", "arguments": {"text": "ab'
+    for first in ('<tool_call>\n{"name": "note", "arguments": {}}\n</tool_call>\n', "<api_0>(5)<api_end>"):
+        for second, arguments in ((written, '{"text": "ab'), ("<api_0>(1", "")):
+            job = model.prepare_chat([USER], tools=[entry(NOTE), entry(TIMER)], max_tokens=200)
+            ids = model.tokenizer.encode(first + second, allow_special=True)
+            deltas = []
+            for token_id in ids:
+                job.answer.watch(token_id)
+                deltas += job.answer.drain()
+            ended = Completion(ids=tuple(ids), finish_reason="length", stop_id=None, num_prompt_tokens=3)
+            reply = reply_from([*deltas, *job.answer.finish(ended)], parsed=job.answer.parsed)
+            assert len(reply.tool_calls) == 1 and not reply.content and not reply.parsed
+            assert reply.cut_call is not None and (reply.cut_call.index, reply.cut_call.arguments) == (1, arguments)
 
 
 def test_the_template_lists_declared_tools_when_it_can(native: TextModel) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate
 from leveret.engine.assembler import TextAssembler
-from leveret.engine.call_answer import FunctionalReader, MixedAnswer, ToolAnswer
+from leveret.engine.call_answer import MixedAnswer, ToolAnswer
 from leveret.engine.call_constraint import MixedConstraint
 from leveret.engine.call_grammar import call_grammar, marker_ids
+from leveret.engine.functional_reader import FunctionalReader
 from leveret.engine.grammar import GrammarBook
 from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.engine.reply import Answer

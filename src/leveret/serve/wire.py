@@ -6,8 +6,9 @@
     error       {"error": {"message", "type", "param", "code"}}
 
 A tool call is streamed as chunks with the same `index`: its id and name, then its arguments, a JSON text, as they are
-written. The first chunk of each choice carries the role. With `include_usage`, every chunk has `usage: null` and one
-more at the end has the usage and no choices. How log probabilities are written is in `probabilities.py`.
+written. One that the answer ends within has the beginning of its arguments, streamed or not. The first chunk of each
+choice carries the role. With `include_usage`, every chunk has `usage: null` and one more at the end has the usage and
+no choices. How log probabilities are written is in `probabilities.py`.
 """
 
 from __future__ import annotations
@@ -157,9 +158,12 @@ class Wire:
         if not self.chat:
             return {**choice, "text": self._echo(index) + reply.content}
         message: dict[str, Any] = {"role": self.role, "content": reply.content}
-        if reply.tool_calls:
+        calls = [call_body(call) for call in reply.tool_calls]
+        if (cut := reply.cut_call) is not None:
+            calls.append(_body(call_id(), cut.name, cut.arguments))
+        if calls:
             message["content"] = reply.content or None
-            message["tool_calls"] = [call_body(call) for call in reply.tool_calls]
+            message["tool_calls"] = calls
         return {**choice, "message": message}
 
     def _echo(self, index: int) -> str:
@@ -190,8 +194,11 @@ class Wire:
 
 def call_body(call: ToolCall) -> dict[str, Any]:
     """A tool call with its arguments as a JSON text, and an id of its own."""
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return {"id": call.id or call_id(), "type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return _body(call.id or call_id(), call.name, json.dumps(call.arguments, ensure_ascii=False))
+
+
+def _body(identity: str, name: str | None, arguments: str) -> dict[str, Any]:
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def call_id() -> str:
