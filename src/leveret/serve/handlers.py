@@ -69,8 +69,8 @@ class Handlers:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is being answered."""
-        return self._worker is not None and self._worker.busy
+        """Whether anything is being answered, or an answer is on its way to its client."""
+        return self.metrics.num_open > 0 or (self._worker is not None and self._worker.busy)
 
     def submit(self, ticket: Ticket) -> None:
         """Hand a ticket to the worker; for the pages, which are no part of the API."""
