@@ -127,7 +127,7 @@ class Handlers:
 
     async def unload_adapter(self, request: Request) -> Response:
         body = await self._adapter_body(request)
-        self._models.unload(body.lora_name)
+        await run_in_threadpool(self._models.unload, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     async def _adapter_body(self, request: Request) -> AdapterBody:
