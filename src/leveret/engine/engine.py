@@ -252,7 +252,7 @@ class Engine(Backend):
         """
         planned = len(request.prompt_ids) + request.params.max_tokens
         dynamic = self._model.config.rope.kind == "dynamic"
-        return (f"model {model}" if model else "").encode() + (f"{planned}" if dynamic else "").encode()
+        return f"model {model}, {planned if dynamic else 'any'} tokens".encode()
 
 
 def _num_blocks(model: Decoder, config: EngineConfig, longest: int) -> int:
