@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -184,9 +184,15 @@ async def _whole(request: Request, ticket: Ticket, inbox: Inbox, wire: Wire, ask
                 deltas[index] += asked.shown(fresh)
     if any(not pieces or pieces[-1].finish_reason is None for pieces in deltas):
         return Response(status_code=499)  # the client has gone: nobody reads this
+    written = await run_in_threadpool(_written, deltas, wire, asked)  # megabytes, with log probabilities
+    return Response(written, media_type="application/json")
+
+
+def _written(deltas: Sequence[Sequence[Delta]], wire: Wire, asked: Asked) -> bytes:
+    """The body of a whole response."""
     replies = [reply_from(pieces) for pieces in deltas]
     content = wire.whole(asked.best(replies), usages=[reply.usage for reply in replies])
-    return Response(json.dumps(content, ensure_ascii=False).encode(), media_type="application/json")
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 async def _stream(request: Request, ticket: Ticket, inbox: Inbox, wire: Wire, asked: Asked) -> AsyncIterator[bytes]:

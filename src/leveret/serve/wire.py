@@ -70,6 +70,7 @@ class Wire:
     created: int = field(default_factory=lambda: int(time.time()))
     _num_calls: dict[int, int] = field(default_factory=dict)
     _num_in_pieces: dict[int, int] = field(default_factory=dict)
+    _prompt_logprobs: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         prefix = "chatcmpl" if self.chat else "cmpl"
@@ -176,7 +177,13 @@ class Wire:
             return None
         if self.chat:
             return chat_logprobs(scores, self.tokenizer)
-        return text_logprobs(scores, self.tokenizer, prompt=prompt, offset=len(self._echo(index)))
+        own = text_logprobs(scores, self.tokenizer, offset=len(self._echo(index)))
+        if not prompt:
+            return own
+        number = index // self.choices_per_prompt
+        if number not in self._prompt_logprobs:  # long, and the same for all choices
+            self._prompt_logprobs[number] = text_logprobs((), self.tokenizer, prompt=prompt)
+        return {name: [*values, *own[name]] for name, values in self._prompt_logprobs[number].items()}
 
     def _chunk(
         self,
