@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine
 from leveret.engine.request import Request, SamplingParams
 from leveret.errors import ConfigError, RequestError
-from leveret.model.config import ModelConfig
+from leveret.model.config import ModelConfig, RopeConfig
 from leveret.model.decoder import Decoder
 from leveret.model.lora import LoraSettings, lora_modules
 from leveret.model.lora_targets import add_lora
@@ -138,3 +139,14 @@ def test_models_that_cannot_read_one_cache_are_refused() -> None:
         engine.beside(base_of(torch.bfloat16))
     with pytest.raises(ConfigError, match="configs differ"):
         engine.beside(random_decoder(tiny_config(97)))
+
+
+def test_what_requests_share_is_named_after_their_model_and_their_length() -> None:
+    """With dynamic NTK model 1 with 2,100 tokens planned is not model 12 with 100."""
+    engine = Engine(random_decoder(replace(tiny_config(97), rope=RopeConfig(kind="dynamic", factor=4.0))))
+    salts = [
+        engine._salt(Request(prompt_ids=(1,), params=SamplingParams(max_tokens=planned - 1)), model)
+        for model in (0, 1, 11, 12, 121)
+        for planned in (100, 1000, 1100, 2100, 2121)
+    ]
+    assert len(set(salts)) == 25

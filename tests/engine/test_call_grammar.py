@@ -16,6 +16,7 @@ from leveret.engine.grammar import GrammarBook
 from leveret.engine.reply import reply_from
 from leveret.engine.request import Completion
 from leveret.engine.tool_offer import offer_from
+from leveret.errors import RequestError
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.stream import StreamDecoder
 from leveret.tools.dialects import dialect_named
@@ -98,3 +99,9 @@ def test_text_ends_where_the_marker_begins_and_calls_end_the_answer(book: Gramma
     assert goes("") and goes("Well. <tool_call <tool_cal") and goes(call) and goes(f"Well.{call}\n{call}")
     assert not goes("Well. <tool_call>") and not goes(f"{call} so") and not goes(call.replace("5", '"5"'))
     assert not goes(call.replace('"f"', '"g"'))
+
+
+def test_functions_that_are_too_large_together_are_a_mistake_of_the_request(book: GrammarBook) -> None:
+    with pytest.raises(RequestError, match="functions together") as caught:
+        book.constraint_from("start: call\ncall: none\n", (1,))
+    assert (caught.value.param, caught.value.code) == ("tools", "invalid_schema")

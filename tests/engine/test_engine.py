@@ -259,3 +259,26 @@ def test_params_out_of_range_are_refused_by_name(field: str, value: object) -> N
     with pytest.raises(RequestError, match=field) as caught:
         SamplingParams(**{field: value})
     assert caught.value.param == field
+
+
+class Breaking(Sequence):
+    """A constraint with a mistake in it: nothing is allowed."""
+
+    def allowed_ids(self) -> np.ndarray:
+        return np.empty(0, dtype=np.int64)
+
+
+def test_a_row_that_goes_wrong_ends_alone(decoder: Decoder, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(decoder)
+    good = engine.submit(request((3, 1), max_tokens=8))
+    broken = engine.submit(dataclasses.replace(request((4,), temperature=1.0), constraint=Breaking()))
+    watched = engine.submit(dataclasses.replace(request((5,)), watch=lambda token_id: bool(1 // 0)))
+    ended = {each.row for _ in range(9) for each in engine.step() if each.row.finish_reason}
+    assert ended == {good, broken, watched}
+    assert good.completion().ids == uncached_greedy(decoder, (3, 1), 8)
+    assert isinstance(watched.error, ZeroDivisionError) and "ZeroDivisionError" in caplog.text
+    with pytest.raises(type(broken.error)):
+        broken.completion()
+    stats = engine.stats
+    assert (stats.running_requests, stats.used_tokens) == (0, 0)
+    assert (stats.finished_requests, stats.cancelled_requests) == (1, 2)

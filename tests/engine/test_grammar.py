@@ -17,12 +17,15 @@ from tokenizers import decoders, models, normalizers, trainers
 
 from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine
-from leveret.engine.grammar import GrammarBook, GrammarConstraint
+from leveret.engine.grammar import GrammarBook
+from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.engine.structure import Structure
 from leveret.engine.text import TextModel
 from leveret.errors import MissingExtra, RequestError
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.train import train_byte_bpe
+
+from .conftest import TEXTS, random_decoder, tiny_config
 
 PERSON = {
     "type": "object",
@@ -210,6 +213,39 @@ def test_a_form_may_end_only_where_it_is_complete(book: GrammarBook, tokenizer: 
     without_stop.advance(letter)
     without_stop.advance(letter)
     assert without_stop.finished, "without a stop id the first complete text is the answer"
+
+
+EMPTY_FITS = [{"regex": "a*"}, {"regex": "(ab)?"}, {"grammar": 'start: "a"*'}, {"schema": {"type": "integer"}}]
+
+
+@pytest.mark.parametrize("form", EMPTY_FITS, ids=str)
+def test_without_a_stop_id_the_first_complete_text_that_is_not_empty_is_the_answer(form: dict[str, Any]) -> None:
+    tokenizer = train_byte_bpe(TEXTS, vocab_size=300, special_tokens=["<pad>"])
+    model = TextModel(random_decoder(tiny_config(tokenizer.vocab_size)), tokenizer)
+    reply = model.run([model.prepare_text("Set", **form)])[0]
+    assert reply.finish_reason == "stop" and reply.usage.completion_tokens <= 2
+    assert re.fullmatch("a|ab|[0-9]", reply.content)
+
+
+def test_with_ignore_eos_a_form_goes_on_for_as_long_as_it_can(model: TextModel) -> None:
+    jobs = [model.prepare_text("Set", regex=regex, ignore_eos=True, max_tokens=7) for regex in ("a*", "(ab){0,2}")]
+    long, whole = model.run(jobs)
+    assert (long.content, long.finish_reason) == ("aaaaaaa", "length")
+    assert (whole.content, whole.finish_reason) == ("abab", "stop")
+
+
+def test_stop_ids_outside_the_vocabulary_change_nothing(book: GrammarBook, tokenizer: Tokenizer) -> None:
+    form = Structure.of_regex("a*")
+    for foreign in (999_999, -1, 10**30):
+        allowed = book.constraint(form, (tokenizer.eos_id, foreign)).allowed_ids()
+        np.testing.assert_array_equal(allowed, book.constraint(form, (tokenizer.eos_id,)).allowed_ids())
+
+
+@pytest.mark.parametrize("form", [Structure.of_regex("()"), Structure.of_grammar('start: ""')])
+def test_a_form_that_only_the_empty_text_has_needs_a_stop_id(book: GrammarBook, form: Structure) -> None:
+    with pytest.raises(RequestError, match="no text that the model could begin"):
+        book.constraint(form, ())
+    assert book.constraint(form, (1,)).allowed_ids().tolist() == [1]
 
 
 @pytest.mark.parametrize(

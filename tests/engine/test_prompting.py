@@ -24,6 +24,27 @@ def test_a_continued_message_is_the_prompt_without_what_closes_it(tokenizer: Tok
     assert ids[: len(opened)] == opened
 
 
+@pytest.mark.parametrize("content", ["r", "end", "<", "<round_", "end>", "<round_end>", "assistant", "Well, ", " a\n"])
+@pytest.mark.parametrize("strips", [False, True])
+def test_a_message_may_spell_a_piece_of_what_closes_it(tokenizer: Tokenizer, content: str, strips: bool) -> None:
+    """Its end is where the template put it, not the last place that reads like it; and no text becomes a token."""
+    source = builtin_template("hare").source
+    template = ChatTemplate(source.replace("message.content", "message.content.strip()") if strips else source)
+    shape = PromptShape(continue_final_message=True)
+    ids = chat_ids(template, tokenizer, [TALK[0], Message("assistant", content)], shape=shape)
+    opened = chat_ids(template, tokenizer, TALK[:1])
+    assert ids[: len(opened)] == opened
+    expected = content.strip() if strips else content.rstrip()
+    assert tokenizer.decode(ids[len(opened) :]) == expected
+    assert not any(tokenizer.is_special(token_id) for token_id in ids[len(opened) :])
+
+
+def test_a_word_of_ours_in_a_message_is_only_a_word(tokenizer: Tokenizer) -> None:
+    talk = [Message("user", "leveret0here"), Message("assistant", "leveret0here leveret0here0")]
+    ids = chat_ids(builtin_template("hare"), tokenizer, talk, shape=PromptShape(continue_final_message=True))
+    assert tokenizer.decode(ids).endswith("assistant\nleveret0here leveret0here0")
+
+
 def test_what_cannot_be_continued_is_refused(tokenizer: Tokenizer) -> None:
     shape = PromptShape(continue_final_message=True)
     with pytest.raises(RequestError, match="empty"):

@@ -72,6 +72,13 @@ def test_greedy_takes_the_lowest_of_equals_and_skips_banned_ids() -> None:
     assert RowSampler(SamplingParams(banned_ids=(1, 2)), (0,), None).choose(logits) == 3
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 9e-6])
+def test_a_temperature_near_0_is_0(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, seed=1)
+    assert params.greedy and draw(torch.tensor([3.0, 900.0, 900.0]), params, torch.Generator()) == 1
+    assert not SamplingParams(temperature=1e-5).greedy
+
+
 def test_the_repetition_penalty_counts_the_prompt_and_the_answer() -> None:
     logits = torch.tensor([0.0, 2.0, 1.9, 1.8])
     sampler = RowSampler(SamplingParams(repetition_penalty=2.0), (1,), None)

@@ -341,3 +341,20 @@ def test_a_tool_set_offers_its_tools(model: TextModel) -> None:
     (only,) = ToolSet([model.tools.get("take_photo")])
     reply = model.chat([USER], tools=ToolSet([only]), tool_choice="required", temperature=2.0, seed=3)
     assert {call.name for call in reply.tool_calls} == {"take_photo"}
+
+
+def test_a_stop_text_is_one_text_also_with_ignore_eos(model: TextModel) -> None:
+    for options in ({"ignore_eos": True}, {}):
+        params = model.prepare_text("Set", stop="ab", **options).request.params
+        assert params.stop == ("ab",)
+
+
+@pytest.mark.parametrize("keys", [{}, {"ignore_eos": True}, {"regex": "[ab]*"}, {"regex": "a*", "ignore_eos": True}])
+def test_stop_ids_that_the_model_cannot_generate_do_no_harm(model: TextModel, keys: dict[str, Any]) -> None:
+    """Clients that were written for one model send its stop ids to others."""
+    foreign, plain = (
+        model.prepare_text("Set", max_tokens=9, stop_ids=ids, **keys) for ids in ([10**30, -1, 57001], [])
+    )
+    assert foreign.request.params == plain.request.params
+    first, second = model.run([foreign, plain])
+    assert first == second

@@ -235,15 +235,39 @@ def test_a_form_and_tools_together_give_json_or_calls(model: TextModel) -> None:
         model.prepare_chat([USER], tools=[entry(ROUTE)], regex="a+")
 
 
-def test_a_call_that_is_cut_off_is_raw_text(native: TextModel) -> None:
+def test_a_call_that_is_cut_off_is_what_was_given_out_of_it_and_raw_text_before_its_name(native: TextModel) -> None:
     cut = []
-    for max_tokens in range(4, 40):
-        reply = native.chat([USER], tools=[entry(ROUTE)], tool_choice="required", max_tokens=max_tokens)
-        if reply.finish_reason == "length" and not reply.tool_calls:
-            assert reply.content.startswith("<tool_call>") is not reply.parsed
+    for max_tokens in range(4, 76, 3):
+        keys: dict[str, Any] = {"tools": [entry(ROUTE)], "tool_choice": "required", "max_tokens": max_tokens}
+        reply, deltas = run(native, native.prepare_chat([USER], **keys))
+        assert reply == native.chat([USER], **keys)
+        if reply.finish_reason != "length" or reply.tool_calls:
+            continue
+        pieces = [delta.call_piece for delta in deltas if delta.call_piece is not None]
+        if reply.cut_call is None:
+            assert not pieces and reply.content.startswith("<tool_call>") is not reply.parsed
             assert reply.content[:11] == "<tool_call>"[: len(reply.content)]
-            cut.append(reply.parsed)
-    assert False in cut
+        else:
+            assert not reply.content and not reply.parsed and reply.cut_call.name == pieces[0].name == "find_route"
+            assert reply.cut_call.arguments == "".join(piece.arguments for piece in pieces)
+        cut.append(reply.cut_call is None)
+    assert {True, False} == set(cut)
+
+
+def test_a_second_call_that_is_cut_off_leaves_the_first_whole(model: TextModel) -> None:
+    written = '<tool_call>\n{"name": "note", "arguments": {"text": "ab'
+    for first in ('<tool_call>\n{"name": "note", "arguments": {}}\n</tool_call>\n', "<api_0>(5)<api_end>"):
+        for second, arguments in ((written, '{"text": "ab'), ("<api_0>(1", "")):
+            job = model.prepare_chat([USER], tools=[entry(NOTE), entry(TIMER)], max_tokens=200)
+            ids = model.tokenizer.encode(first + second, allow_special=True)
+            deltas = []
+            for token_id in ids:
+                job.answer.watch(token_id)
+                deltas += job.answer.drain()
+            ended = Completion(ids=tuple(ids), finish_reason="length", stop_id=None, num_prompt_tokens=3)
+            reply = reply_from([*deltas, *job.answer.finish(ended)], parsed=job.answer.parsed)
+            assert len(reply.tool_calls) == 1 and not reply.content and not reply.parsed
+            assert reply.cut_call is not None and (reply.cut_call.index, reply.cut_call.arguments) == (1, arguments)
 
 
 def test_the_template_lists_declared_tools_when_it_can(native: TextModel) -> None:
@@ -353,3 +377,57 @@ def test_every_token_of_an_answer_with_tools_has_its_score(native: TextModel, ch
     starts = [each.start for each in reply.scores]
     assert starts == sorted(starts) and starts[-1] <= len(reply.content)
     assert any(each.score.top for each in reply.scores)
+
+
+@pytest.mark.parametrize("tools", [[entry(ROUTE)], [entry(TIMER)], [entry(ROUTE), entry(TIMER)]], ids=len)
+def test_with_ignore_eos_calls_end_where_they_end_and_text_at_max_tokens(model: TextModel, tools: list[Any]) -> None:
+    for seed in range(4):
+        keys: dict[str, Any] = {"tools": tools, "ignore_eos": True, "temperature": 1.3, "seed": seed}
+        reply, _ = run(model, model.prepare_chat([USER], **keys, max_tokens=40))
+        text_only = tools != [entry(TIMER)] and not reply.tool_calls
+        assert reply.parsed and (reply.finish_reason == "length" or not text_only)
+        reply, _ = run(model, model.prepare_chat([USER], **keys, tool_choice="required", max_tokens=300))
+        assert reply.finish_reason == "length" or (reply.tool_calls and reply.content == "")
+
+
+ROUND = [
+    USER,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "call00001",
+                "type": "function",
+                "function": {"name": "find_route", "arguments": '{"to": "<api_0>"}'},
+            },
+            {"id": "call00002", "type": "function", "function": {"name": "set_timer", "arguments": '{"minutes": 5}'}},
+        ],
+    },
+    {"role": "tool", "content": "no way", "tool_call_id": "call00001"},
+    {"role": "tool", "content": "rings", "tool_call_id": "call00002"},
+]
+
+
+@pytest.mark.parametrize("kind", ["functional", "plain", "native", "mistral"])
+def test_a_round_of_calls_is_shown_whatever_is_offered_next(
+    kind: str, model: TextModel, native: TextModel, mistral: TextModel
+) -> None:
+    """The last request of a loop: the same tools and `none`, or no tools at all."""
+    plain = TextModel(model.model, model.tokenizer, template=model.template)
+    asked = {"functional": model, "plain": plain, "native": native, "mistral": mistral}[kind]
+    declared = asked.tokenizer.decode(asked.prepare_chat(ROUND, tools=[entry(ROUTE)]).request.prompt_ids)
+    last: list[dict[str, Any]] = [{}, {"tools": [entry(ROUTE), entry(TIMER)], "tool_choice": "none"}]
+    for offered in last:
+        job = asked.prepare_chat(ROUND, **offered, max_tokens=5)
+        prompt = asked.tokenizer.decode(job.request.prompt_ids)
+        assert prompt[prompt.index('{"name": "find_route", "arguments"') :] in declared
+        assert "no way" in prompt and "rings" in prompt and "These functions" not in prompt
+        assert asked.run([job])[0].finish_reason
+
+
+def test_a_template_that_writes_calls_in_a_way_of_its_own_still_does(native: TextModel) -> None:
+    own = NATIVE.replace("<tool_call>", "<call>").replace("</tool_call>", "</call>")
+    model = TextModel(native.model, native.tokenizer, template=ChatTemplate(own))
+    prompt = model.tokenizer.decode(model.prepare_chat(ROUND).request.prompt_ids)
+    assert '<call>\n{"name": "find_route"' in prompt and "<|tool|>no way<|end|>" in prompt

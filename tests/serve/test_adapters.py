@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -111,6 +112,33 @@ def test_adapters_come_and_go_while_others_are_answered(
         ask("coder")
     assert post(served, "/v1/unload_lora_adapter", {"lora_name": "coder"}) == 404
     assert post(served, "/v1/unload_lora_adapter", {"lora_name": "phone"}) == 404  # no adapter
+
+
+def test_one_name_is_given_once_and_the_server_answers_while_adapters_are_loaded(
+    served: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    make = ServedModels._adapted
+
+    def slow(self: ServedModels, *args: Any) -> TextModel:
+        begun.set()
+        assert go_on.wait(timeout=60)
+        return make(self, *args)
+
+    monkeypatch.setattr(ServedModels, "_adapted", slow)
+    body = {"lora_name": "coder", "lora_path": str(folders["coder"])}
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            loads = [pool.submit(post, served, "/v1/load_lora_adapter", body) for _ in range(2)]
+            assert begun.wait(timeout=60)
+            unload = pool.submit(post, served, "/v1/unload_lora_adapter", {"lora_name": "nobody"})
+            for _ in range(3):
+                assert send(served, "GET", "/health")[0] == 200
+            assert not unload.done()
+        finally:
+            go_on.set()
+        assert sorted(load.result() for load in loads) == [200, 400] and unload.result() == 404
+    assert post(served, "/v1/unload_lora_adapter", {"lora_name": "coder"}) == 200
 
 
 def test_adapters_run_in_the_engine_of_their_model_unless_they_have_tokens_of_their_own(

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,9 +29,13 @@ LONG = {"prompt": "Set a", "max_tokens": 60, "ignore_eos": True, "stream": True}
 
 
 @contextmanager
-def serving(model: TextModel, **options: Any) -> Iterator[tuple[DrainingServer, str, threading.Thread]]:
+def serving(
+    model: TextModel, *, small_buffers: bool = False, **options: Any
+) -> Iterator[tuple[DrainingServer, str, threading.Thread]]:
     config = ServeConfig(model="x", port=0, page=False, **options)
     with bound_socket(config) as listener:
+        if small_buffers:  # those of the system hold megabytes
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         server = server_for(model, config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
@@ -77,6 +82,45 @@ def test_what_runs_ends_whole_and_what_comes_is_refused(model: TextModel, monkey
         assert rest.rstrip().endswith("data: [DONE]") and '"finish_reason": "length"' in rest
         thread.join(timeout=60)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_reads_slowly_gets_the_whole_answer_too(
+    model: TextModel, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is done long before the client has read; new requests are told so meanwhile."""
+    ticks, tick = threading.Semaphore(0), DrainingServer.on_tick
+
+    async def counted(self: DrainingServer, counter: int) -> bool:
+        ends = await tick(self, counter)
+        if self._last_moment is not None:
+            ticks.release()
+        return ends
+
+    monkeypatch.setattr(DrainingServer, "on_tick", counted)
+    with serving(model, small_buffers=True) as (server, url, thread):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((urlsplit(url).hostname, urlsplit(url).port))
+        body = json.dumps(LONG | {"n": 8, "max_tokens": 150, "logprobs": 9, "stream": stream}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        got = client.recv(1000)
+        assert got.startswith(b"HTTP/1.1 200")
+        while server._handlers._worker.busy:  # type: ignore[union-attr]
+            time.sleep(0.005)
+        server.handle_exit(signal.SIGTERM, None)
+        for _ in range(3):
+            assert ticks.acquire(timeout=60)
+        assert send(url, "GET", "/health")[0] == 503 and not server.should_exit
+        ending = b"data: [DONE]\n\n\r\n0\r\n\r\n" if stream else b"}}"
+        while not got.endswith(ending):
+            fresh = client.recv(65536)
+            assert fresh, "the answer was cut"
+            got += fresh
+        client.close()
+        thread.join(timeout=60)
+        assert not thread.is_alive() and len(got) > 300_000
 
 
 def test_what_takes_longer_than_the_limit_ends_with_an_error(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,10 @@ CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
+def called_with(arguments: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+
+
 def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request(method, path, body, headers)
@@ -38,6 +42,10 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": "\ud83d"}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": True}]}, "messages[0].tool_calls"),
+        ({"messages": [called_with("[" * 100_000)]}, "messages[0].tool_calls[0]"),
+        ({"guided_json": "[" * 100_000}, "guided_json"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),

@@ -42,6 +42,8 @@ def test_any_of_several_keys_opens(model: TextModel) -> None:
     with running(model, ServeConfig(model="x", port=0, api_key="first, second")) as url:
         for key, status in (("first", 200), ("second", 200), ("first, second", 401), ("", 401), ("third", 401)):
             assert send(url, "POST", CHAT, BODY, Authorization=f"Bearer {key}")[0] == status
+        for given, status in (("bearer first", 200), ("BEARER  first", 200), ("first", 401), ("Basic first", 401)):
+            assert send(url, "POST", CHAT, BODY, Authorization=given)[0] == status
         assert send(url, "POST", CHAT, BODY)[0] == 401
         assert headers_of(url, "POST", CHAT, BODY)[1]["www-authenticate"] == "Bearer"
         assert send(url, "GET", "/version")[1] == {"version": VERSION}
@@ -137,3 +139,11 @@ def test_the_metrics_count_what_was_answered(url: str) -> None:
     assert more("leveret_first_token_seconds_count") == 2 and more("leveret_next_token_seconds_count") == 4
     assert after["leveret_answers_running"] == after["leveret_answers_waiting"] == 0
     assert more('leveret_engine_finished_requests_total{model="phone"}') == 2
+
+
+def test_all_numbers_of_a_model_bear_the_name_that_it_is_served_by(model: TextModel) -> None:
+    with running(model, ServeConfig(model="x", port=0, page=False, served_model_name="served")) as url:
+        assert send(url, "POST", CHAT, BODY)[0] == 200
+        names = {name for name in metrics(url) if "model=" in name}
+        assert names and all('model="served"' in name for name in names)
+        assert any(name.startswith("leveret_answers_total") for name in names)

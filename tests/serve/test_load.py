@@ -16,7 +16,7 @@ import pytest
 from leveret.engine.text import TextModel
 from leveret.serve.config import ServeConfig
 from leveret.serve.running import running
-from leveret.serve.worker import Ticket
+from leveret.serve.ticket import Ticket
 
 from .load_clients import half_a_request, leaving, status_of, streamed, whole
 from .test_guard import metrics

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from leveret.engine.text import TextModel
+from leveret.serve import wire
 from leveret.serve.probabilities import shown
 
 from .test_openai_client import tools
@@ -131,6 +132,29 @@ def test_an_echo_is_streamed_first(client: openai.OpenAI) -> None:
         for chunk in client.completions.create(**request, logprobs=logprobs, stream=True):
             texts[chunk.choices[0].index] += chunk.choices[0].text
         assert texts == whole and all(text.startswith(("Set a", "明天")) for text in whole)
+
+
+def test_the_scores_of_a_prompt_are_written_once_for_all_its_choices(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[int] = []
+    write = wire.text_logprobs
+
+    def counted(*args: Any, **keys: Any) -> Any:
+        prompts.append(len(keys.get("prompt", ())))
+        return write(*args, **keys)
+
+    monkeypatch.setattr(wire, "text_logprobs", counted)
+    request: dict[str, Any] = {"model": "phone", "prompt": ["Set a", "明天"], "echo": True, "logprobs": 1, **GREEDY}
+    alone = client.completions.create(**request).choices
+    assert sum(map(bool, prompts)) == 2
+    several = client.completions.create(**request, n=3).choices
+    assert sum(map(bool, prompts)) == 4
+    for index, choice in enumerate(several):
+        one, other = choice.logprobs, alone[index // 3].logprobs
+        assert one is not None and other is not None and choice.text == alone[index // 3].text
+        assert (one.tokens, one.text_offset) == (other.tokens, other.text_offset)
+        assert (one.token_logprobs or ())[1:] == pytest.approx((other.token_logprobs or ())[1:], abs=1e-3)
 
 
 def test_the_best_of_several_answers_are_given_back_and_all_are_counted(client: openai.OpenAI) -> None:

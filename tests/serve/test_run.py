@@ -82,3 +82,12 @@ def test_the_config_binds_to_this_machine_hides_its_key_and_has_a_fingerprint() 
     config = ServeConfig(model="x", api_key="secret")
     assert config.host == "127.0.0.1" and "secret" not in repr(config)
     assert fingerprint(config)
+
+
+def test_what_cannot_be_served_is_an_error_before_an_address_is_named(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in ({"adapter": ["poet=/nowhere"]}, {"max_model_len": 10**6}):
+        with pytest.raises(ConfigError):
+            run(ServeConfig(model=str(model_dir), port=0, **wrong), Console())
+        assert "answers at" not in capsys.readouterr().err

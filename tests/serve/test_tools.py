@@ -54,11 +54,30 @@ def test_calls_are_valid_and_stream_in_pieces(client: openai.OpenAI, seed: int) 
     assert pieces[0] == "" and len(pieces) > (2 if call.function.name == "find_route" else 1)
 
 
+@pytest.mark.parametrize("tools", [[ROUTE], [TIMER], [ROUTE, TIMER]], ids=len)
+def test_a_call_that_max_tokens_cuts_off_is_the_same_whole_and_streamed(client: openai.OpenAI, tools: Any) -> None:
+    request: dict[str, Any] = {"model": "phone", "messages": USER, "tools": tools, "tool_choice": "required"}
+    request |= {"seed": 1, "temperature": 1.2, "parallel_tool_calls": False}
+    num_cut = 0
+    for max_tokens in (2, 3, 4, 9, 30, 44, 60):
+        choice = client.chat.completions.create(**request, max_tokens=max_tokens).choices[0]
+        whole = [call.function.model_dump() for call in choice.message.tool_calls or ()]
+        chunks = list(client.chat.completions.create(**request, max_tokens=max_tokens, stream=True))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert text == (choice.message.content or "") and not (text and whole)
+        assert chunks[-1].choices[0].finish_reason == choice.finish_reason
+        assert streamed_calls(client, request | {"max_tokens": max_tokens})[0] == whole
+        num_cut += choice.finish_reason == "length" and bool(whole)
+    assert num_cut
+
+
 def test_a_named_choice_calls_that_function(client: openai.OpenAI) -> None:
     request: dict[str, Any] = {"model": "phone", "messages": USER, "tools": [ROUTE, TIMER], "max_tokens": 200}
     named: Any = {"type": "function", "function": {"name": "find_route"}}
-    choice = client.chat.completions.create(**request, tool_choice=named, parallel_tool_calls=False).choices[0]
-    assert [call.function.name for call in choice.message.tool_calls or ()] == ["find_route"]
+    for seed in range(4):
+        sampled = client.chat.completions.create(**request, tool_choice=named, temperature=1.2, seed=seed)
+        message = sampled.choices[0].message
+        assert [call.function.name for call in message.tool_calls or ()] == ["find_route"], "one call, as OpenAI does"
 
 
 def test_a_schema_that_cannot_be_compiled_is_a_400_that_names_the_tool(client: openai.OpenAI) -> None:

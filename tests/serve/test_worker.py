@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from leveret.engine.jobs import Job
-from leveret.engine.reply import Delta, Reply, reply_from
+from leveret.engine.reply import Answer, Delta, Reply, reply_from
 from leveret.engine.request import Request
 from leveret.engine.row import Row
 from leveret.engine.text import TextModel
 from leveret.errors import RequestError
-from leveret.serve.worker import Ticket, Worker
+from leveret.serve.ticket import Ticket
+from leveret.serve.worker import Worker
 
 
 class Listening:
@@ -113,6 +116,34 @@ def test_a_job_that_fails_at_its_start_harms_no_other(
     with pytest.raises(RequestError, match="not this one"):
         bad.next()
     assert good.replies()[0].finish_reason
+
+
+def test_an_answer_that_goes_wrong_ends_alone(worker: Worker, model: TextModel) -> None:
+    """In the step, in what is made of it, and at its end."""
+    good = Listening(model.prepare_text("Set", max_tokens=40, ignore_eos=True))
+    worker.submit(good.ticket)
+    for name in ("watch", "drain", "finish"):
+        job = model.prepare_text("Set", max_tokens=3, ignore_eos=True)
+        broken = Listening(replace(job, answer=Broken(job.answer, name)))
+        if name == "watch":
+            broken = Listening(replace(job, request=replace(job.request, watch=Broken(job.answer, name).watch)))
+        worker.submit(broken.ticket)
+        with pytest.raises(ZeroDivisionError):
+            broken.replies()
+        assert broken.ticket.cancelled
+    assert good.replies()[0].usage.completion_tokens == 40
+    assert not worker.busy and model.engine.stats.running_requests == 0
+
+
+class Broken:
+    """An answer of which one method fails."""
+
+    def __init__(self, answer: Answer, name: str) -> None:
+        self._answer = answer
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda *_: 1 // 0) if name == self._name else getattr(self._answer, name)
 
 
 def test_a_job_that_cannot_be_served_is_refused_at_submission(worker: Worker, model: TextModel) -> None:

@@ -82,9 +82,10 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise RequestError(f"{place}.role is missing", param=f"{place}.role")
-    calls = tuple(
-        _call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(message.get("tool_calls") or ())
-    )
+    given = message.get("tool_calls") or ()
+    if not isinstance(given, list | tuple):
+        raise RequestError(f"{place}.tool_calls must be a list, not {_kind(given)}", param=f"{place}.tool_calls")
+    calls = tuple(_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(given))
     content = _content(message.get("content"), f"{place}.content", may_be_missing=bool(calls))
     return Message(
         ROLE_ALIASES.get(role, role),
@@ -133,7 +134,7 @@ def _call(call: Any, place: str) -> ToolCall:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{place}.function.arguments is not valid JSON: {error}", param=place) from error
     if not isinstance(arguments, Mapping):
         raise RequestError(f"{place}.function.arguments must be a JSON object", param=place)

@@ -105,6 +105,8 @@ class ChatTemplate:
         self._declared_stops: tuple[str, ...] = tuple(header.get("stops", ()))
         self.role_names = CHINESE_ROLES if "助手" in source and "assistant" not in source else {}
         """Our role names -> the template's own, for one that writes the names it is given and speaks Chinese."""
+        self.writes_calls = "tool_calls" in source
+        """Whether the template writes tool calls; where it does not they must stand in the content."""
         self.trains = _GENERATION.search(source) is not None
         """Whether the template says what to train on."""
 
@@ -237,7 +239,7 @@ class ChatTemplate:
             )
 
     def _check_calls(self, messages: Sequence[Message]) -> None:
-        if "tool_calls" not in self.source and any(message.tool_calls for message in messages):
+        if not self.writes_calls and any(message.tool_calls for message in messages):
             raise TemplateError(
                 f"chat template {self.name!r} does not write tool calls, so they would be lost",
                 hint="write the calls into the message's content first (a tool dialect does), or use another template",

@@ -1,8 +1,9 @@
 """Answers that call tools: in functional tokens, as text of a dialect, or both.
 
 Each call is given out twice: piece by piece while it is written (`Delta.call_piece`, for clients that are streamed to)
-and whole once its end has come (`Delta.tool_call`). What does not parse, as a model left unconstrained may write it or
-max_tokens cuts it off, is given out at the end as the raw text that it is, and the answer's `parsed` is False.
+and whole once its end has come (`Delta.tool_call`). An answer may end within a call, mostly by max_tokens; all that was
+given out of it then comes once more, together (`Delta.cut_call`). What does not parse, as a model left unconstrained
+may write it, or ends before it has a name, is given out as the raw text that it is. Either way `parsed` is False.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Protocol
 
 from leveret.chat.messages import ToolCall
 from leveret.engine.assembler import TextAssembler
+from leveret.engine.functional_reader import FunctionalReader
+from leveret.engine.open_call import OpenCalls
 from leveret.engine.reply import Delta, ReplyReason, usage_of
 from leveret.engine.request import Completion
 from leveret.engine.score_line import PlacedScore, ScoreLine
@@ -22,7 +25,6 @@ from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.stream import StreamDecoder
 from leveret.tools.dialects import CallStream
 from leveret.tools.functional import FunctionalDialect
-from leveret.tools.functional_stream import FunctionalStream
 
 
 class Following(Protocol):
@@ -31,53 +33,6 @@ class Following(Protocol):
     @property
     def problem(self) -> str | None:
         """Why it did; the answer is then incomplete."""
-
-
-@dataclass(kw_only=True)
-class FunctionalReader:
-    """Reads calls in functional tokens out of generated ids, one id at a time."""
-
-    tokenizer: Tokenizer
-    dialect: FunctionalDialect
-    num_calls: int = 0
-    """Whole calls of the answer so far; the caller adds those that are written otherwise."""
-    _ids: list[int] = field(default_factory=list)
-    _open: FunctionalStream | None = None
-
-    @cached_property
-    def end_id(self) -> int:
-        """What ends a call."""
-        return self.tokenizer.id_of(self.dialect.end_token)
-
-    @cached_property
-    def tool_ids(self) -> dict[int, int]:
-        """The number of each tool by its token."""
-        return {self.tokenizer.id_of(token): number for number, token in enumerate(self.dialect.tool_tokens)}
-
-    @property
-    def inside(self) -> bool:
-        """True from a tool token to the end token of its call."""
-        return self._open is not None
-
-    @property
-    def raw(self) -> str:
-        """The open call as text."""
-        return self.tokenizer.decode(self._ids)
-
-    def push(self, token_id: int) -> list[Delta]:
-        """Take a tool token, or an id of the open call. ToolError when a whole call is none."""
-        if self._open is None:
-            tool = self.dialect.tools[self.tool_ids[token_id]]
-            self._ids, self._open = [], FunctionalStream(tool, self.num_calls)
-        self._ids.append(token_id)
-        pieces = self._open.push(self.tokenizer.decode(self._ids[1:])) if token_id != self.end_id else []
-        deltas = [Delta(call_piece=piece) for piece in pieces]
-        if token_id == self.end_id:
-            (call,) = self.dialect.parse(self.tokenizer.decode(self._ids))
-            self._open = None
-            self.num_calls += 1
-            deltas.append(Delta(tool_call=call))
-        return deltas
 
 
 @dataclass(kw_only=True)
@@ -93,6 +48,7 @@ class ToolAnswer:
     _num_given: int = 0
     _fresh: list[Delta] = field(default_factory=list)
     _broken: bool = False
+    _open: OpenCalls = field(default_factory=OpenCalls)
     _scores: ScoreLine = field(default_factory=ScoreLine)
 
     @cached_property
@@ -108,7 +64,9 @@ class ToolAnswer:
         reader = self._reader
         if not self._broken and (reader.inside or token_id in reader.tool_ids):
             try:
-                self._fresh += reader.push(token_id)
+                deltas = reader.push(token_id)
+                self._open.note(deltas)
+                self._fresh += deltas
             except ToolError:
                 self._broken = True
         elif self._ids != [self.tokenizer.id_of(self.dialect.no_tool_token)]:
@@ -125,14 +83,15 @@ class ToolAnswer:
         deltas = self.drain()
         calls = self._parse(self._ids)
         self.parsed = calls is not None
-        if calls is None:
+        cut_call = None if self._broken else self._open.last
+        if calls is None and cut_call is None:
             deltas.append(Delta(content=self.tokenizer.decode(self._ids[self._num_certain :])))
-        else:  # white space between calls is no mistake, though nothing was given out from there on
+        elif calls is not None:  # white space between calls is no mistake, though nothing was given out from there on
             deltas += [Delta(tool_call=call) for call in calls[self._num_given :]]
             self._num_given = len(calls)
         called = self._num_given > 0 and completion.finish_reason == "stop"
         reason: ReplyReason = "tool_calls" if called else completion.finish_reason
-        deltas.append(Delta(finish_reason=reason, usage=usage_of(completion)))
+        deltas.append(Delta(finish_reason=reason, usage=usage_of(completion), cut_call=cut_call))
         return _with_scores(deltas, self._scores.given())
 
     def _parse(self, ids: list[int]) -> list[ToolCall] | None:
@@ -162,6 +121,7 @@ class MixedAnswer:
     _num_written: int = 0
     _space: str = ""
     _after_call: bool = False
+    _open: OpenCalls = field(default_factory=OpenCalls)
     _scores: ScoreLine = field(default_factory=ScoreLine)
 
     def record(self, score: TokenScore) -> None:
@@ -192,7 +152,8 @@ class MixedAnswer:
         reason: ReplyReason = "length" if cut_off else completion.finish_reason
         if self._num_calls and reason == "stop":
             reason = "tool_calls"
-        deltas = [*self.drain(), Delta(finish_reason=reason, usage=usage_of(completion))]
+        last = Delta(finish_reason=reason, usage=usage_of(completion), cut_call=self._open.last)
+        deltas = [*self.drain(), last]
         return _with_scores(deltas, self._scores.given(self._end_of_scores))
 
     @property
@@ -205,22 +166,21 @@ class MixedAnswer:
         return self._num_written if self.functional is None else self.functional.num_calls
 
     def _finish_calls(self) -> None:
-        if self.functional is not None and self.functional.inside and self.parsed:
+        if self.functional is not None and self.functional.inside:
             self.parsed = False
-            self._show(self.functional.raw)
         if self.written is not None and self.parsed:
             try:
                 self._take_content(self.written.finish())
             except ToolError:
                 self.parsed = False
-                self._show(self.written.held)
+                if self._open.last is None:
+                    self._show(self.written.held)
 
     def _take_functional(self, reader: FunctionalReader, token_id: int) -> None:
         try:
-            self._fresh += reader.push(token_id)
+            self._give(reader.push(token_id))
         except ToolError:
-            self.parsed = False
-            self._show(reader.raw)
+            self._give_up(reader.raw)
         self._space, self._after_call = "", True
 
     def _take_text(self, text: str) -> None:
@@ -230,14 +190,12 @@ class MixedAnswer:
         try:
             content, calls = self.written.push(text)
         except ToolError:
-            self.parsed = False
-            self._show(self.written.held)
+            self._give_up(self.written.held)
             return
         self._take_content(content)
         earlier = 0 if self.functional is None else self.functional.num_calls - self._num_written
         pieces = [replace(piece, index=piece.index + earlier) for piece in self.written.pieces()]
-        self._fresh += [Delta(call_piece=piece) for piece in pieces]
-        self._fresh += [Delta(tool_call=call) for call in calls]
+        self._give([Delta(call_piece=piece) for piece in pieces] + [Delta(tool_call=call) for call in calls])
         self._num_written += len(calls)
         if self.functional is not None:
             self.functional.num_calls += len(calls)
@@ -254,6 +212,16 @@ class MixedAnswer:
         if shown:
             self._after_call = False
             self._show(shown)
+
+    def _give(self, deltas: list[Delta]) -> None:
+        self._open.note(deltas)
+        self._fresh += deltas
+
+    def _give_up(self, raw: str) -> None:
+        """What looked like a call is none."""
+        self.parsed = False
+        self._open.clear()
+        self._show(raw)
 
     def _show(self, text: str) -> None:
         self._show_certain(self.assembler.push_text(text))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leveret.engine.grammar import GrammarConstraint
+from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.tools.constraint import CallConstraint
 
 

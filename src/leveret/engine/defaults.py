@@ -70,6 +70,8 @@ def with_options(params: SamplingParams, options: SamplingOptions) -> SamplingPa
         changes["stop_ids"] = _merged(params.stop_ids, changes["stop_ids"])
     if "logit_bias" in changes:
         changes["logit_bias"] = tuple(sorted(changes["logit_bias"].items()))
+    if isinstance(changes.get("stop"), str):
+        changes["stop"] = (changes["stop"],)
     for name in ("stop", "banned_ids"):
         if name in changes:
             changes[name] = tuple(changes[name])

@@ -182,7 +182,10 @@ class Engine(Backend):
             row, first, at = turn.row, at, at + count
             if row.num_pending > 1 or not row.num_generated:
                 counts["prefill"] += turn.count
-            ids, right = choose(turn, logits, best, first) if count else ([], 0)
+            ids, right = list[int](), 0
+            if count:
+                with row.alone():
+                    ids, right = choose(turn, logits, best, first)
             self._scheduler.fed(row, turn.count + right)
             if count:
                 counts["generated"] += len(ids)
@@ -203,9 +206,9 @@ class Engine(Backend):
     def _progress(self, row: Row, ids: list[int]) -> Progress:
         if row.finish_reason is None:
             return Progress(row=row, ids=ids, completion=None)
-        self._counts["finished"] += 1
+        self._counts["finished" if row.error is None else "cancelled"] += 1
         self._leave(row)
-        return Progress(row=row, ids=ids, completion=row.completion())
+        return Progress(row=row, ids=ids, completion=row.completion() if row.error is None else None)
 
     def _ready(self) -> Runner | InvariantRunner:
         """The runner of the models as they are. Between two requests they may have changed; then nothing is kept."""
@@ -249,7 +252,7 @@ class Engine(Backend):
         """
         planned = len(request.prompt_ids) + request.params.max_tokens
         dynamic = self._model.config.rope.kind == "dynamic"
-        return (f"model {model}" if model else "").encode() + (f"{planned}" if dynamic else "").encode()
+        return f"model {model}, {planned if dynamic else 'any'} tokens".encode()
 
 
 def _num_blocks(model: Decoder, config: EngineConfig, longest: int) -> int:

@@ -18,7 +18,6 @@ Compiling is done once a form and kept; a request then costs a copy of the match
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
 from collections import OrderedDict
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.engine.grammar_vocabulary import GrammarVocabulary
 from leveret.engine.structure import Structure, subschemas
 from leveret.errors import RequestError
@@ -64,16 +64,21 @@ class GrammarBook:
         self.prefix = " " if tokenizer.strips_first_space else ""
         """What decoding takes off the front of an answer, so that it must be written there."""
 
-    def constraint(self, structure: Structure, stop_ids: Iterable[int], *, prefix: str = "") -> GrammarConstraint:
-        """Keeps one request to a form. `prefix` is written in front of it.
+    def constraint(
+        self, structure: Structure, stop_ids: Iterable[int], *, prefix: str = "", goes_on: bool = False
+    ) -> GrammarConstraint:
+        """Keeps one request to a form. `prefix` is written in front of it; `goes_on`: grammar_constraint.py.
 
-        Raises RequestError, naming the keyword and its place, when the form cannot be compiled.
+        Raises RequestError, naming the keyword and its place, when the form cannot be compiled, or fits no text.
         """
         grammar = self.grammar(structure, self.prefix + prefix)
         problem = self._problem(grammar)
         if problem:
             raise self._refusal(structure, problem)
-        return self.constraint_from(grammar, stop_ids)
+        constraint = self.constraint_from(grammar, stop_ids, goes_on=goes_on)
+        if not len(constraint.allowed_ids()):
+            raise self._refusal(structure, "no text that the model could begin to write fits it")
+        return constraint
 
     def check(self, structure: Structure) -> None:
         """Raise RequestError, naming the keyword and its place, when the form cannot be compiled."""
@@ -81,21 +86,27 @@ class GrammarBook:
             raise self._refusal(structure, problem)
 
     def constraint_from(
-        self, grammar: str, stop_ids: Iterable[int], *, tokens: Iterable[int] = ()
+        self, grammar: str, stop_ids: Iterable[int], *, tokens: Iterable[int] = (), goes_on: bool = False
     ) -> GrammarConstraint:
-        """Keeps one request to a grammar in the library's notation that is known to be right.
+        """Keeps one request to a grammar in the library's notation, made of parts that are known to be right.
 
-        `tokens`: special tokens that it may use.
+        `tokens`: special tokens that it may use; `goes_on`: grammar_constraint.py. RequestError when the parts are too
+        large together.
         """
-        problem = self._problem(grammar)
-        assert not problem, problem
+        if problem := self._problem(grammar):
+            raise RequestError(
+                f"the functions together cannot be turned into a grammar: {problem}",
+                param="tools",
+                code="invalid_schema",
+                hint="offer fewer functions at a time, or describe long enums as strings",
+            )
         with self._lock:
             matcher = self._prototype(grammar).deep_copy()
         special = self._special
         if allowed := list(tokens):
             special = special.copy()
             special[allowed] = False
-        return GrammarConstraint(matcher, special, stop_ids)
+        return GrammarConstraint(matcher, special, stop_ids, goes_on=goes_on)
 
     def grammar(self, structure: Structure, prefix: str = "") -> str:
         """The form in the library's notation."""
@@ -170,90 +181,6 @@ class GrammarBook:
             return path, reason
 
         return search(schema, (), problem)
-
-
-class GrammarConstraint:
-    """Which ids may come next in one answer; an `engine.request.Constraint`."""
-
-    def __init__(self, matcher: Any, special: np.ndarray, stop_ids: Iterable[int]) -> None:
-        """`special`: flags (V,) of ids that are never allowed."""
-        self._matcher = matcher
-        self._special = special
-        self._stop_ids = np.array(sorted(set(stop_ids)), dtype=np.int64)
-        self._allowed: np.ndarray | None = None
-        self._forced: list[int] = []
-        self._ended = False
-        self.problem: str | None = None
-        """Why the form could not be followed to its end (a limit of the library); the answer is then incomplete."""
-
-    @property
-    def finished(self) -> bool:
-        """True when nothing may follow."""
-        return self._ended or self.problem is not None or self._complete
-
-    @property
-    def accepting(self) -> bool:
-        """True where the answer may end."""
-        return bool(self._matcher.is_accepting())
-
-    @property
-    def _complete(self) -> bool:
-        stopped = bool(self._matcher.is_stopped())
-        return stopped or (not len(self._stop_ids) and bool(self._matcher.is_accepting()))
-
-    def allowed_ids(self) -> np.ndarray:
-        """The ids that may come next: (n,) int64, sorted; n >= 1 until finished."""
-        if self._allowed is None:
-            self._allowed = self._find_ids()
-        return self._allowed
-
-    def advance(self, token_id: int) -> None:
-        """Take an allowed id."""
-        self._allowed = None
-        if self._forced and self._forced[0] == token_id:
-            self._forced.pop(0)
-        else:
-            self._forced = []
-        if token_id in self._stop_ids and self._matcher.is_accepting():
-            self._ended = True
-        elif not self._matcher.consume_token(token_id):
-            self._fail(f"token {token_id} was not accepted: {self._matcher.get_error()}")
-        if not self.finished:
-            self.allowed_ids()  # a limit of the library shows here and not in the middle of a step
-
-    def rollback(self, num_ids: int) -> None:
-        """Take back the last ids (no stop id among them), as speculation does with a rejected guess."""
-        self._matcher.rollback(num_ids)
-        self._allowed, self._forced, self._ended = None, [], False
-
-    def clone(self) -> GrammarConstraint:
-        """A copy at the same point that goes its own way."""
-        twin = object.__new__(GrammarConstraint)
-        twin.__dict__.update(self.__dict__, _matcher=self._matcher.deep_copy(), _forced=list(self._forced))
-        return twin
-
-    def _find_ids(self) -> np.ndarray:
-        if self.finished:
-            return self._stop_ids
-        if not self._forced:
-            self._forced = [index for index in self._matcher.compute_ff_tokens() if not self._special[index]]
-        if self._forced:
-            return np.array(self._forced[:1], dtype=np.int64)
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():
-            self._fail(str(self._matcher.get_error()))
-            return self._stop_ids
-        allowed = np.unpackbits(bits, count=len(self._special), bitorder="little").astype(bool) & ~self._special
-        if self._matcher.is_accepting():
-            allowed[self._stop_ids] = True
-        ids = np.flatnonzero(allowed)
-        if not len(ids):
-            self._fail("no token of the vocabulary can follow")
-        return ids
-
-    def _fail(self, problem: str) -> None:
-        self.problem = problem
-        logging.getLogger(__name__).warning("an answer of a given form was cut off: %s", problem)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:

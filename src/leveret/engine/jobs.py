@@ -6,9 +6,9 @@ generation_config.json, which a caller's options go over. TextModel (text.py) an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Unpack
 
 import tokenizers
@@ -20,7 +20,7 @@ from leveret.engine.backend import Backend
 from leveret.engine.defaults import SamplingOptions, with_options
 from leveret.engine.prompting import USUAL, PromptShape, chat_ids
 from leveret.engine.reply import Answer, TextAnswer
-from leveret.engine.request import Request, SamplingParams
+from leveret.engine.request import Constraint, Request, SamplingParams
 from leveret.engine.structure import AnswerOptions, Structure, split_options
 from leveret.engine.tool_calls import OfferedTools, ToolChoice, last_query
 from leveret.engine.tool_desk import ToolDesk
@@ -45,6 +45,23 @@ class Job:
     answer: Answer
     prompt_logprobs: int | None = None
     """Score the prompt's tokens too, with so many alternatives; None: no. The server's worker does it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt that has been read. Jobs for any number of answers to it are made of it, without reading it again."""
+
+    request: Request
+    """Its ids and how to sample; by this it is known whether the answers fit (`Backend.check`)."""
+    begin: Callable[[], tuple[Answer, Constraint | None]]
+    """Makes what one answer becomes, and what it is kept to."""
+
+    def job(self, *, seed: int | None = None) -> Job:
+        """A job for one answer; `seed`: in place of the request's. RequestError when its form cannot be compiled."""
+        answer, constraint = self.begin()
+        params = self.request.params if seed is None else replace(self.request.params, seed=seed)
+        request = replace(self.request, params=params, constraint=constraint, watch=answer.watch, record=answer.record)
+        return Job(request=request, answer=answer)
 
 
 class JobMaker:
@@ -77,12 +94,16 @@ class JobMaker:
 
     def prepare_text(self, prompt: str | Sequence[int], **options: Unpack[AnswerOptions]) -> Job:
         """A job that continues a text or token ids. A text gets a BOS if the tokenizer's files say so."""
+        return self.read_text(prompt, **options).job()
+
+    def read_text(self, prompt: str | Sequence[int], **options: Unpack[AnswerOptions]) -> Prompt:
+        """The prompt of `prepare_text`."""
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(checked_text(prompt, "prompt"), add_bos=self._adds_bos)
         else:
             ids = list(prompt)
         structure, sampling = split_options(options)
-        return self._text_job(ids, self._params(ids, sampling), structure=structure)
+        return self._text_prompt(ids, self._params(ids, sampling), structure=structure)
 
     def prepare_chat(
         self,
@@ -96,6 +117,29 @@ class JobMaker:
         **options: Unpack[AnswerOptions],
     ) -> Job:
         """A job for the assistant's next turn; the arguments are those of `chat`, and where the prompt ends."""
+        prompt = self.read_chat(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            constrained=constrained,
+            shape=shape,
+            **options,
+        )
+        return prompt.job()
+
+    def read_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: OfferedTools = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
+        constrained: bool = True,
+        shape: PromptShape = USUAL,
+        **options: Unpack[AnswerOptions],
+    ) -> Prompt:
+        """The prompt of `prepare_chat`."""
         template = self._need_template()
         offer = offer_from(tools, self.tools, tool_choice=tool_choice, parallel=parallel_tool_calls)
         conversation = _messages(messages)
@@ -106,26 +150,30 @@ class JobMaker:
         prefix = template.reply_prefix if shape == USUAL else ""
         if offer.empty:
             params = replace(params, banned_ids=(*params.banned_ids, *self._desk.silent_ids()))
-            return self._text_job(ids, params, prefix=prefix, structure=structure)
-        answer, constraint = self._desk.answer(
-            offer, params, query=last_query(conversation), prefix=prefix, form=structure, constrained=constrained
+            return self._text_prompt(ids, params, prefix=prefix, structure=structure)
+        begin = partial(
+            self._desk.answer,
+            offer,
+            params,
+            query=last_query(conversation),
+            prefix=prefix,
+            form=structure,
+            constrained=constrained,
         )
-        prompt = tuple(ids)
-        request = Request(
-            prompt_ids=prompt, params=params, constraint=constraint, watch=answer.watch, record=answer.record
-        )
-        return Job(request=request, answer=answer)
+        if constrained:
+            params = replace(params, stop_ids=self._desk.stop_ids(offer, params))
+        return Prompt(request=Request(prompt_ids=tuple(ids), params=params), begin=begin)
 
-    def _text_job(
+    def _text_prompt(
         self, ids: list[int], params: SamplingParams, *, prefix: str = "", structure: Structure | None = None
-    ) -> Job:
-        form = None if structure is None else self._desk.grammars.constraint(structure, params.stop_ids, prefix=prefix)
-        skip = params.skip_special_tokens
-        assembler = TextAssembler(self.tokenizer, params.stop, prefix=prefix, skip_special=skip)
-        answer = TextAnswer(assembler=assembler, form=form)
-        prompt = tuple(ids)
-        request = Request(prompt_ids=prompt, params=params, constraint=form, watch=answer.watch, record=answer.record)
-        return Job(request=request, answer=answer)
+    ) -> Prompt:
+        def begin() -> tuple[Answer, Constraint | None]:
+            form = None if structure is None else self._desk.form(structure, params, prefix)
+            skip = params.skip_special_tokens
+            assembler = TextAssembler(self.tokenizer, params.stop, prefix=prefix, skip_special=skip)
+            return TextAnswer(assembler=assembler, form=form), form
+
+        return Prompt(request=Request(prompt_ids=tuple(ids), params=params), begin=begin)
 
     def _params(
         self,
@@ -138,12 +186,13 @@ class JobMaker:
         """Sampling for a prompt: the model's defaults, the stops of its template, then the caller's options.
 
         With `ignore_eos` only the caller's own stops end the answer. A structured answer ends where its form does: a
-        stop string of the template in it is a part of it.
+        stop string of the template in it is a part of it. Stop ids that the model cannot generate are left out: the
+        files of a model may name such, and so do clients that were written for another one.
         """
         room = max(1, self.engine.context_tokens - len(ids))
         if options.get("ignore_eos"):
             most = min(self.defaults.max_tokens, room)
-            return with_options(replace(self.defaults, max_tokens=most, stop_ids=()), options)
+            return self._ending(with_options(replace(self.defaults, max_tokens=most, stop_ids=()), options))
         stops = () if template is None or structured else template.stops
         stop_ids = [*self.defaults.stop_ids, *(() if template is None else template.stop_ids(self.tokenizer))]
         if self.tokenizer.eos_id is not None:
@@ -154,9 +203,16 @@ class JobMaker:
         defaults = replace(
             self.defaults,
             max_tokens=min(self.defaults.max_tokens, room),
-            stop_ids=tuple(dict.fromkeys(stop_ids)),
+            stop_ids=tuple(stop_ids),
         )
-        return with_options(defaults, {**options, "stop": tuple(dict.fromkeys(words))})
+        return self._ending(with_options(defaults, {**options, "stop": tuple(dict.fromkeys(words))}))
+
+    def _ending(self, params: SamplingParams) -> SamplingParams:
+        return replace(params, stop_ids=self._known(params.stop_ids))
+
+    def _known(self, ids: Iterable[int]) -> tuple[int, ...]:
+        """Each id once that the model can generate."""
+        return tuple(token_id for token_id in dict.fromkeys(ids) if 0 <= token_id < self.engine.vocab_size)
 
     @cached_property
     def _desk(self) -> ToolDesk:
@@ -166,7 +222,7 @@ class JobMaker:
             self.template,
             self.dialect,
             num_ids=self.engine.vocab_size,
-            stop_ids=(*template, *self.defaults.stop_ids),
+            stop_ids=self._known((*template, *self.defaults.stop_ids)),
         )
 
     def _need_template(self) -> ChatTemplate:

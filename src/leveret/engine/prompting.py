@@ -11,7 +11,7 @@ it end after the last message as the template closes it, or in the midst of the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +54,35 @@ def chat_ids(
     try:
         if not shape.continue_final_message:
             return template.encode(tokenizer, messages, **given).ids
-        whole = template.encode(tokenizer, messages, **given)
-        end = _end_of_last_message(whole.text, messages[-1])
-        cut = template.encode(tokenizer, messages, cuts=(end,), **given)
+        word = _unknown_word(messages)
+        marked = [*messages[:-1], replace(messages[-1], content=messages[-1].content.rstrip() + word)]
+        end = _end_of_last_message(template.encode(tokenizer, marked, **given).text, messages[-1], word)
+        cut = template.encode(tokenizer, marked, cuts=(end,), **given)
         return [token_id for token_id, (_, last) in zip(cut.ids, cut.offsets, strict=True) if last <= end]
     except TemplateError as error:
         raise RequestError(error.message, param="messages", code="invalid_value", hint=error.hint) from None
 
 
-def _end_of_last_message(text: str, message: Message) -> int:
+def _unknown_word(messages: Sequence[Message]) -> str:
+    """A word that no message holds: written behind the last one, it is found where a template has put that."""
+    word = "leveret0here"
+    while any(word in message.content for message in messages):
+        word += "0"
+    return word
+
+
+def _end_of_last_message(text: str, message: Message, word: str) -> int:
+    """Where the last message ends in a text that has a word behind it. White space there belongs to no answer."""
     content = message.content.strip()
-    place = text.rfind(content) if content else -1
-    if place < 0:
+    place = text.rfind(word)
+    if not content or not text[: max(0, place)].endswith(content):
         raise RequestError(
             "the last message cannot be continued: "
             + ("it is empty" if not content else "the chat template does not write it as it is"),
             param="continue_final_message",
             code="invalid_value",
         )
-    return place + len(content)
+    return place
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from leveret.chat.messages import CallPiece, ToolCall
 from leveret.engine.assembler import TextAssembler
-from leveret.engine.grammar import GrammarConstraint
+from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.engine.request import Completion
 from leveret.engine.score_line import PlacedScore, ScoreLine
 from leveret.engine.token_score import TokenScore
@@ -47,6 +47,8 @@ class Delta:
     """A new, complete tool call."""
     call_piece: CallPiece | None = None
     """More of a tool call that is being written; the call comes whole as well, after its last piece."""
+    cut_call: CallPiece | None = None
+    """On the last piece, if the answer ended within a call: all pieces of that one, together."""
     scores: tuple[PlacedScore, ...] = ()
     """The scores of the tokens that this piece came of, or that came before it, if they were asked for."""
     prompt_scores: tuple[TokenScore, ...] = ()
@@ -73,8 +75,10 @@ class Reply:
     """The scores of the tokens of `content`, and of those that wrote calls, if they were asked for."""
     prompt_scores: tuple[TokenScore, ...] = ()
     """The scores of the prompt's tokens, if they were asked for."""
+    cut_call: CallPiece | None = None
+    """A call that the answer ended within: its name, and the beginning of its arguments."""
     parsed: bool = True
-    """False when tool calls were asked for and what came is not calls; `content` is then the raw text."""
+    """False when tool calls were asked for and what came is not calls: raw text in `content`, or a call cut off."""
 
 
 class Answer(Protocol):
@@ -144,6 +148,7 @@ def reply_from(deltas: Iterable[Delta], *, parsed: bool = True) -> Reply:
         usage=last.usage,
         scores=tuple(score for piece in pieces for score in piece.scores),
         prompt_scores=tuple(score for piece in pieces for score in piece.prompt_scores),
+        cut_call=last.cut_call,
         parsed=parsed,
     )
 

@@ -30,6 +30,10 @@ FinishReason = Literal["stop", "length", "cancelled"]
 """`stop`: a stop id, a stop string or the end of a constraint; `length`: max_tokens; `cancelled`: by the caller."""
 
 
+MIN_TEMPERATURE = 1e-5
+"""Below it an answer is greedy: logits divided by less leave the range of numbers (vLLM draws the same line)."""
+
+
 class Constraint(Protocol):
     """What may be generated next: an automaton over token ids, owned by one request."""
 
@@ -54,7 +58,8 @@ class SamplingParams:
     max_tokens: int = 512
     """Most ids to generate, at least 1 (the id that stops the request counts)."""
     temperature: float = 0.0
-    """0 is greedy (the likeliest id, the lowest id of equals); 1 samples from the model's own distribution."""
+    """0, and all below 0.00001, is greedy (the likeliest id, the lowest id of equals); 1 samples from the model's own
+    distribution."""
     top_k: int | None = None
     """Sample from the k likeliest ids only."""
     top_p: float | None = None
@@ -105,7 +110,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """True when no random number is drawn."""
-        return self.temperature == 0
+        return self.temperature < MIN_TEMPERATURE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,14 @@ the same: feed pending ids, and choose one more when none is left.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from leveret.engine.blocks import chained
 from leveret.engine.request import Completion, FinishReason, Request
 from leveret.engine.sampler import RowSampler
-from leveret.errors import RequestError
 
 
 class Row:
@@ -36,8 +38,8 @@ class Row:
         """How many later requests were begun while this one waited for room in the cache."""
         self.finish_reason: FinishReason | None = None
         self.stop_id: int | None = None
-        self.error: RequestError | None = None
-        """Why the row was given up, where it was taken on and could not be served after all."""
+        self.error: Exception | None = None
+        """Why the row was given up, where it was taken on and could not be served after all; a mistake of ours, too."""
         self.sampler = RowSampler(request.params, request.prompt_ids, request.constraint, request.record)
         self._names: list[bytes] = [salt]
         self._stop_ids = frozenset(request.params.stop_ids)
@@ -91,9 +93,18 @@ class Row:
         elif self.num_generated == self.request.params.max_tokens:
             self.finish_reason = "length"
 
-    def fail(self, error: RequestError) -> None:
+    def fail(self, error: Exception) -> None:
         """Give the row up."""
         self.error, self.finish_reason = error, "cancelled"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Whatever goes wrong inside ends this row, and no other one of the step."""
+        try:
+            yield
+        except Exception as error:
+            logging.getLogger(__name__).exception("a request failed; the others go on")
+            self.fail(error)
 
     def completion(self) -> Completion:
         """The result; only for a finished row. Raises its error, if it was given up."""

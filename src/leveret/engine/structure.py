@@ -75,7 +75,7 @@ class Structure:
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RequestError(f"{param} is not JSON: {error}", param=param, code="invalid_schema") from None
         if not isinstance(schema, Mapping | bool):
             raise RequestError(

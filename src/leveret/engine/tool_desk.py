@@ -9,16 +9,19 @@ both, or with a form      MixedConstraint of the two            MixedAnswer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate
 from leveret.engine.assembler import TextAssembler
-from leveret.engine.call_answer import FunctionalReader, MixedAnswer, ToolAnswer
+from leveret.engine.call_answer import MixedAnswer, ToolAnswer
 from leveret.engine.call_constraint import MixedConstraint
 from leveret.engine.call_grammar import call_grammar, marker_ids
-from leveret.engine.grammar import GrammarBook, GrammarConstraint
+from leveret.engine.functional_reader import FunctionalReader
+from leveret.engine.grammar import GrammarBook
+from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.engine.reply import Answer
 from leveret.engine.request import Constraint, SamplingParams
 from leveret.engine.structure import Structure
@@ -64,9 +67,21 @@ class ToolDesk:
         native = offer.declared and self._writing.native
         return messages, [declared.entry for declared in offer.declared] if native else None
 
+    def form(self, structure: Structure, params: SamplingParams, prefix: str) -> GrammarConstraint:
+        """Keeps an answer to a form. RequestError when it cannot be compiled."""
+        return self.grammars.constraint(structure, params.stop_ids, prefix=prefix, goes_on=params.ignore_eos)
+
     def silent_ids(self) -> list[int]:
         """The functional tokens, which are banned where nothing may be called."""
         return [] if self._dialect is None else [self._tokenizer.id_of(token) for token in self._dialect.tokens]
+
+    def stop_ids(self, offer: Offer, params: SamplingParams) -> tuple[int, ...]:
+        """What ends the answer: the request's stop ids, and the model's own where functional tokens are followed.
+
+        Calls in functional tokens end by one of those and cannot go on without, whatever `ignore_eos` says.
+        """
+        own = self._call_grammar.stop_ids if offer.functional else ()
+        return tuple(dict.fromkeys((*params.stop_ids, *own)))
 
     def answer(
         self,
@@ -119,7 +134,7 @@ class ToolDesk:
         book = self.grammars
         if not offer.declared:
             assert form is not None
-            return book.constraint(form, params.stop_ids, prefix=prefix)
+            return self.form(form, params, prefix)
         for declared in offer.declared:
             book.check(declared.schema)
         if form is not None:
@@ -128,14 +143,15 @@ class ToolDesk:
                     f"{form.param} cannot be combined with tools; JSON can", param=form.param, code="invalid_value"
                 )
             book.check(form)
+        parallel = offer.parallel and bool(params.stop_ids)  # where nothing can end an answer, its first call does
         grammar = call_grammar(
-            offer,
+            replace(offer, parallel=parallel),
             self._writing.dialect,
             special_ids=self._tokenizer.special_ids,
             prefix=book.prefix + prefix,
             form=form,
         )
-        return book.constraint_from(grammar, params.stop_ids, tokens=self._markers)
+        return book.constraint_from(grammar, params.stop_ids, tokens=self._markers, goes_on=True)
 
     def _calls(self, offer: Offer, query: str) -> CallConstraint:
         grammar = self._call_grammar

@@ -65,6 +65,8 @@ class Writing:
     dialect: Dialect
     native: bool
     """Whether the chat template lists the tools and writes calls and results itself."""
+    keeps_calls: bool
+    """Whether the chat template writes old calls, in whatever way."""
 
 
 def offer_from(
@@ -90,11 +92,12 @@ def writing_of(template: ChatTemplate) -> Writing:
     """How a model with this template writes calls: the template's dialect if it is known, else the default one."""
     question, call = Message("user", "?"), Message("assistant", "", tool_calls=(_PROBE_CALL,))
     entry = [{"type": "function", "function": _PROBE_TOOL}]
+    default = Writing(dialect=dialect_named(DEFAULT_DIALECT), native=False, keeps_calls=template.writes_calls)
     try:
         prompt = template.render([question], tools=entry, add_generation_prompt=True).text
         whole = template.render([question, call], tools=entry).text
     except TemplateError:
-        return Writing(dialect=dialect_named(DEFAULT_DIALECT), native=False)
+        return default
     for name in dialect_names() if _PROBE in prompt else ():
         dialect = dialect_named(name)
         begin, end = whole.rfind(dialect.start_marker), whole.rfind(dialect.end_marker)
@@ -103,17 +106,22 @@ def writing_of(template: ChatTemplate) -> Writing:
         except ToolError:
             continue
         if [(call.name, call.arguments) for call in calls] == [(_PROBE, _PROBE_CALL.arguments)]:
-            return Writing(dialect=dialect, native=True)
-    return Writing(dialect=dialect_named(DEFAULT_DIALECT), native=False)
+            return Writing(dialect=dialect, native=True, keeps_calls=True)
+    return default
 
 
 def conversation_for(
     offer: Offer, writing: Writing, messages: Sequence[Message], functional: FunctionalDialect | None
 ) -> list[Message]:
-    """The messages as the prompt shows them: old calls written out, declarations and results where they belong."""
-    if not offer.declared:
-        return with_calls_rendered(messages, functional)
+    """The messages as the prompt shows them: old calls written out, declarations and results where they belong.
+
+    What was called before is shown whatever is offered now: the last answer of a round of calls is often to call none.
+    """
     known = () if functional is None else functional.tools.names
+    written = any(call.name not in known for message in messages for call in message.tool_calls)
+    by_template = functional is None and writing.keeps_calls and not writing.native
+    if not offer.declared and (by_template or not written):
+        return with_calls_rendered(messages, functional)
     shown: list[Message] = []
     for message, previous in zip(messages, [None, *messages], strict=False):
         if message.tool_calls and all(call.name in known for call in message.tool_calls):
@@ -129,7 +137,9 @@ def conversation_for(
             shown.append(replace(message, name=_name_of_call(messages, message.tool_call_id)))
         else:
             shown.append(message)
-    return _with_ids(shown) if writing.native else _with_instructions(shown, offer, writing.dialect)
+    if writing.native:
+        return _with_ids(shown)
+    return _with_instructions(shown, offer, writing.dialect) if offer.declared else shown
 
 
 def _function(tool: Any, place: int) -> Mapping[str, Any]:

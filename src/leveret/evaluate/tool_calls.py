@@ -127,9 +127,15 @@ def _judge(request: ToolRequest, reply: Reply | str, tools: ToolSet, any_order: 
     predicted: Sequence[ToolCall] | None = None
     if isinstance(reply, Reply) and reply.parsed:
         predicted = reply.tool_calls
-    raw = (reply if isinstance(reply, str) else reply.content) if predicted is None else None
+    raw = (reply if isinstance(reply, str) else _as_written(reply)) if predicted is None else None
     verdict = check(predicted, request.calls, tools, ordered=not any_order)
     return Answered(judged=Judged(request=request, predicted=predicted, verdict=verdict), raw=raw)
+
+
+def _as_written(reply: Reply) -> str:
+    """What came instead of calls, or what there is of one that was cut off."""
+    cut = reply.cut_call
+    return reply.content if cut is None else f"{reply.content}{cut.name} {cut.arguments}"
 
 
 def _misfits(requests: Sequence[ToolRequest], tools: ToolSet) -> Iterator[str]:

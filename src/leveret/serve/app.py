@@ -36,7 +36,7 @@ def create_app(model: TextModel, config: ServeConfig) -> FastAPI:
 
     `app.state.handlers` can drain it. Raises ConfigError and the like when an adapter or a template cannot be used.
     """
-    model = configured(model, config)
+    model = configured(model, config, name=config.served_model_name)
     handlers = Handlers(model, config)
 
     @contextlib.asynccontextmanager

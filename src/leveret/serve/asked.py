@@ -2,7 +2,7 @@
 
 A completion of several prompts, `n` choices each, is prompts times `n` jobs; with `best_of`, more, of which the `n`
 whose tokens are likeliest on average are given back. Each choice of a seeded request has a seed of its own, counted up
-from the one given.
+from the one given. A prompt is read once for all of them, and looked at for its length before anything is made of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from leveret.engine.jobs import Job
+from leveret.engine.jobs import Job, Prompt
 from leveret.engine.reply import Delta, Reply, Usage
 from leveret.engine.structure import AnswerOptions
 from leveret.engine.text import TextModel
@@ -62,11 +62,12 @@ def ask_text(model: TextModel, body: CompletionBody, *, most_tokens: int | None 
     num_jobs = max(body.best_of or 1, body.n or 1)
     if num_jobs > (body.n or 1):
         options["logprobs"] = wanted or 0
+    scored = wanted if body.echo else None
     jobs = []
-    for prompt in body.prompts:
-        for index in range(num_jobs):
-            job = model.prepare_text(prompt, **_seeded(options, index))
-            jobs.append(replace(job, prompt_logprobs=wanted if body.echo else None))
+    for text in body.prompts:
+        prompt = model.read_text(text, **options)
+        model.engine.check(prompt.request)
+        jobs += [replace(job, prompt_logprobs=scored) for job in _jobs(prompt, num_jobs)]
     tokenizer = model.tokenizer
     texts = (
         prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special=True) for prompt in body.prompts
@@ -85,18 +86,22 @@ def ask_chat(model: TextModel, body: ChatBody, *, most_tokens: int | None = None
     """The jobs of a chat request. RequestError for what cannot be served."""
     options = _within(body.options(), most_tokens)
     names, choice = body.offer()
-    jobs = [
-        model.prepare_chat(
-            body.messages,
-            tools=names,
-            tool_choice=choice,
-            parallel_tool_calls=body.parallel_tool_calls is not False,
-            shape=body.shape,
-            **_seeded(options, index),
-        )
-        for index in range(body.n or 1)
-    ]
+    prompt = model.read_chat(
+        body.messages,
+        tools=names,
+        tool_choice=choice,
+        parallel_tool_calls=body.parallel,
+        shape=body.shape,
+        **options,
+    )
+    try:
+        model.engine.check(prompt.request)
+    except RequestError as error:
+        if error.param == "prompt":  # the engine's word for what a chat calls its messages
+            error.param = "messages"
+        raise
     number = body.n or 1
+    jobs = _jobs(prompt, number)
     tokenizer = None if body.num_logprobs is None else model.tokenizer
     return Asked(jobs=jobs, jobs_per_prompt=number, choices_per_prompt=number, tokenizer=tokenizer)
 
@@ -113,9 +118,12 @@ def _within(options: AnswerOptions, most_tokens: int | None) -> AnswerOptions:
     return options
 
 
-def _seeded(options: AnswerOptions, index: int) -> AnswerOptions:
-    seed = options.get("seed")
-    return options if seed is None else {**options, "seed": seed + index}
+def _jobs(prompt: Prompt, number: int) -> list[Job]:
+    """Jobs for so many answers to a prompt; behind the highest seed of 64 bits comes the lowest."""
+    seed = prompt.request.params.seed
+    if seed is None:
+        return [prompt.job() for _ in range(number)]
+    return [prompt.job(seed=(seed + index + 2**63) % 2**64 - 2**63) for index in range(number)]
 
 
 def _mean_logprob(reply: Reply) -> float:

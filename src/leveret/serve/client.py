@@ -6,7 +6,7 @@ Used by `ask`, which lets a recipe end with answers that really came through the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class Answer:
     content: str
     """The text."""
     tool_calls: tuple[ToolCall, ...]
-    """The calls, their arguments parsed."""
+    """The calls, their arguments parsed; without one that was cut off."""
     finish_reason: str
     """As the server gave it."""
 
@@ -52,8 +52,13 @@ def ask(
                 for key in ("name", "arguments"):
                     parts[key] += call["function"].get(key, "")
             reason = choice["finish_reason"] or reason
-    return Answer(
-        content=content,
-        tool_calls=tuple(ToolCall(call["name"], json.loads(call["arguments"]), call["id"]) for call in calls.values()),
-        finish_reason=reason,
-    )
+    read = (_read(call) for call in calls.values())
+    return Answer(content=content, tool_calls=tuple(call for call in read if call), finish_reason=reason)
+
+
+def _read(call: Mapping[str, str]) -> ToolCall | None:
+    """A call from its parts; None when its arguments have no end."""
+    try:
+        return ToolCall(call["name"], json.loads(call["arguments"]), call["id"])
+    except ValueError:
+        return None

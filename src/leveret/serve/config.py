@@ -65,7 +65,7 @@ class ServeConfig(Config):
     max_answer_seconds: Annotated[float, Field(gt=0)] | None = 600.0
     """Longest time from a request to the end of its answer; beyond it the answer ends with an error, status 503."""
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
-    """Told to stop, the server refuses new requests and gives the answers under way so long to end."""
+    """Told to stop, the server refuses new requests and gives the answers under way so long to end and be read."""
     runs: Path | None = None
     """Show the runs in this folder at /runs: curves, label X-ray, certificate, evaluation. Nothing is ever written."""
     page: bool = True

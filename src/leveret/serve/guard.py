@@ -41,8 +41,9 @@ class Guard:
                 code="forbidden",
                 hint="allow_origins lists the pages that may",
             )
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        right = [hmac.compare_digest(given, key) for key in self._keys]  # all of them, whichever fits
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else ""  # RFC 7235: its case does not matter
+        right = [hmac.compare_digest(given.encode(), key) for key in self._keys]  # all of them, whichever fits
         if right and not any(right):
             raise RequestError("the API key is missing or wrong", code="invalid_api_key")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -27,8 +27,9 @@ from leveret.serve.inbox import Inbox, events
 from leveret.serve.metrics import CONTENT_TYPE, Metrics
 from leveret.serve.models import ServedModels, explain
 from leveret.serve.protocol import AdapterBody, Body, ChatBody, CompletionBody, parse_body, parse_object
+from leveret.serve.ticket import Ticket
 from leveret.serve.wire import Wire, error_body, event
-from leveret.serve.worker import Ticket, Worker
+from leveret.serve.worker import Worker
 from leveret.version import VERSION
 
 
@@ -68,8 +69,8 @@ class Handlers:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is being answered."""
-        return self._worker is not None and self._worker.busy
+        """Whether anything is being answered, or an answer is on its way to its client."""
+        return self.metrics.num_open > 0 or (self._worker is not None and self._worker.busy)
 
     def submit(self, ticket: Ticket) -> None:
         """Hand a ticket to the worker; for the pages, which are no part of the API."""
@@ -126,7 +127,7 @@ class Handlers:
 
     async def unload_adapter(self, request: Request) -> Response:
         body = await self._adapter_body(request)
-        self._models.unload(body.lora_name)
+        await run_in_threadpool(self._models.unload, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     async def _adapter_body(self, request: Request) -> AdapterBody:
@@ -166,12 +167,7 @@ class Handlers:
         )
         inbox = Inbox(asyncio.get_running_loop())
         ticket = Ticket(asked.jobs, inbox.put, inbox.fail, model=model)
-        try:
-            self.submit(ticket)
-        except RequestError as error:
-            if wire.chat and error.param == "prompt":  # the engine's word for what a chat calls its messages
-                error.param = "messages"
-            raise
+        self.submit(ticket)
         if body.stream:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             pieces = _stream(request, ticket, inbox, wire, asked)
@@ -188,9 +184,15 @@ async def _whole(request: Request, ticket: Ticket, inbox: Inbox, wire: Wire, ask
                 deltas[index] += asked.shown(fresh)
     if any(not pieces or pieces[-1].finish_reason is None for pieces in deltas):
         return Response(status_code=499)  # the client has gone: nobody reads this
+    written = await run_in_threadpool(_written, deltas, wire, asked)  # megabytes, with log probabilities
+    return Response(written, media_type="application/json")
+
+
+def _written(deltas: Sequence[Sequence[Delta]], wire: Wire, asked: Asked) -> bytes:
+    """The body of a whole response."""
     replies = [reply_from(pieces) for pieces in deltas]
     content = wire.whole(asked.best(replies), usages=[reply.usage for reply in replies])
-    return Response(json.dumps(content, ensure_ascii=False).encode(), media_type="application/json")
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 async def _stream(request: Request, ticket: Ticket, inbox: Inbox, wire: Wire, asked: Asked) -> AsyncIterator[bytes]:

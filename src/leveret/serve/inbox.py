@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 
 from leveret.engine.reply import Delta
-from leveret.serve.worker import Ticket
+from leveret.serve.ticket import Ticket
 
 News = list[tuple[int, list[Delta]]]
 """Places of jobs in their ticket, and their new deltas."""

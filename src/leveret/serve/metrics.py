@@ -39,6 +39,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.num_open = 0
+        """Requests to the endpoints that have come and whose responses are not handed over yet, to their last byte."""
         self.requests = self._counter("http_requests", "HTTP requests answered.", "endpoint", "status")
         self.answers = self._counter("answers", "Answers that ended, and why.", "model", "reason")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts that were answered.")
@@ -84,7 +86,7 @@ class _Engines(Collector):
 
 
 class CountRequests:
-    """An ASGI application that counts the answers of the one inside it, by endpoint and status."""
+    """An ASGI application that counts the answers of the one inside it, by endpoint and status, and those under way."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, endpoints: frozenset[str]) -> None:
         """`endpoints`: the paths that are counted apart; all others are "other", so that no client invents labels."""
@@ -103,4 +105,9 @@ class CountRequests:
                 self._metrics.requests.labels(endpoint, str(message["status"])).inc()
             await send(message)
 
-        await self._app(scope, receive, counted)
+        is_ours = endpoint != "other"  # a page may hold a connection open for as long as somebody looks at it
+        self._metrics.num_open += is_ours
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            self._metrics.num_open -= is_ours

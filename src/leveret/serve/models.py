@@ -37,7 +37,7 @@ class ServedModels:
         """Raises ConfigError or WeightsError when an adapter or the template of the config cannot be used."""
         self._config = config
         self._own = model
-        self.name = config.served_model_name or model.name
+        self.name = model.name
         """The name of the server's own model."""
         self._models = {self.name: model}
         self._folders: dict[str, str] = {}
@@ -76,9 +76,6 @@ class ServedModels:
 
         Raises ConfigError, WeightsError and the like, and RequestError when the name is taken.
         """
-        if not name or name in self._models:
-            why = "is served already" if name else "is empty"
-            raise RequestError(f"the adapter's name {name!r} {why}", param="lora_name", code="invalid_value")
         if not is_adapter(Path(folder)):
             raise ConfigError(f"{folder} is no folder of an adapter: it has no adapter_config.json")
         if lora_modules(self._own.model):
@@ -86,14 +83,17 @@ class ServedModels:
                 f"{self.name} is itself an adapter on a model", hint="serve the model, and both as its adapters"
             )
         with self._changing:
+            if not name or name in self._models:
+                why = "is served already" if name else "is empty"
+                raise RequestError(f"the adapter's name {name!r} {why}", param="lora_name", code="invalid_value")
             self._models[name] = self._adapted(name, Path(folder))
             self._folders[name] = folder
 
     def unload(self, name: str) -> None:
-        """Serve an adapter no longer. RequestError when there is none of this name."""
-        if name not in self._folders:
-            raise RequestError(f"there is no adapter {name!r}", param="lora_name", code="model_not_found")
+        """Serve an adapter no longer; waits while another is loaded. RequestError when there is none of this name."""
         with self._changing:
+            if name not in self._folders:
+                raise RequestError(f"there is no adapter {name!r}", param="lora_name", code="model_not_found")
             del self._models[name], self._folders[name]
 
     def _adapted(self, name: str, folder: Path) -> TextModel:
@@ -105,10 +105,11 @@ class ServedModels:
         return configured(TextModel(runs, **vars(find_parts((folder, under))), name=name), self._config)
 
 
-def configured(model: TextModel, config: ServeConfig) -> TextModel:
+def configured(model: TextModel, config: ServeConfig, *, name: str | None = None) -> TextModel:
     """A model like this one with the template, the context and the cache that the config asks for.
 
-    Raises ConfigError or TemplateError when it cannot have them.
+    `name`: what it is called from here on, in the API and in the metrics; None: as it was. Raises ConfigError or
+    TemplateError when it cannot have them.
     """
     defaults = model.defaults
     if (most := config.max_answer_tokens) is not None:
@@ -120,7 +121,7 @@ def configured(model: TextModel, config: ServeConfig) -> TextModel:
         template=model.template if config.chat_template is None else _template(config.chat_template, model),
         tools=model.tools,
         defaults=defaults,
-        name=model.name,
+        name=name or model.name,
     )
     return model
 

@@ -231,6 +231,11 @@ class ChatBody(Body):
             variables=self.chat_template_kwargs or {},
         )
 
+    @property
+    def parallel(self) -> bool:
+        """Whether several calls may be made; a function that `tool_choice` names is called once."""
+        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedChoice)
+
     def offer(self) -> tuple[list[str | dict[str, Any]] | Literal["all"], ToolChoice]:
         """The functions that may be called, as OpenAI declares them, and whether one must be."""
         every = self.tools == "all"

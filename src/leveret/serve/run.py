@@ -46,11 +46,11 @@ def _serve(model: TextModel, config: ServeConfig, console: Console) -> StageResu
     from leveret.serve.running import bound_socket, server_for, url_of
 
     with bound_socket(config) as listener:
-        url = url_of(listener)
+        server, url = server_for(model, config), url_of(listener)
         console.info(f"{config.served_model_name or model.name} answers at {url}/v1 (stop with Ctrl-C); try:")
         console.info(_curl(url, with_tools=model.tools is not None, with_chat=model.template is not None))
         with contextlib.suppress(KeyboardInterrupt):
-            server_for(model, config).run([listener])
+            server.run([listener])
     console.info("stopped")
     return StageResult(output=None)
 

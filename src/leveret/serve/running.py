@@ -45,7 +45,10 @@ def running(model: TextModel, config: ServeConfig) -> Iterator[str]:
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that, told to stop by a signal, first lets the answers under way end; told twice, it stops at once."""
+    """A server that, told to stop by a signal, first lets the answers under way end and reach their clients.
+
+    Told twice, it stops at once.
+    """
 
     def __init__(self, app: FastAPI, *, drain_seconds: float) -> None:
         super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
@@ -65,10 +68,16 @@ class DrainingServer(uvicorn.Server):
         """Called by uvicorn several times a second; True ends the server."""
         if self._last_moment is not None and not self.should_exit:
             late = time.monotonic() > self._last_moment
-            self.should_exit = late or not self._handlers.busy
+            self.should_exit = late or not (self._handlers.busy or self._is_sending)
             if late:
                 self._handlers.close()
         return await super().on_tick(counter)
+
+    @property
+    def _is_sending(self) -> bool:
+        """Whether a client has still to take what was handed over."""
+        transports = (connection.transport for connection in self.server_state.connections)
+        return any(transport.get_write_buffer_size() for transport in transports)
 
 
 def server_for(model: TextModel, config: ServeConfig) -> DrainingServer:

@@ -6,8 +6,9 @@
     error       {"error": {"message", "type", "param", "code"}}
 
 A tool call is streamed as chunks with the same `index`: its id and name, then its arguments, a JSON text, as they are
-written. The first chunk of each choice carries the role. With `include_usage`, every chunk has `usage: null` and one
-more at the end has the usage and no choices. How log probabilities are written is in `probabilities.py`.
+written. One that the answer ends within has the beginning of its arguments, streamed or not. The first chunk of each
+choice carries the role. With `include_usage`, every chunk has `usage: null` and one more at the end has the usage and
+no choices. How log probabilities are written is in `probabilities.py`.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Wire:
     created: int = field(default_factory=lambda: int(time.time()))
     _num_calls: dict[int, int] = field(default_factory=dict)
     _num_in_pieces: dict[int, int] = field(default_factory=dict)
+    _prompt_logprobs: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         prefix = "chatcmpl" if self.chat else "cmpl"
@@ -157,9 +159,12 @@ class Wire:
         if not self.chat:
             return {**choice, "text": self._echo(index) + reply.content}
         message: dict[str, Any] = {"role": self.role, "content": reply.content}
-        if reply.tool_calls:
+        calls = [call_body(call) for call in reply.tool_calls]
+        if (cut := reply.cut_call) is not None:
+            calls.append(_body(call_id(), cut.name, cut.arguments))
+        if calls:
             message["content"] = reply.content or None
-            message["tool_calls"] = [call_body(call) for call in reply.tool_calls]
+            message["tool_calls"] = calls
         return {**choice, "message": message}
 
     def _echo(self, index: int) -> str:
@@ -172,7 +177,13 @@ class Wire:
             return None
         if self.chat:
             return chat_logprobs(scores, self.tokenizer)
-        return text_logprobs(scores, self.tokenizer, prompt=prompt, offset=len(self._echo(index)))
+        own = text_logprobs(scores, self.tokenizer, offset=len(self._echo(index)))
+        if not prompt:
+            return own
+        number = index // self.choices_per_prompt
+        if number not in self._prompt_logprobs:  # long, and the same for all choices
+            self._prompt_logprobs[number] = text_logprobs((), self.tokenizer, prompt=prompt)
+        return {name: [*values, *own[name]] for name, values in self._prompt_logprobs[number].items()}
 
     def _chunk(
         self,
@@ -190,8 +201,11 @@ class Wire:
 
 def call_body(call: ToolCall) -> dict[str, Any]:
     """A tool call with its arguments as a JSON text, and an id of its own."""
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return {"id": call.id or call_id(), "type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return _body(call.id or call_id(), call.name, json.dumps(call.arguments, ensure_ascii=False))
+
+
+def _body(identity: str, name: str | None, arguments: str) -> dict[str, Any]:
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def call_id() -> str:

@@ -4,54 +4,27 @@
 
 Every round of the loop starts what there is room for, drops what nobody wants any more or what took too long, and steps
 every engine that has work: one, which answers for a model and its adapters together (models.py), and those of adapters
-that cannot share it. A handler reads its events from its own `Ticket` and may cancel it at any time.
+that cannot share it. A handler reads its events from its own `Ticket` and may cancel it at any time. An answer that
+goes wrong ends alone; a step that does ends what it was for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leveret.engine.backend import Backend
-from leveret.engine.jobs import Job
-from leveret.engine.logprobs import score_prompt
 from leveret.engine.reply import Delta
 from leveret.engine.row import Progress, Row
 from leveret.engine.text import TextModel
 from leveret.errors import LeveretError, RequestError
 from leveret.serve.metrics import Metrics
-
-Listener = Callable[[int, list[Delta]], None]
-"""Called in the worker's thread with the place of the job in its ticket and the new deltas. It must not block."""
-
-
-class Ticket:
-    """Jobs submitted together; their deltas go to the listener as they come."""
-
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        listener: Listener,
-        on_error: Callable[[BaseException], None],
-        *,
-        model: TextModel | None = None,
-    ) -> None:
-        """`model`: whose jobs these are; None: those of the worker's own model."""
-        self.jobs = tuple(jobs)
-        self.listener = listener
-        self.on_error = on_error
-        self.model = model
-        self.cancelled = False
-        self.submitted = time.monotonic()
-
-    def cancel(self) -> None:
-        """Ask for no more; the worker drops the jobs before its next step. Safe from any thread, and more than once."""
-        self.cancelled = True
+from leveret.serve.scoring import Scoring
+from leveret.serve.ticket import Ticket
 
 
 @dataclass(kw_only=True, eq=False)
@@ -89,6 +62,7 @@ class Worker:
         self._wake = threading.Condition()
         self._waiting: deque[tuple[Ticket, int]] = deque()
         self._places: dict[Row, _Place] = {}
+        self._scoring = Scoring(model)
         self._num_starting = 0
         self._draining = self._closing = False
         self._thread = threading.Thread(target=self._loop, name="leveret-worker", daemon=True)
@@ -112,7 +86,7 @@ class Worker:
     @property
     def busy(self) -> bool:
         """Whether a job is running or waiting."""
-        return bool(self._places or self._waiting or self._num_starting)
+        return bool(self._num_in_hand)
 
     def submit(self, ticket: Ticket) -> None:
         """Queue the jobs of a ticket. Raises RequestError when one cannot be served or the queue is full."""
@@ -122,10 +96,11 @@ class Worker:
         with self._wake:
             if self._closing or self._draining:
                 raise _shutting_down()
-            in_hand = len(self._waiting) + self._num_starting + len(self._places)
-            if in_hand + len(ticket.jobs) > self.max_jobs:
+            if self._num_in_hand + len(ticket.jobs) > self.max_jobs:
                 raise RequestError(
-                    f"{in_hand} answers are under way or waiting already", code="overloaded", hint="try again later"
+                    f"{self._num_in_hand} answers are under way or waiting already",
+                    code="overloaded",
+                    hint="try again later",
                 )
             self._waiting.extend((ticket, index) for index in range(len(ticket.jobs)))
             self._wake.notify()
@@ -141,6 +116,15 @@ class Worker:
             self._wake.notify()
         self._thread.join()
 
+    @property
+    def _num_begun(self) -> int:
+        """Jobs that have left the queue: running, or waiting for the scores of their prompts."""
+        return len(self._places) + len(self._scoring.jobs)
+
+    @property
+    def _num_in_hand(self) -> int:
+        return len(self._waiting) + self._num_starting + self._num_begun
+
     def _loop(self) -> None:
         while (admitted := self._admit()) is not None:
             try:
@@ -153,12 +137,14 @@ class Worker:
 
     def _round(self, admitted: Sequence[tuple[Ticket, int]]) -> None:
         for ticket, index in admitted:
-            try:
+            self.metrics.queue_seconds.observe(time.monotonic() - ticket.submitted)
+            if ticket.jobs[index].prompt_logprobs is None:
                 self._start(ticket, index)
-            except LeveretError as error:  # this request cannot be served; the others can
-                ticket.cancel()
-                _tell(ticket, error)
+            else:
+                self._scoring.add(ticket, index)
             self._num_starting -= 1
+        for ticket, index in self._scoring.step():
+            self._start(ticket, index)
         self._drop_unwanted()
         for engine in self._engines():
             self._deliver(engine.step())
@@ -166,25 +152,26 @@ class Worker:
     def _admit(self) -> list[tuple[Ticket, int]] | None:
         """The waiting jobs that there is room for; sleeps when there is nothing to do. None when closing."""
         with self._wake:
-            while not (self._waiting or self._places or self._closing):
+            while not (self._waiting or self._num_begun or self._closing):
                 self._wake.wait()
             if self._closing:
                 return None
             admitted: list[tuple[Ticket, int]] = []
             if any(ticket.cancelled for ticket, _ in self._waiting):  # whose room in the queue others may have
                 self._waiting = deque(each for each in self._waiting if not each[0].cancelled)
-            while self._waiting and len(self._places) + len(admitted) < self._max_running:
+            while self._waiting and self._num_begun + len(admitted) < self._max_running:
                 admitted.append(self._waiting.popleft())
             self._num_starting = len(admitted)
         return admitted
 
     def _start(self, ticket: Ticket, index: int) -> None:
-        job, model = ticket.jobs[index], ticket.model or self._model
-        self.metrics.queue_seconds.observe(time.monotonic() - ticket.submitted)
-        if job.prompt_logprobs is not None:
-            scores = score_prompt(model.model, job.request.prompt_ids, job.prompt_logprobs)
-            ticket.listener(index, [Delta(prompt_scores=tuple(scores))])
-        self._places[model.engine.submit(job.request)] = _Place(ticket=ticket, index=index, engine=model.engine)
+        request, engine = ticket.jobs[index].request, (ticket.model or self._model).engine
+        try:
+            if (scores := ticket.prompt_scores.get(request.prompt_ids)) is not None:
+                ticket.listener(index, [Delta(prompt_scores=scores)])
+            self._places[engine.submit(request)] = _Place(ticket=ticket, index=index, engine=engine)
+        except LeveretError as error:  # this request cannot be served; the others can
+            ticket.fail(error)
 
     def _engines(self) -> set[Backend]:
         """The engines that have work."""
@@ -196,23 +183,27 @@ class Worker:
             if each.row not in self._places:
                 continue  # somebody else's, who shares the engine
             place = self._places[each.row]
-            ticket, answer = place.ticket, place.ticket.jobs[place.index].answer
-            if each.row.error is not None:
+            try:
+                deltas = _deltas(place, each)
+            except Exception as error:
+                if error is not each.row.error:
+                    logging.getLogger(__name__).exception("an answer failed; the others go on")
+                place.engine.cancel(each.row)
                 self._count(self._places.pop(each.row), each.row, "cancelled")
-                ticket.cancel()  # and with it the other answers of this ticket
-                _tell(ticket, each.row.error)
+                place.ticket.fail(error)  # and with it the other answers of this ticket
                 continue
-            if place.last is None:
-                self.metrics.first_token_seconds.observe(now - ticket.submitted)
-            else:
-                self.metrics.next_token_seconds.observe(now - place.last)
-            place.last = now
-            deltas = answer.drain()
+            self._clock(place, now)
             if each.completion is not None:
-                deltas += answer.finish(each.completion)
                 self._count(self._places.pop(each.row), each.row, each.completion.finish_reason)
-            if deltas and not ticket.cancelled:
-                ticket.listener(place.index, deltas)
+            if deltas and not place.ticket.cancelled:
+                place.ticket.listener(place.index, deltas)
+
+    def _clock(self, place: _Place, now: float) -> None:
+        if place.last is None:
+            self.metrics.first_token_seconds.observe(now - place.ticket.submitted)
+        else:
+            self.metrics.next_token_seconds.observe(now - place.last)
+        place.last = now
 
     def _drop_unwanted(self) -> None:
         """Let go of jobs whose ticket was cancelled, or has taken too long."""
@@ -224,7 +215,7 @@ class Worker:
             place.engine.cancel(row)
             self._count(place, row, "cancelled")
         for ticket in late:  # whoever hears of it finds nothing held any more
-            _tell(ticket, RequestError(f"the answer took longer than {self._max_seconds:g} s", code="timeout"))
+            ticket.fail(RequestError(f"the answer took longer than {self._max_seconds:g} s", code="timeout"))
 
     def _late(self) -> list[Ticket]:
         """Tickets that have taken too long."""
@@ -232,7 +223,7 @@ class Worker:
             return []
         oldest = time.monotonic() - self._max_seconds
         with self._wake:
-            tickets = {id(ticket): ticket for ticket, _ in self._waiting}
+            tickets = {id(ticket): ticket for ticket, _ in (*self._waiting, *self._scoring.jobs)}
         tickets |= {id(place.ticket): place.ticket for place in self._places.values()}
         return [ticket for ticket in tickets.values() if ticket.submitted < oldest and not ticket.cancelled]
 
@@ -248,21 +239,25 @@ class Worker:
         with self._wake:
             waiting = tuple(self._waiting)
             self._waiting.clear()
-        tickets = {id(ticket): ticket for ticket, _ in (*admitted, *waiting)}
+        tickets = {id(ticket): ticket for ticket, _ in (*admitted, *waiting, *self._scoring.jobs)}
         tickets |= {id(place.ticket): place.ticket for place in self._places.values()}
         for row, place in self._places.items():
             place.engine.cancel(row)
         self._places.clear()
+        self._scoring.clear()
         self._num_starting = 0
         for ticket in tickets.values():
-            ticket.cancel()
-            _tell(ticket, error)
+            ticket.fail(error)
+
+
+def _deltas(place: _Place, progress: Progress) -> list[Delta]:
+    """What became of an answer in a step. Raises what the row was given up for."""
+    if progress.row.error is not None:
+        raise progress.row.error
+    answer = place.ticket.jobs[place.index].answer
+    deltas = answer.drain()
+    return deltas if progress.completion is None else [*deltas, *answer.finish(progress.completion)]
 
 
 def _shutting_down() -> RequestError:
     return RequestError("the server is shutting down", code="shutting_down")
-
-
-def _tell(ticket: Ticket, error: BaseException) -> None:
-    with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens any more
-        ticket.on_error(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,15 @@ def test_requests_wait_for_a_sequence_and_leave_it_to_the_next(other: TextModel)
     assert len({completion.ids for completion in found}) == 1
     stats = other.engine.stats
     assert (stats.running_requests, stats.waiting_requests) == (0, 0)
+
+
+def test_a_row_that_goes_wrong_ends_alone(other: TextModel) -> None:
+    good = other.engine.submit(Request(prompt_ids=(5, 6), params=SamplingParams(max_tokens=2)))
+    broken = other.engine.submit(replace(good.request, prompt_ids=(7,), watch=lambda token_id: bool(1 // 0)))
+    while not (good.finish_reason and broken.finish_reason):
+        other.engine.step()
+    assert len(good.completion().ids) == 2 and isinstance(broken.error, ZeroDivisionError)
+    assert other.engine.stats.running_requests == 0
 
 
 def test_closing_a_stream_cancels_its_request(other: TextModel) -> None:

@@ -153,7 +153,9 @@ class ServerBackend(QueuedBackend[Reading]):
                 return self._progress(row, [])
             assert news.piece is not None
             reading = self._running[row]
-            ids = _append(row, reading.read(news.piece), reading, news.piece.finish_reason)
+            ids = list[int]()
+            with row.alone():
+                ids = _append(row, reading.read(news.piece), reading, news.piece.finish_reason)
             return self._progress(row, ids)
 
 

@@ -76,11 +76,7 @@ class SequencesBackend(QueuedBackend[int]):
             ]
             logits = iter(self._model.feed(feeds))
             self._counts["steps"] += 1
-            return [
-                self._progress(row, row.take(row.sampler.choose(next(logits))))
-                for row, count in turns
-                if self._read(row, count)
-            ]
+            return [self._taken(row, next(logits)) for row, count in turns if self._read(row, count)]
 
     def close(self) -> None:
         """End what runs, and give up the model."""
@@ -105,6 +101,13 @@ class SequencesBackend(QueuedBackend[int]):
                 turns.append((row, count))
                 left -= count
         return turns
+
+    def _taken(self, row: Row, logits: Tensor) -> Progress:
+        """Let a row choose its next id."""
+        ids = list[int]()
+        with row.alone():
+            ids = row.take(row.sampler.choose(logits))
+        return self._progress(row, ids)
 
     def _read(self, row: Row, count: int) -> bool:
         """Note that ids were fed; whether the row now chooses."""

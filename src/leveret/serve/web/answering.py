@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from leveret.chat.messages import ToolCall
 from leveret.engine.jobs import Job
 from leveret.engine.reply import Delta, ReplyReason
-from leveret.serve.worker import Ticket
+from leveret.serve.ticket import Ticket
 
 SECONDS_BETWEEN_VIEWS = 0.05
 """A page is redrawn this often at most, however fast the tokens come."""

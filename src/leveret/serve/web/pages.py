@@ -20,10 +20,10 @@ from leveret.engine.text import TextModel
 from leveret.errors import MissingExtra
 from leveret.extras import require
 from leveret.serve.config import ServeConfig
+from leveret.serve.ticket import Ticket
 from leveret.serve.web.door import GRADIO_POLICY, LOGIN, STILL_POLICY, Door, log_in
 from leveret.serve.web.runs import runs_app
 from leveret.serve.web.talk import Talk
-from leveret.serve.worker import Ticket
 
 PATH = "/gradio"
 ICON = (

@@ -21,9 +21,9 @@ from leveret.engine.conversation import Conversation
 from leveret.engine.defaults import SamplingOptions
 from leveret.engine.text import TextModel
 from leveret.errors import LeveretError
+from leveret.serve.ticket import Ticket
 from leveret.serve.web.answering import Interruption, Sofar, answering
 from leveret.serve.web.words import Words
-from leveret.serve.worker import Ticket
 from leveret.tools.call_text import describe_call
 
 Bubble = dict[str, Any]
