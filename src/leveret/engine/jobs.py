@@ -64,6 +64,16 @@ class Prompt:
         return Job(request=request, answer=answer)
 
 
+class ChatOptions(AnswerOptions, total=False):
+    """The options of an answer in a conversation."""
+
+    tools: OfferedTools
+    tool_choice: ToolChoice
+    parallel_tool_calls: bool
+    constrained: bool
+    shape: PromptShape
+
+
 class JobMaker:
     """Makes jobs for one model; the base of TextModel."""
 
@@ -105,28 +115,9 @@ class JobMaker:
         structure, sampling = split_options(options)
         return self._text_prompt(ids, self._params(ids, sampling), structure=structure)
 
-    def prepare_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: OfferedTools = None,
-        tool_choice: ToolChoice = "auto",
-        parallel_tool_calls: bool = True,
-        constrained: bool = True,
-        shape: PromptShape = USUAL,
-        **options: Unpack[AnswerOptions],
-    ) -> Job:
+    def prepare_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Job:
         """A job for the assistant's next turn; the arguments are those of `chat`, and where the prompt ends."""
-        prompt = self.read_chat(
-            messages,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            constrained=constrained,
-            shape=shape,
-            **options,
-        )
-        return prompt.job()
+        return self.read_chat(messages, **options).job()
 
     def read_chat(
         self,
