@@ -212,7 +212,7 @@ def test_a_part_that_leans_on_the_one_before_takes_over_what_it_leaves_out(phone
     )
     generator = RequestGenerator(book, phone, seed=0)
     leaning = 0
-    for index in range(200):
+    for index in range(600):
         request = generator.draw("combined", index, held_out=bool(index % 2))
         if ", so the " in request.query.lower():
             leaning += 1

@@ -33,14 +33,14 @@ begins and ends must be read off the wording; a model that only knows the values
 THREE_CALLS = 0.25
 """Share of the combined requests that ask for three calls; the others ask for two."""
 
-SAME_TOOL = 0.08
+SAME_TOOL = 0.06
 """Share of the later parts of a combined request that ask for the same tool once more, in words of their own."""
 
-CONTINUED = 0.2
+CONTINUED = 0.15
 """Share of the later parts that lean on the one before, where the book has words for that (see continuations.py)."""
 
-ASIDES = {"before": 0.08, "after": 0.08}
-"""Share of the requests with something said before or behind them that asks for nothing."""
+ASIDES = {"before": 0.04, "after": 0.04}
+"""Share of the training requests with something said before or behind them that asks for nothing."""
 
 LISTED = 0.7
 """Share of the places before the last one where a list's connector stands: a, b and c."""
@@ -114,7 +114,7 @@ class RequestGenerator:
         turns = self._names if held_out else self._turns
         tool = turns[index % len(turns)] if kind == "single" else None
         parts = [self._part(tool, rng, held_out)]
-        return self._speak(self._with_asides(parts, rng, held_out) if tool else parts, rng)
+        return self._speak(parts if held_out or tool is None else self._with_asides(parts, rng), rng)
 
     def _combined(self, rng: random.Random, held_out: bool) -> ToolRequest:
         """A request of two or three parts; never the same call twice."""
@@ -123,16 +123,16 @@ class RequestGenerator:
             parts: list[_Part] = []
             while len(parts) < count:
                 parts.append(self._next_part(parts, rng, held_out))
-            request = self._speak(self._with_asides(parts, rng, held_out), rng)
+            request = self._speak(parts if held_out else self._with_asides(parts, rng), rng)
             if all(call not in request.calls[:place] for place, call in enumerate(request.calls)):
                 return request
         raise ToolError(f"{self.book.source}: combined requests repeat the same call", hint="add values or tools")
 
-    def _with_asides(self, parts: list[_Part], rng: random.Random, held_out: bool) -> list[_Part]:
+    def _with_asides(self, parts: list[_Part], rng: random.Random) -> list[_Part]:
         """The parts, and at times an aside: a part without a tool."""
         asides: dict[str, list[_Part]] = {"before": [], "after": []}
         for place, wordings in self.book.asides.items():
-            chosen = wordings.draw(rng, held_out=held_out) if rng.random() < ASIDES[place] else None
+            chosen = wordings.draw(rng, held_out=False) if rng.random() < ASIDES[place] else None
             if chosen is not None and not (place == "after" and parts[-1].ends_open):
                 pieces = self.book.rules.pieces(chosen[1], rng, no_slot)
                 asides[place] = [_Part(pieces=pieces, drawn=[None] * len(pieces), tool=None, fixed={})]
