@@ -39,7 +39,7 @@ SAME_TOOL = 0.06
 CONTINUED = 0.15
 """Share of the later parts that lean on the one before, where the book has words for that (see continuations.py)."""
 
-ASIDES = {"before": 0.04, "after": 0.04}
+ASIDES = {"before": 0.02, "after": 0.02}
 """Share of the training requests with something said before or behind them that asks for nothing."""
 
 LISTED = 0.7
