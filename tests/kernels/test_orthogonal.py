@@ -6,14 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leveret.kernels.orthogonal import (
-    ROUNDS,
-    SLACK,
-    exact_orthogonalize,
-    orthogonalize,
-    orthogonalize_unit_,
-    plain_orthogonalize_unit,
-)
+from leveret.kernels.orthogonal import exact_orthogonalize, orthogonalize, orthogonalize_unit_, plain_orthogonalize_unit
 
 SHAPES = [(64, 64), (100, 40), (40, 100), (1, 7), (130, 200), (192, 65)]
 
@@ -26,10 +19,9 @@ def unit_matrices(shape: tuple[int, int], number: int = 4) -> Tensor:
 def in_double(x: Tensor) -> Tensor:
     """The same rounds without a rounding."""
     x = x.double()
-    x = x / (SLACK * torch.linalg.svdvals(x).pow(4).sum(-1).pow(0.25)[:, None, None])
-    for a, b, c in ROUNDS:
+    for _ in range(5):
         square = x @ x.transpose(1, 2)
-        x = a * x + (b * square + c * square @ square) @ x
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x
 
 
@@ -60,42 +52,5 @@ def test_singular_values_come_near_one_at_any_scale(build: str, scale: float) ->
     x = torch.randn(2, 48, 80, generator=torch.Generator().manual_seed(1))
     values = torch.linalg.svdvals(orthogonalize(x * scale))
     assert values.min() > 0.5
-    assert values.max() < 1.36
+    assert values.max() < 1.3
     assert torch.linalg.svdvals(exact_orthogonalize(x[0])).sub(1).abs().max() < 1e-5
-
-
-def test_each_round_is_the_minimax_polynomial_for_what_the_round_before_leaves() -> None:
-    """It is farthest from 1 by the same at four places, by turns below and above: no quintic can be nearer."""
-    low, high = 0.002, 1.0
-    for number, (a, b, c) in enumerate(ROUNDS):
-        cushion = 1.01 if number in (1, 2) else 1.0
-        x = torch.linspace(low, high, 200_001, dtype=torch.float64) * cushion
-        errors = 1 - (a * x + b * x**3 + c * x**5)
-        inner = errors[1:-1]
-        turns = (inner - errors[:-2]) * (errors[2:] - inner) <= 0
-        extremes = torch.cat([errors[:1], inner[turns], errors[-1:]])
-        assert len(extremes) == 4
-        signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-        torch.testing.assert_close(extremes * signs, extremes.abs().max().expand(4), rtol=0, atol=5e-4)
-        low, high = 1 - float(extremes.abs().max()), 1 + float(extremes.abs().max())
-    assert low > 0.66 and high < 1.34
-
-
-def test_small_singular_values_are_raised_and_none_runs_away(build: str) -> None:
-    """From 0.002 of the Schatten 4-norm up."""
-    generator = torch.Generator().manual_seed(3)
-    left, right = (torch.linalg.qr(torch.randn(64, 64, generator=generator))[0] for _ in range(2))
-    values = torch.logspace(-2.5, 0, 64)
-    assert values.min() / values.pow(4).sum().pow(0.25) > 0.002
-    x = (left * values) @ right
-    found = torch.linalg.svdvals(orthogonalize(x[None])[0])
-    assert found.min() > 0.6
-    assert found.max() < 1.36
-
-
-def test_matrices_of_rank_one_and_of_zeros_stay_finite(build: str) -> None:
-    generator = torch.Generator().manual_seed(4)
-    one = torch.outer(torch.randn(48, generator=generator), torch.randn(80, generator=generator))
-    both = orthogonalize(torch.stack([one, torch.zeros(48, 80)]))
-    assert torch.linalg.matrix_norm(both[0], ord=2) == pytest.approx(1, abs=0.36)
-    assert not both[1].any()

@@ -53,7 +53,7 @@ def test_orthogonalize_brings_singular_values_near_one_in_the_same_directions(sh
     assert fast.shape == matrices.shape and fast.dtype == matrices.dtype
     for approximate, matrix in zip(fast, matrices, strict=True):
         values = torch.linalg.svdvals(approximate)
-        assert values.min() > 0.3 and values.max() < 1.36
+        assert values.min() > 0.3 and values.max() < 1.3
         exact = exact_orthogonalize(matrix)
         cosine = torch.sum(approximate * exact) / (approximate.norm() * exact.norm())
         assert cosine > 0.97
@@ -138,19 +138,15 @@ def test_the_ratio_is_refused_where_nothing_reads_it() -> None:
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_matrices_move_as_under_torch_optim_muon(shape, decay, monkeypatch) -> None:
-    """With the rounds that reach U V^T itself whatever the scale is; which rounds are used otherwise differs."""
-    newton = (1.5, -0.5, 0.0)
-    monkeypatch.setattr("leveret.kernels.orthogonal.ROUNDS", (newton,) * 12)
+def test_matrices_move_as_under_torch_optim_muon(shape, decay) -> None:
     generator = torch.Generator().manual_seed(4)
     mine = torch.randn(shape, generator=generator)
     theirs = torch.nn.Parameter(mine.clone())
     optimizer = torch.optim.Muon(
-        [theirs], lr=0.01, weight_decay=decay, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw",
-        ns_coefficients=newton, ns_steps=12,
-    )  # fmt: skip
+        [theirs], lr=0.01, weight_decay=decay, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
+    )
     start, momentum = mine.clone(), torch.zeros(shape)
-    # Gradients without tiny singular values: along those, rounds in bf16 blow rounding up in either version.
+    # Gradients without tiny singular values: along those, five rounds in bf16 blow rounding up in either version.
     base = exact_orthogonalize(torch.randn(shape, generator=generator))
     for _ in range(4):
         gradient = base + 0.3 * exact_orthogonalize(torch.randn(shape, generator=generator))

@@ -1,8 +1,5 @@
 // Muon's direction: rounds of X <- a X + b (X X^T) X + c (X X^T)^2 X, a matrix to each thread.
 //
-// The first round first brings the largest singular value below 1, by the Schatten 4-norm ||X X^T||^(1/2). The square is at
-// hand by then, so only the round's coefficients change.
-//
 // Products of matrices this small cost more between them than within: a library rounds, copies and adds in passes of its
 // own, and computes both halves of the symmetric X X^T and (X X^T)^2. Here a matrix and all that a round makes of it stay in
 // the core's second-level cache, only the upper blocks of a symmetric product are computed, and what follows a product
@@ -73,28 +70,13 @@ void symmetric_product(const bfloat16* left, const word* right, int64_t inner, i
     }
 }
 
-// 1 / (slack ||X X^T||^(1/2)), from the square X X^T; 1 for a matrix of zeros.
-float scale_of(const bfloat16* square, int64_t count, float slack) {
-    floats sum{};
-    for (int64_t i = 0; i < count; i += LANES) {
-        floats numbers = load(square + i);
-        sum = numbers * numbers + sum;
-    }
-    float length = std::sqrt(std::sqrt(sum_of(sum)));
-    return length > 0 ? 1 / (slack * length) : 1;
-}
-
-// coefficients: a, b, c, for X times the scale that `scaling` finds.
-template <typename Scaling>
-void one_round(Work& work, const float* coefficients, Scaling scaling) {
+void one_round(Work& work, float a, float b, float c) {
     int64_t side = work.side, width = work.width;
     bfloat16 *matrix = work.matrix.data(), *square = work.square.data(), *factor = work.factor.data();
     word* right = work.right.data();
     float* sums = work.sums.data();
     turn_rows(matrix, width, side, side, width, right);
     symmetric_product(matrix, right, width / 2, side, sums, square, [](floats sum, int64_t) { return sum; });
-    float scale = scaling(square), cube = scale * scale * scale;
-    float a = coefficients[0] * scale, b = coefficients[1] * cube, c = coefficients[2] * cube * scale * scale;
     pair_rows(square, side, side, side, side, right);
     symmetric_product(square, right, side / 2, side, sums, factor,
                       [=](floats sum, int64_t place) { return b * load(square + place) + c * sum; });
@@ -110,7 +92,7 @@ void one_round(Work& work, const float* coefficients, Scaling scaling) {
 
 // matrices (count, rows, columns), in place. Of a tall matrix the turned one goes through the rounds.
 LEVERET_EXPORT void leveret_orthogonalize(bfloat16* matrices, int64_t count, int64_t rows, int64_t columns, int rounds,
-                                          const float* coefficients, float slack, int threads) {
+                                          float a, float b, float c, int threads) {
     bool tall = rows > columns;
 #pragma omp parallel num_threads(threads)
     {
@@ -123,10 +105,7 @@ LEVERET_EXPORT void leveret_orthogonalize(bfloat16* matrices, int64_t count, int
             else
                 for (int64_t i = 0; i < rows; i++)
                     std::memcpy(work.matrix.data() + i * work.width, given + i * columns, size_t(columns) * sizeof(bfloat16));
-            for (int round = 0; round < rounds; round++)
-                one_round(work, coefficients + 3 * round, [&](const bfloat16* square) {
-                    return round ? 1.0f : scale_of(square, work.side * work.side, slack);
-                });
+            for (int round = 0; round < rounds; round++) one_round(work, a, b, c);
             if (tall) turn(work.matrix.data(), work.width, columns, rows, given, columns);
             else
                 for (int64_t i = 0; i < rows; i++)
