@@ -18,7 +18,7 @@ from leveret.paths import hash_tree
 from leveret.prepare import documents as prepare_documents
 from leveret.prepare.config import PrepareConfig
 from leveret.prepare.documents import divide
-from leveret.prepare.run import run
+from leveret.prepare.run import REPORT, run
 from leveret.segment.words import normalize
 from leveret.tools.requests import read_requests
 from leveret.tools.schema import ToolSet
@@ -190,6 +190,28 @@ def test_a_run_killed_before_its_end_starts_over(texts: Path, monkeypatch: pytes
     monkeypatch.undo()
     run(config(texts, output=texts.parent / "cut"), Console(quiet=True))
     assert hash_tree(texts.parent / "cut") == expected
+
+
+def test_other_files_in_the_output_folder_are_left_alone(texts: Path) -> None:
+    output = texts.parent / "out"
+    output.mkdir()
+    (output / "mine.jsonl").write_text('{"text": "mine"}\n')
+    for share in (0.1, 0.2):
+        run(config(texts, validation_share=share, requests=requests(train=20, held_out=4)), Console(quiet=True))
+    assert (output / "mine.jsonl").read_text() == '{"text": "mine"}\n'
+    written = {path.name for path in output.glob("*.jsonl")} - {"mine.jsonl"}
+    assert written == set(json.loads((output / REPORT).read_text())["files"])
+    run(config(texts), Console(quiet=True))
+    assert {path.name for path in output.glob("*.jsonl")} == {"mine.jsonl", "text.train.jsonl", "text.valid.jsonl"}
+
+
+def test_an_output_that_would_be_read_as_a_document_is_refused(texts: Path) -> None:
+    for documents, output in (([texts], texts), ([texts.parent], texts.parent / "out")):
+        with pytest.raises(ConfigError, match="lies in the documents"):
+            run(config(texts, documents=documents, output=output), Console(quiet=True))
+    run(config(texts), Console(quiet=True))
+    with pytest.raises(ConfigError, match="outside of the documents"):
+        run(config(texts, documents=[texts.parent / "out" / "text.train.jsonl"]), Console(quiet=True))
 
 
 def test_a_tool_without_phrases_is_warned_about(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
