@@ -26,6 +26,7 @@ from leveret.evaluate.tables import show, show_failures
 from leveret.evaluate.tool_calls import ToolEvaluation, evaluate_requests
 from leveret.hub import resolve_model
 from leveret.paths import atomic_write, hash_tree, sha256_file
+from leveret.segment.words import beginning
 from leveret.tools.requests import read_requests
 from leveret.version import VERSION
 
@@ -131,7 +132,7 @@ def _documents(file: Path, most_bytes: int | None, read: ReadReport) -> Iterator
         text = document.text
         if most_bytes is not None and used + len(text.encode()) > most_bytes:
             if used == 0:
-                yield text.encode()[:most_bytes].decode(errors="ignore")
+                yield beginning(text, most_bytes)
             return
         used += len(text.encode())
         yield text

@@ -21,6 +21,7 @@ from leveret.data.readers import read_conversations, read_documents
 from leveret.data.split import is_held_out
 from leveret.errors import DataError
 from leveret.paths import atomic_write, hash_tree, sha256_file
+from leveret.segment.words import beginning
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.train import train_byte_bpe
 from leveret.vocabulary.config import TokenizerConfig
@@ -28,6 +29,8 @@ from leveret.vocabulary.fertility import Fertility, FertilitySample
 
 HELD_OUT = 0.02
 """The share of texts that is measured on instead of trained on."""
+
+REPORT, TEMPLATE = "report.json", "chat_template.jinja"
 
 PROGRESS_EVERY_BYTES = 1 << 20
 
@@ -49,8 +52,10 @@ def run(config: TokenizerConfig, console: Console) -> StageResult:
     fertility = sample.measure(tokenizer)
     _show(console, tokenizer, fertility)
     summary = {"vocab_size": tokenizer.vocab_size, "fertility": _figures(fertility)}
+    for stale in (REPORT, TEMPLATE):  # the report first: killed here, nobody takes the old files for finished ones
+        (config.output / stale).unlink(missing_ok=True)
     tokenizer.save(config.output)
-    atomic_write(config.output / "report.json", json.dumps({"fingerprint": key, "summary": summary}, indent=2) + "\n")
+    atomic_write(config.output / REPORT, json.dumps({"fingerprint": key, "summary": summary}, indent=2) + "\n")
     return StageResult(output=config.output, summary=summary)
 
 
@@ -71,11 +76,14 @@ def _train(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
 
 
 def _texts(config: TokenizerConfig, report: ReadReport, sample: FertilitySample, progress: Progress) -> Iterator[str]:
-    """The texts to train on, up to `max_bytes`; some are given to `sample` instead."""
+    """The texts to train on, up to `max_bytes`: whole ones, or a part of the first. Some go to `sample` instead."""
     num_bytes = shown = 0
     for text in _all_texts(config, report):
         size = len(text.encode())
-        if num_bytes + size > config.max_bytes:
+        if not num_bytes and size > config.max_bytes:
+            report.dropped["the end of a text that alone is longer than max_bytes"] += 1
+            text, size = beginning(text, config.max_bytes), config.max_bytes
+        elif num_bytes + size > config.max_bytes:
             report.dropped["texts beyond max_bytes (at least)"] += 1
             return
         num_bytes += size
@@ -129,7 +137,7 @@ def _content_hash(path: Path) -> str:
 
 def _finished(output: Path, key: str) -> dict[str, Any] | None:
     """The summary of an earlier run of the same thing, if it is complete."""
-    path = output / "report.json"
+    path = output / REPORT
     if not path.is_file() or not (output / "tokenizer.json").is_file():
         return None
     try:
