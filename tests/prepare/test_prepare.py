@@ -100,8 +100,23 @@ def test_max_bytes_keeps_a_seeded_sample(texts: Path) -> None:
     first = lines(texts.parent / "out" / "text.train.jsonl")
     run(config(texts, max_bytes=2000, seed=1), Console(quiet=True))
     assert lines(texts.parent / "out" / "text.train.jsonl") != first
-    with pytest.raises(DataError, match="none of 200 documents fits into max_bytes"):
+    with pytest.raises(DataError, match="one of 200 documents fits into max_bytes"):
         run(config(texts, max_bytes=10), Console(quiet=True))
+
+
+def test_where_hardly_a_document_fits_the_beginnings_of_some_are_kept(
+    texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books = texts.parent / "books"
+    books.mkdir()
+    for number in range(3):
+        (books / f"{number}.txt").write_text(f"兔 {number} " + "兔子跑得很快。" * 500)
+    (books / "short.txt").write_text("the hare runs")
+    summary = run(config(books, max_bytes=2000), Console()).summary
+    assert summary["train_documents"] >= 1 <= summary["valid_documents"]
+    assert summary["train_documents"] + summary["valid_documents"] == 4
+    assert 1300 < summary["train_bytes"] + summary["valid_bytes"] <= 2000
+    assert "kept the first 500 bytes of 4" in " ".join("".join(capsys.readouterr()).split())
 
 
 def test_held_out_requests_are_new_and_every_file_fits_the_tools(texts: Path) -> None:

@@ -2,8 +2,8 @@
 
 Everything is a function of the config, the inputs and the seed: run twice, it writes the same bytes. Each file is
 written whole or not at all, and `report.json` last: running again with the same config and the same inputs finds the
-finished files and does nothing. A killed run starts over, for it is short. Nothing is taken away but what an earlier run
-has written: whatever else lies in the output folder is somebody's own.
+finished files and does nothing. A killed run starts over, for it is short. Nothing is taken away but what an earlier
+run has written: whatever else lies in the output folder is somebody's own.
 """
 
 from __future__ import annotations
