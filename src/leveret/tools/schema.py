@@ -153,7 +153,7 @@ def _read_tool(entry: Any, number: int) -> Tool:
 
 def _tools_file(path: str | Path) -> Path:
     path = Path(path)
-    return path if path.suffix == ".json" else path / FILE_NAME
+    return path if path.suffix == ".json" or path.is_file() else path / FILE_NAME
 
 
 def _read_json(file: Path) -> Any:
