@@ -24,7 +24,7 @@ from leveret.evaluate.bits_per_byte import PROTOCOL, bits_per_byte
 from leveret.evaluate.config import EvaluateConfig
 from leveret.evaluate.tables import show, show_failures
 from leveret.evaluate.tool_calls import ToolEvaluation, evaluate_requests
-from leveret.hub import resolve_model
+from leveret.hub import is_adapter, model_under, resolve_model
 from leveret.paths import atomic_write, hash_tree, sha256_file
 from leveret.segment.words import beginning
 from leveret.tools.requests import read_requests
@@ -142,14 +142,13 @@ def _inputs(config: EvaluateConfig, directory: Path) -> dict[str, str]:
     """Hashes of everything the result depends on."""
     missing = next((file for file in (*config.tools, *config.text) if not file.is_file()), None)
     if missing is not None:
-        raise DataError("no such file", path=missing)
+        raise DataError("is a folder; name the files in it" if missing.is_dir() else "no such file", path=missing)
     files = {str(file): sha256_file(file) for file in (*config.tools, *config.text)}
     settings = config.model_dump(mode="json", exclude={"output", "shown_failures"})
-    return {
-        **files,
-        "model": (sha256_file if directory.is_file() else hash_tree)(directory),
-        "settings": fingerprint(settings),
-    }
+    model = {"model": (sha256_file if directory.is_file() else hash_tree)(directory)}
+    if is_adapter(directory):
+        model["model under the adapter"] = hash_tree(model_under(directory))
+    return {**files, **model, "settings": fingerprint(settings)}
 
 
 def _recorded(config: EvaluateConfig, inputs: dict[str, str]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
