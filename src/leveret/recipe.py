@@ -211,7 +211,7 @@ def _entries(data: Mapping[str, Any], found: list[str]) -> list[_Entry]:
         if len(verbs) != 1:
             found.append(f"{place}: names {len(verbs)} commands ({', '.join(map(str, verbs))}); a stage has one")
             continue
-        command, body, name = COMMANDS.get(verbs[0]), item[verbs[0]] or {}, str(item.get("name", verbs[0]))
+        command, body, name = COMMANDS.get(verbs[0]), item[verbs[0]] or {}, str(item.get("name") or verbs[0])
         if command is None or not command.stage:
             found.append(f"{place}: {_no_such_command(str(verbs[0]), command)}")
         elif not isinstance(body, dict):

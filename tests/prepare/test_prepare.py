@@ -222,10 +222,10 @@ def test_other_files_in_the_output_folder_are_left_alone(texts: Path) -> None:
 
 def test_an_output_that_would_be_read_as_a_document_is_refused(texts: Path) -> None:
     for documents, output in (([texts], texts), ([texts.parent], texts.parent / "out")):
-        with pytest.raises(ConfigError, match="lies in the documents"):
+        with pytest.raises(ConfigError, match="the next run would read"):
             run(config(texts, documents=documents, output=output), Console(quiet=True))
     run(config(texts), Console(quiet=True))
-    with pytest.raises(ConfigError, match="outside of the documents"):
+    with pytest.raises(ConfigError, match="would be written over"):
         run(config(texts, documents=[texts.parent / "out" / "text.train.jsonl"]), Console(quiet=True))
 
 

@@ -97,6 +97,19 @@ def test_nothing_of_an_earlier_tokenizer_stays(data: Path, monkeypatch: pytest.M
     assert Tokenizer.load(data / "out").chat_template is not None
 
 
+def test_an_output_among_the_texts_is_refused(data: Path) -> None:
+    with pytest.raises(ConfigError, match="the next run would read"):
+        run(config(data, output=data / "data" / "tokenizer"), Console(quiet=True))
+
+
+def test_another_version_trains_anew(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config(data), Console(quiet=True))
+    written = (data / "out/report.json").read_text()
+    monkeypatch.setattr("leveret.vocabulary.run.VERSION", "0.0.0")
+    run(config(data), Console(quiet=True))
+    assert (data / "out/report.json").read_text() != written
+
+
 def test_missing_and_empty_inputs_are_errors(data: Path) -> None:
     with pytest.raises(ConfigError, match="documents or conversations"):
         config(data, documents=[])

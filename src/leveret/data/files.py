@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from leveret.errors import DataError
+from leveret.errors import ConfigError, DataError
 from leveret.extras import require
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".py", ".pyi", ".c", ".h", ".html", ".tex"})
@@ -96,6 +96,16 @@ def data_files(paths: str | Path | Sequence[str | Path], report: ReadReport) -> 
                     yield inner, False
         else:
             raise DataError("there is no such file or folder", path=path)
+
+
+def refuse_output_within(paths: Sequence[Path], output: Path) -> None:
+    """ConfigError when a folder that is read holds the one that is written: the next run would read both."""
+    for path in paths:
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"the output {output} lies in {path}, which is read: the next run would read what this one writes",
+                hint="choose an output folder outside of the data",
+            )
 
 
 def _why_not(inner: Path, folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from leveret.commands import StageResult
 from leveret.config import fingerprint
 from leveret.console import Console
 from leveret.data.examples import Document
+from leveret.data.files import refuse_output_within
 from leveret.errors import ConfigError
 from leveret.paths import atomic_write, sha256_file
 from leveret.prepare.config import PrepareConfig
@@ -57,15 +58,11 @@ def run(config: PrepareConfig, console: Console) -> StageResult:
 
 def _refuse_own_files(config: PrepareConfig) -> None:
     """ConfigError when a document is, or holds, what is about to be written: it would be overwritten, or read again."""
-    output = config.output.resolve()
-    own = {output / name for names in WRITTEN.values() for name in names}
+    refuse_output_within(config.documents, config.output)
+    own = {config.output.resolve() / name for names in WRITTEN.values() for name in names}
     for path in config.documents:
-        place = path.resolve()
-        if place in own or (place.is_dir() and output.is_relative_to(place)):
-            raise ConfigError(
-                f"the output {config.output} lies in the documents {path}: what is written would be read as well",
-                hint="choose an output folder outside of the documents",
-            )
+        if path.resolve() in own:
+            raise ConfigError(f"{path} is read, and would be written over", hint="choose another output folder")
 
 
 def _write_texts(

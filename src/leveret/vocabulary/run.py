@@ -16,7 +16,7 @@ from leveret.chat.template import builtin_template
 from leveret.commands import StageResult
 from leveret.config import fingerprint
 from leveret.console import Console, Progress
-from leveret.data.files import ReadReport
+from leveret.data.files import ReadReport, refuse_output_within
 from leveret.data.readers import read_conversations, read_documents
 from leveret.data.split import is_held_out
 from leveret.errors import DataError
@@ -24,6 +24,7 @@ from leveret.paths import atomic_write, hash_tree, sha256_file
 from leveret.segment.words import beginning
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.train import train_byte_bpe
+from leveret.version import VERSION
 from leveret.vocabulary.config import TokenizerConfig
 from leveret.vocabulary.fertility import Fertility, FertilitySample
 
@@ -37,6 +38,7 @@ PROGRESS_EVERY_BYTES = 1 << 20
 
 def run(config: TokenizerConfig, console: Console) -> StageResult:
     """Train the tokenizer of `config` into `config.output`."""
+    refuse_output_within([*config.documents, *config.conversations], config.output)
     key = _fingerprint(config)
     if (finished := _finished(config.output, key)) is not None:
         console.info(f"{config.output} holds this tokenizer already")
@@ -126,7 +128,8 @@ def _figures(fertility: dict[str, Fertility]) -> dict[str, Any]:
 def _fingerprint(config: TokenizerConfig) -> str:
     """A hash of the config and of the content of every input, but not of where the output goes."""
     inputs = {str(path): _content_hash(path) for path in [*config.documents, *config.conversations]}
-    return fingerprint({"config": config.model_dump(mode="json", exclude={"output"}), "inputs": inputs})
+    settings = config.model_dump(mode="json", exclude={"output"})
+    return fingerprint({"leveret": VERSION, "config": settings, "inputs": inputs})
 
 
 def _content_hash(path: Path) -> str:
