@@ -84,6 +84,17 @@ def test_unchanged_inputs_are_not_measured_again(
     assert (tmp_path / "out" / "evaluation.json").stat().st_mtime_ns > written
 
 
+def test_a_result_in_the_folder_of_the_model_is_no_change_of_it(
+    base_dir: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(base_dir, model)
+    for output in (model, model / "evaluation"):
+        run(config_for(model, output=output, text=[text_file]), Console(quiet=True))
+        run(config_for(model, output=output, text=[text_file]), Console())
+        assert "nothing has changed" in capsys.readouterr().err
+
+
 def test_another_model_under_an_adapter_is_measured(base_dir: Path, text_file: Path, tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(base_dir, base)

@@ -145,7 +145,8 @@ def _inputs(config: EvaluateConfig, directory: Path) -> dict[str, str]:
         raise DataError("is a folder; name the files in it" if missing.is_dir() else "no such file", path=missing)
     files = {str(file): sha256_file(file) for file in (*config.tools, *config.text)}
     settings = config.model_dump(mode="json", exclude={"output", "shown_failures"})
-    model = {"model": (sha256_file if directory.is_file() else hash_tree)(directory)}
+    own = [] if config.output is None else [config.output / REPORT, config.output / FAILURES]
+    model = {"model": sha256_file(directory) if directory.is_file() else hash_tree(directory, without=own)}
     if is_adapter(directory):
         model["model under the adapter"] = hash_tree(model_under(directory))
     return {**files, **model, "settings": fingerprint(settings)}
