@@ -84,6 +84,17 @@ def test_unchanged_inputs_are_not_measured_again(
     assert (tmp_path / "out" / "evaluation.json").stat().st_mtime_ns > written
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "failures.jsonl"])
+def test_a_damaged_record_is_measured_again(model_dir: Path, requests_file: Path, tmp_path: Path, name: str) -> None:
+    config = config_for(model_dir, output=tmp_path, tools=[requests_file])
+    first = run(config, Console(quiet=True))
+    whole = (tmp_path / "failures.jsonl").read_text()
+    for damage in ("[]", "x"):
+        (tmp_path / name).write_text(damage if name == "evaluation.json" else "not json")
+        assert run(config, Console(quiet=True)).summary == first.summary
+        assert (tmp_path / "failures.jsonl").read_text() == whole
+
+
 def test_a_result_in_the_folder_of_the_model_is_no_change_of_it(
     base_dir: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,16 @@ def test_a_model_counts_however_it_is_named(
     assert len(calls()) == 2
 
 
+def test_what_a_stage_writes_into_its_input_is_no_change_of_it(workshop: Path, calls: Calls) -> None:
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    Path("p.yaml").write_text("stages:\n  - write: {text: a, model: model, output: model/written}\n")
+    go(recipe="p.yaml")
+    Path("runs/p/inputs.json").write_text("[]")
+    go(recipe="p.yaml")
+    assert len(calls()) == 1
+
+
 def test_a_stage_after_the_last_one_cannot_be_done_again(workshop: Path) -> None:
     with pytest.raises(ConfigError, match="'join' comes after 'write'"):
         go(again_from="join", until="write")

@@ -16,7 +16,7 @@ from typing import Any
 from leveret.commands import StageResult
 from leveret.config import fingerprint
 from leveret.console import Console
-from leveret.data.files import ReadReport
+from leveret.data.files import ReadReport, read_lines
 from leveret.data.readers import read_documents
 from leveret.engine.text import TextModel
 from leveret.errors import DataError, ToolError
@@ -158,12 +158,12 @@ def _recorded(config: EvaluateConfig, inputs: dict[str, str]) -> tuple[dict[str,
         return None, []
     try:
         report = json.loads((config.output / REPORT).read_text("utf-8"))
-        lines = (config.output / FAILURES).read_text("utf-8").split("\n")
-    except (OSError, json.JSONDecodeError):
+        failures = [failure for _, failure in read_lines(config.output / FAILURES)]
+    except (OSError, ValueError, DataError):
         return None, []
-    if report.get("inputs") != inputs or report.get("leveret") != VERSION:
+    if not isinstance(report, dict) or report.get("inputs") != inputs or report.get("leveret") != VERSION:
         return None, []
-    return report, [json.loads(line) for line in lines if line]
+    return report, failures
 
 
 def _named(files: list[Path]) -> Iterator[tuple[str, Path]]:

@@ -40,7 +40,7 @@ def parts_of(stage: Stage, earlier: Mapping[str, tuple[Stage, str]], contents: C
         if owner is not None:
             builds_on.add(owner)
         elif not _is_inside(path, stage.output) and (isinstance(value, Path) or _names_input(path)):
-            inputs[path.as_posix()] = contents.of(path)
+            inputs[path.as_posix()] = contents.of(path, without=stage.output)
     return {
         "config": stage.config.model_dump(mode="json"),
         "inputs": inputs,
@@ -71,13 +71,15 @@ class ContentHashes:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         try:
-            self._known: dict[str, dict[str, str]] = json.loads(memory.read_text())
+            known = json.loads(memory.read_text())
         except (OSError, ValueError):
-            self._known = {}
+            known = {}
+        self._known: dict[str, dict[str, str]] = known if isinstance(known, dict) else {}
 
-    def of(self, path: Path) -> str:
-        """The hash of what is in `path` now; hidden files and `__pycache__` in a folder do not count."""
-        files = [path] if path.is_file() else _visible_files(path)
+    def of(self, path: Path, *, without: Path | None = None) -> str:
+        """The hash of what is in `path` now; hidden files and `__pycache__` in a folder do not count, nor does what a
+        stage writes in it: `without`."""
+        files = [path] if path.is_file() else [file for file in _visible_files(path) if not _is_inside(file, without)]
         if not files:
             return "missing"
         key, look = str(path.absolute()), hashlib.sha256()
