@@ -13,7 +13,7 @@ import yaml
 from leveret.config import parse_config
 from leveret.console import Console
 from leveret.data.examples import Document
-from leveret.errors import ConfigError, DataError
+from leveret.errors import ConfigError, DataError, ToolError
 from leveret.paths import hash_tree
 from leveret.prepare import documents as prepare_documents
 from leveret.prepare.config import PrepareConfig
@@ -205,6 +205,15 @@ def test_a_run_killed_before_its_end_starts_over(texts: Path, monkeypatch: pytes
     monkeypatch.undo()
     run(config(texts, output=texts.parent / "cut"), Console(quiet=True))
     assert hash_tree(texts.parent / "cut") == expected
+
+
+def test_a_kind_of_which_a_book_has_nothing_can_be_switched_off(texts: Path) -> None:
+    book = texts.parent / "book.yaml"
+    book.write_text("language: en\ntools:\n  take_photo: ['shoot => camera=rear', 'me => camera=front']\n")
+    with pytest.raises(ToolError, match=r"no combined requests.*\n.*requests\.combined_share=0"):
+        run(config(texts, requests=requests(phrases=[book])), Console(quiet=True))
+    with pytest.raises(ToolError, match=r"no irrelevant requests.*\n.*requests\.irrelevant_share=0"):
+        run(config(texts, requests=requests(phrases=[book], combined_share=0)), Console(quiet=True))
 
 
 def test_other_files_in_the_output_folder_are_left_alone(texts: Path) -> None:
