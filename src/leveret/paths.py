@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 
@@ -73,10 +73,14 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_tree(directory: str | Path) -> str:
-    """One SHA-256 for the names and contents of all files below a folder; times and permissions do not count."""
+def hash_tree(directory: str | Path, *, without: Collection[Path] = ()) -> str:
+    """One SHA-256 for the names and contents of all files below a folder; times and permissions do not count, nor do
+    the files `without`."""
     digest = hashlib.sha256()
+    left_out = {file.absolute() for file in without}
     for file in files_below(directory):
+        if file.absolute() in left_out:
+            continue
         digest.update(f"{sha256_file(file)} {file.relative_to(directory).as_posix()}\n".encode())
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -173,7 +174,28 @@ def test_a_record_file_shows_its_keys_and_names_a_bad_line(tmp_path: Path, capsy
     assert "2 records" in page and "query 2" in page and "calls 1" in page and "打开手电筒" in page
     file.write_text('{"a": 1}\nnot json\n')
     code, shown = refused(capsys, file)
-    assert code == 3 and "a.jsonl:2: this line is no JSON" in shown
+    assert code == 3 and "a.jsonl:2: this line is not valid JSON" in shown
+
+
+def test_a_record_file_is_read_as_every_command_reads_it(tmp_path: Path, capsys: Capture) -> None:
+    marked = '\ufeff{"text": "one"}\n{"text": "two"}\n'.encode()
+    (tmp_path / "a.jsonl").write_bytes(marked)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(marked))
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        assert "2 records" in inspect(capsys, tmp_path / name)
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    code, said = refused(capsys, tmp_path / "c.jsonl")
+    assert code == 3
+    assert "not UTF-8" in said
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "step-1/manifest.json"])
+def test_a_damaged_description_is_told_and_no_bug(tmp_path: Path, capsys: Capture, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("[]")
+    assert main(["inspect", str(tmp_path)]) in (0, 3)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "JSON object" in said or "damaged" in said
 
 
 def test_what_is_unknown_is_said_with_what_would_be_known(tmp_path: Path, capsys: Capture) -> None:
