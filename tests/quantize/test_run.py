@@ -46,6 +46,14 @@ def decoded(directory: Path, module: str, bits: int) -> np.ndarray:
     return ((levels.astype(np.int64) - zeros[group]) * stored[f"{module}.scales"].astype(np.float32)[group]).T
 
 
+def test_the_model_that_is_read_is_not_replaced(make_directory: MakeDirectory) -> None:
+    source = make_directory()
+    for output in (source, source.parent):
+        with pytest.raises(ConfigError, match="would replace"):
+            quantize(source, output)
+    assert load_model(source)(IDS).isfinite().all()
+
+
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.15), (8, 0.01)])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_every_layer_is_close_to_the_weight_it_replaces(

@@ -34,7 +34,7 @@ from leveret.merge.sources import (
 )
 from leveret.merge.tensors import write_piece
 from leveret.merge.vocabulary import Alignment, align
-from leveret.paths import atomic_directory
+from leveret.paths import atomic_directory, require_outside
 from leveret.weights.load import as_dtype
 from leveret.weights.writer import WeightWriter
 
@@ -43,7 +43,7 @@ def run(config: MergeConfig, console: Console) -> StageResult:
     """Merge and write; returns the method, the sizes and the time it took."""
     began = time.monotonic()
     sources = open_sources(config)
-    _outside_the_models(config.output, sources)
+    require_outside(config.output, *(source.folder for source in sources))
     first = sources[1 if config.base is not None else 0]
     stacked = config.method == "passthrough"
     differing = [note for source in sources for note in differences(first, source, any_depth=stacked)]
@@ -68,15 +68,6 @@ def run(config: MergeConfig, console: Console) -> StageResult:
     console.print(f"{len(pieces):,} tensors, {total / 1e6:,.1f} MB, {seconds:.1f} s: {config.output}")
     summary: dict[str, Any] = {"method": config.method, "models": len(config.models), "tensors": len(pieces)}
     return StageResult(output=config.output, summary=summary | {"bytes": total, "seconds": round(seconds, 3)})
-
-
-def _outside_the_models(output: Path, sources: Sequence[Source]) -> None:
-    """The output replaces what is there, so no model may be."""
-    for source in sources:
-        if source.folder.resolve().is_relative_to(output.resolve()):
-            raise ConfigError(
-                f"output {output} would replace {source.name}, which is merged", hint="choose another folder"
-            )
 
 
 def _models(config: MergeConfig, sources: Sequence[Source]) -> Sequence[Source]:

@@ -22,7 +22,7 @@ from leveret.errors import ConfigError
 from leveret.hub import resolve_whole_model
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
-from leveret.paths import atomic_directory, atomic_write
+from leveret.paths import atomic_directory, atomic_write, require_outside
 from leveret.precision.awq_layout import AwqStorage
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.int8_table import round_table, store_table, table_of
@@ -59,6 +59,7 @@ ROUTERS = r".*\.(?:gate|router)$"
 def run(config: QuantizeConfig, console: Console) -> StageResult:
     """Quantize and write; returns sizes, the mean error and the perplexities."""
     source = resolve_whole_model(config.model, purpose="quantizing")
+    require_outside(config.output, source)
     storage = _storage(config, source, console)
     calibration = _calibration(config, source, console)
     windows = _windows(config, source, calibration)
