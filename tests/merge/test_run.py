@@ -268,9 +268,9 @@ NORM = "model.norm.weight"
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda held: held.pop(NORM), MissingWeights, rf"1 tensors of .*a are not in .*b: {NORM}"),
+        (lambda held: held.pop(NORM), MissingWeights, rf"1 of the tensors the config asks for are not in .*b: {NORM}"),
         (lambda held: held.update(extra=torch.ones(1)), UnexpectedWeights, "extra"),
-        (lambda held: held.update({NORM: torch.ones(31)}), ShapeMismatch, rf"{NORM} is \[32\] in .*a and \[31\]"),
+        (lambda held: held.update({NORM: torch.ones(31)}), ShapeMismatch, rf"{NORM} in .*b.* has shape \(31,\)"),
         (lambda held: held[NORM].fill_(float("nan")), WeightsError, f"{NORM} holds values that are no finite"),
     ],
     ids=["missing", "extra", "shape", "nan"],
@@ -317,6 +317,32 @@ def test_a_quantized_model_is_refused(three: list[Path], tmp_path: Path) -> None
 def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(MergeConfig, {"models": ["a", "b"], "output": "out"} | changes, source="test")
+
+
+@pytest.mark.parametrize("method", ["linear", "passthrough"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda held: held.pop(NORM), MissingWeights, rf"are not in .*a: {NORM}"),
+        (lambda held: held.update({NORM: torch.ones(32, dtype=torch.int8)}), WeightsError, "int8"),
+        (lambda held: held[NORM].fill_(float("inf")), WeightsError, NORM),
+    ],
+    ids=["missing", "whole numbers", "infinite"],
+)
+def test_a_model_that_is_not_whole_is_refused_although_no_other_is(
+    three: list[Path], tmp_path: Path, method: str, change: Callable[[Tensors], object], error: type[LeveretError],
+    message: str,
+) -> None:  # fmt: skip
+    changed(three[1], change)
+    with pytest.raises(error, match=message):
+        merge(tmp_path / "out", three[1], method=method)
+
+
+def test_a_head_of_its_own_under_a_config_that_ties_it_is_not_dropped(three: list[Path], tmp_path: Path) -> None:
+    values = json.loads((three[1] / "config.json").read_text())
+    (three[1] / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
+    with pytest.raises(UnexpectedWeights, match=r"own lm_head\.weight"):
+        merge(tmp_path / "out", three[1])
 
 
 def test_a_range_of_layers_outside_the_model_is_refused(three: list[Path], tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as torch_file
+from safetensors.torch import save_file
 
 from leveret.config import parse_config
 from leveret.console import Console
@@ -205,3 +207,35 @@ def test_text_that_is_no_text_is_named(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "noise.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"noise\.txt"):
         quantize(directory, tmp_path / "q", text=[tmp_path / "noise.txt"])
+
+
+@pytest.mark.parametrize("method", ["round-to-nearest", "nf4", "gptq"])
+@pytest.mark.parametrize(
+    ("value", "changes"), [(float("nan"), {}), (1e6, {"other_dtype": "float16"})], ids=["no number", "too large"]
+)
+def test_what_stays_whole_is_checked_as_what_is_rounded(
+    make_directory: MakeDirectory, tmp_path: Path, text: Path, method: str, value: float, changes: dict[str, object]
+) -> None:
+    source = make_directory()
+    model = load_model(source)
+    with torch.no_grad():
+        model.norm.weight[3] = value
+    save_model(model, source)
+    given = {"calibration": [text]} if method == "gptq" else {}
+    with pytest.raises(WeightsError, match=r"^norm\.weight"):
+        quantize(source, tmp_path / "q", method=method, **given, **changes)
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_weight_that_would_need_scales_is_refused(
+    make_directory: MakeDirectory, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    source = make_directory()
+    name = "model.layers.1.mlp.up_proj.weight"
+    held = torch_file(source / "model.safetensors")
+    held[name] = held[name].to(dtype)
+    save_file(held, source / "model.safetensors")
+    for attempt in (lambda: quantize(source, tmp_path / "q"), lambda: load_model(source)):
+        with pytest.raises(WeightsError, match=rf"{name} .* is stored as {str(dtype)[6:]}"):
+            attempt()

@@ -30,7 +30,7 @@ from leveret.precision.linear import QuantizedLinear
 from leveret.precision.swap import prepare_quantized
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.fingerprint import fingerprint_of
-from leveret.weights.placing import HEAD, assign, match_names, split
+from leveret.weights.placing import HEAD, assign, match_names, require_numbers, split
 from leveret.weights.safetensors import find_weight_files, read_json
 
 DTYPES = {
@@ -109,7 +109,7 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
     """Give every tensor of a model without memory its value from the files."""
     config = model.config
     files = find_weight_files(directory)
-    held = match_names(model, family_for(config.family), files.file_of)
+    held = match_names(model, family_for(config.family), files.file_of, directory)
     places = model.state_dict()
     shapes = {name: tensor.shape for name, tensor in places.items()}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -117,7 +117,10 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
     for stored, file, tensor in files.tensors():
         if stored not in held:
             continue
-        for name, part in split(tensor, held[stored], shapes, label=f"{stored} in {directory / file}").items():
+        label = f"{stored} in {directory / file}"
+        if held[stored][0] in parameters:
+            require_numbers(tensor.dtype, label)
+        for name, part in split(tensor, held[stored], shapes, label=label).items():
             if device.type == "cpu" and _hold_tiled(model, name, part):
                 continue
             keep = part.dtype if wanted is None else wanted
