@@ -239,3 +239,24 @@ def test_a_weight_that_would_need_scales_is_refused(
     for attempt in (lambda: quantize(source, tmp_path / "q"), lambda: load_model(source)):
         with pytest.raises(WeightsError, match=rf"{name} .* is stored as {str(dtype)[6:]}"):
             attempt()
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "told"),
+    [
+        ("round-to-nearest", {"desc_act": True, "damp": 0.5}, "round-to-nearest does not use damp, desc_act"),
+        ("awq", {"desc_act": True, "symmetric": False}, "awq does not use desc_act, symmetric"),
+        ("nf4", {"damp": 0.5}, "nf4 does not use damp"),
+        ("gptq", {"skip": ["down_prj"]}, "no layer has 'down_prj' in its name"),
+    ],
+)
+def test_what_is_set_in_vain_is_told(
+    directory: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], method: str,
+    given: dict[str, object], told: str,
+) -> None:  # fmt: skip
+    size = {} if method == "nf4" else {"group_size": 32}
+    calibration = {"calibration": [text]} if method in ("gptq", "awq") else {}
+    data = {"model": str(directory), "output": tmp_path / "q", "method": method} | size | calibration | given
+    run(parse_config(QuantizeConfig, data, source="test"), Console())
+    errors = capsys.readouterr().err.split("warning: ")
+    assert [told in line for line in errors[1:]] == [True]
