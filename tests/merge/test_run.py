@@ -345,6 +345,27 @@ def test_a_head_of_its_own_under_a_config_that_ties_it_is_not_dropped(three: lis
         merge(tmp_path / "out", three[1])
 
 
+def test_a_rule_for_no_tensor_is_told(three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = [{"tensors": "mpl", "weights": [1, 0]}, {"tensors": "mlp", "weights": [1, 0]}]
+    data = {"models": [str(model) for model in three[1:]], "output": tmp_path / "out", "rules": rules}
+    run(parse_config(MergeConfig, data, source="test"), Console())
+    assert capsys.readouterr().err.count("rules: no tensor has") == 1
+
+
+def test_weights_that_sum_to_nothing_are_not_normalized(three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sum to 0"):
+        merge(tmp_path / "out", *three[1:], weights=[1, -1], normalize=True)
+
+
+def test_the_config_names_the_type_in_both_places_and_no_code(three: list[Path], tmp_path: Path) -> None:
+    values = json.loads((three[1] / "config.json").read_text())
+    values |= {"dtype": "float32", "torch_dtype": "float32", "auto_map": {"AutoConfig": "code.Config"}}
+    (three[1] / "config.json").write_text(json.dumps(values))
+    merge(tmp_path / "out", *three[1:], dtype="bfloat16")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["dtype"] == written["torch_dtype"] == "bfloat16" and "auto_map" not in written
+
+
 def test_a_range_of_layers_outside_the_model_is_refused(three: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"layers \[2, 5\] of .*a, which has 3"):
         merge(tmp_path / "out", three[1], method="passthrough", layers=[[2, 5]])

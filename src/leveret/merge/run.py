@@ -22,7 +22,7 @@ from leveret.errors import ConfigError
 from leveret.merge.blocks import WORKERS_PER_CORE, Blocks, threads
 from leveret.merge.config import MergeConfig
 from leveret.merge.provenance import carry_over, record, write_config, write_record
-from leveret.merge.settings import settings_for
+from leveret.merge.settings import settings_for, unmatched
 from leveret.merge.sources import (
     Piece,
     Source,
@@ -99,7 +99,8 @@ def _pieces(
 
 def _notes(config: MergeConfig, first: Source, pieces: Sequence[Piece]) -> list[str]:
     """What fits, but should be known."""
-    notes = []
+    names = [piece.name for piece in pieces]
+    notes = [f"rules: no tensor has {pattern!r} in its name" for pattern in unmatched(config, names)]
     if len(config.models) > 1 and config.method != "passthrough" and has_routers(pieces):
         notes.append("experts are merged number by number: right only for models that descend from one mixture")
     if config.method == "linear":
