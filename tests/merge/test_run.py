@@ -14,7 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from leveret.config import parse_config
 from leveret.console import Console
-from leveret.errors import ConfigError, LeveretError, MissingWeights, ShapeMismatch, UnexpectedWeights, WeightsError
+from leveret.errors import (
+    ConfigError,
+    HubError,
+    LeveretError,
+    MissingWeights,
+    ShapeMismatch,
+    UnexpectedWeights,
+    WeightsError,
+)
 from leveret.merge import blocks
 from leveret.merge.config import MergeConfig
 from leveret.merge.run import run
@@ -290,6 +298,13 @@ def test_an_overflow_of_float16_is_told(three: list[Path], tmp_path: Path) -> No
     changed(b, lambda held: held[NORM].fill_(1e6))
     with pytest.raises(WeightsError, match="overflows float16"):
         merge(tmp_path / "out", a, b, dtype="float16")
+
+
+def test_an_adapter_is_no_model_to_merge(three: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(three[0])}))
+    with pytest.raises(HubError, match="holds an adapter; merging models needs a whole model"):
+        merge(tmp_path / "out", tmp_path / "lora", three[1])
 
 
 def test_a_quantized_model_is_refused(three: list[Path], tmp_path: Path) -> None:

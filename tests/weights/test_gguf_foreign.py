@@ -136,6 +136,13 @@ def test_a_key_that_is_missing_is_named(key: str, tmp_path: Path) -> None:
         GgufTensors(file)
 
 
+def test_an_adapter_in_a_file_is_no_model(tmp_path: Path) -> None:
+    file = foreign(tmp_path / "m", sentencepiece_like())
+    file.keys["general.type"] = "adapter"
+    with pytest.raises(ConfigError, match="is an adapter and no model"):
+        GgufTensors(file)
+
+
 def test_a_file_without_tokens_says_so(tmp_path: Path) -> None:
     file = foreign(tmp_path / "m", sentencepiece_like())
     del file.keys["tokenizer.ggml.tokens"]

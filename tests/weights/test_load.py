@@ -122,6 +122,13 @@ def test_surplus_tensors_are_named(directory) -> None:
         load_model(directory)
 
 
+def test_an_index_that_names_no_files_is_damaged(sharded) -> None:
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {UP: 5}}))
+    with pytest.raises(CorruptedFile, match="has no weight_map from tensors to files"):
+        load_model(sharded)
+
+
 def test_a_bias_that_the_model_would_ignore_is_refused(directory) -> None:
     edit(directory, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}))
     with pytest.raises(UnexpectedWeights, match=r"q_proj\.bias"):

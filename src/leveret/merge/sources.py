@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from leveret.errors import ConfigError, MissingWeights, UnexpectedWeights
-from leveret.hub import resolve_model
+from leveret.hub import resolve_whole_model
 from leveret.merge.config import MergeConfig
 from leveret.merge.settings import LAYER, is_embedding, layer_of
 from leveret.model.config import ModelConfig
@@ -152,7 +152,7 @@ def has_routers(pieces: Sequence[Piece]) -> bool:
 
 
 def _open(name: str) -> Source:
-    folder = resolve_model(name)
+    folder = resolve_whole_model(name, purpose="merging models")
     model = read_config(folder)
     if "quantization_config" in read_json(folder / "config.json"):
         raise ConfigError(f"{name} is quantized", hint="merge the models it and the others were made of")

@@ -114,6 +114,10 @@ def config_from(keys: Mapping[str, Any], divisors: Sequence[float] | None = None
     if text := keys.get(CONFIG_KEY):
         values = json.loads(text)
         return family_for(str(values.get("model_type"))).config_from_hf(values)
+    if keys.get("general.type") == "adapter":
+        raise ConfigError(
+            "the file is an adapter and no model", hint="convert the adapter's folder, or the whole model"
+        )
     if (architecture := keys.get("general.architecture")) != "llama":
         raise ConfigError(f"the file's architecture is {architecture!r}; only 'llama' is read here",
                           hint="use the model's original folder, or llama.cpp for the file itself")  # fmt: skip
