@@ -52,7 +52,7 @@ class Bounds:
 
 BOUNDS: dict[PairKind, Bounds] = {
     "exact": Bounds(logit_difference=1e-5, kl_nats=1e-6, perplexity_ratio=1.0001, row_error=1e-5),
-    "16-bit": Bounds(logit_difference=None, kl_nats=0.002, perplexity_ratio=1.01, row_error=0.005),
+    "16-bit": Bounds(logit_difference=None, kl_nats=0.002, perplexity_ratio=1.01, row_error=0.02),
     "int8": Bounds(logit_difference=None, kl_nats=0.005, perplexity_ratio=1.02, row_error=0.05),
     "int4": Bounds(logit_difference=None, kl_nats=0.1, perplexity_ratio=1.15, row_error=0.25),
     "int3": Bounds(logit_difference=None, kl_nats=0.4, perplexity_ratio=1.5, row_error=0.5),

@@ -7,6 +7,7 @@ are absent are off. What a caller gives goes over these defaults field by field.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any, TypedDict
 from leveret.config import suggest
 from leveret.engine.request import SamplingParams
 from leveret.errors import RequestError, WeightsError
-from leveret.weights.safetensors import read_json
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -48,7 +48,10 @@ def read_defaults(directory: Path) -> SamplingParams:
     if not path.exists():
         return SamplingParams()
     try:
-        return _from_config(read_json(path))
+        config = json.loads(path.read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError(f"holds a {type(config).__name__}, not an object")
+        return _from_config(config)
     except (ValueError, TypeError, RequestError) as error:
         raise WeightsError(f"{path}: {error}", hint="mend the file or remove it") from None
 
