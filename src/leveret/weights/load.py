@@ -133,7 +133,7 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
         if stored not in held:
             continue
         label = f"{stored} in {directory / file}"
-        if held[stored][0] in parameters:
+        if places[held[stored][0]].is_floating_point():
             require_numbers(tensor.dtype, label)
         for name, part in split(tensor, held[stored], shapes, label=label).items():
             if device.type == "cpu" and _hold_tiled(model, name, part):
