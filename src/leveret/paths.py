@@ -16,6 +16,8 @@ import socket
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from leveret.errors import ConfigError
+
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8, parents made) so that a reader sees the old content or the new, never half."""
@@ -52,6 +54,16 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def require_outside(output: str | Path, *read: Path) -> None:
+    """ConfigError if a folder that is written, and replaces what is there, would take away one of those it is made of.
+
+    Ask before the work begins: when the folder appears, what it was made of is gone.
+    """
+    for path in read:
+        if path.resolve().is_relative_to(Path(output).resolve()):
+            raise ConfigError(f"output {output} would replace {path}, which is read", hint="choose another folder")
 
 
 def sweep_drafts(directory: str | Path) -> None:

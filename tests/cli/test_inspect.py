@@ -72,6 +72,16 @@ def test_a_part_that_cannot_be_read_does_not_hide_the_rest(tmp_path: Path, capsy
     assert "a F32 3 1 12" in page
 
 
+def test_a_shard_that_is_not_there_is_named(tmp_path: Path, capsys: Capture) -> None:
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model-1.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}')
+    assert "missing files 1 of 2: model-2.safetensors" in inspect(capsys, tmp_path)
+    index.write_text("[]")
+    assert "index of shards cannot be read" in inspect(capsys, tmp_path)
+
+
 def test_a_tensor_file_is_read_from_its_header(tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "x.safetensors"
     save_file({"layers.0.w": np.zeros((2, 3), np.float16), "s": np.zeros((), np.int64)}, file, {"format": "np"})

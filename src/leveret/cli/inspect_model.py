@@ -22,7 +22,7 @@ def describe_model(folder: Path, console: Console, *, every_tensor: bool) -> dic
     for part, describe in _PARTS:
         try:
             facts += describe(folder)
-        except (LeveretError, OSError, ValueError) as error:
+        except (LeveretError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             facts.append((part, f"cannot be read: {error}"))
     facts += _stored(folder, entries)
     console.table(f"model {folder}", ("what", "value"), [(name, _said(value)) for name, value in facts])
@@ -120,11 +120,20 @@ def _tools(folder: Path) -> Facts:
         yield "tools", f"{len(tools)}: {', '.join(tools.names)}"
 
 
+def _shards(folder: Path) -> Facts:
+    """The files that an index of shards names and that are not there: a download that was interrupted."""
+    for index in sorted(folder.glob("*.index.json")):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(name for name in named if not (folder / name).is_file()):
+            yield "missing files", f"{len(missing)} of {len(named)}: {', '.join(missing)}"
+
+
 _PARTS: tuple[tuple[str, Callable[[Path], Facts]], ...] = (
     ("config", _config),
     ("tokenizer", _tokenizer),
     ("chat template", _template),
     ("tools", _tools),
+    ("index of shards", _shards),
 )
 
 
