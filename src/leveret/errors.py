@@ -168,4 +168,9 @@ class StorageError(LeveretError):
             return cls(f"{place}{error.strerror}", hint="free some space and run the same command again")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return cls(f"{place}{error.strerror}", hint="choose another place, or change who may write there")
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            return cls(
+                f"{place}{error.strerror}", hint="a file lies where a folder is needed, or the other way round: "
+                "choose another place"
+            )  # fmt: skip
         return None

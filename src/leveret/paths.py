@@ -13,8 +13,10 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from leveret.errors import ConfigError
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
@@ -54,6 +56,16 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def require_outside(output: str | Path, *read: Path) -> None:
+    """ConfigError if a folder that is written, and replaces what is there, would take away one of those it is made of.
+
+    Ask before the work begins: when the folder appears, what it was made of is gone.
+    """
+    for path in read:
+        if path.resolve().is_relative_to(Path(output).resolve()):
+            raise ConfigError(f"output {output} would replace {path}, which is read", hint="choose another folder")
+
+
 def sweep_drafts(directory: str | Path) -> None:
     """Remove the drafts below a folder that processes of this machine left behind when they were killed."""
     pattern = re.compile(r"\..+\.(draft-)?" + re.escape(_host()) + r"-(\d+)")
@@ -73,10 +85,14 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_tree(directory: str | Path) -> str:
-    """One SHA-256 for the names and contents of all files below a folder; times and permissions do not count."""
+def hash_tree(directory: str | Path, *, without: Collection[Path] = ()) -> str:
+    """One SHA-256 for the names and contents of all files below a folder; times and permissions do not count, nor do
+    the files `without`."""
     digest = hashlib.sha256()
+    left_out = {file.absolute() for file in without}
     for file in files_below(directory):
+        if file.absolute() in left_out:
+            continue
         digest.update(f"{sha256_file(file)} {file.relative_to(directory).as_posix()}\n".encode())
     return digest.hexdigest()
 

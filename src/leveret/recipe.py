@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from leveret.config import (
 )
 from leveret.errors import ConfigError
 
-_REFERENCE = re.compile(r"(?P<prefix>[a-z]+:)?@(?P<stage>[\w-][\w.-]*)(?P<below>/.*)?")
+_REFERENCE = re.compile(r"(?P<prefix>[a-z][a-z.]*:)?@(?P<stage>[\w-][\w.-]*)(?P<below>/.*)?")
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -90,7 +91,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, rehearsal: bool = 
     header_data, per_stage = _split_overrides(overrides, entries, found)
     header = _header(path, data, header_data, found)
     if rehearsal:
-        header = header.model_copy(update={"output": header.output.with_name(f"{header.output.name}-rehearsal")})
+        header = header.model_copy(update={"output": _beside(header.output)})
     draft = _Draft(header=header, rehearsal=rehearsal, found=found)
     stages = [draft.stage(entry, per_stage.get(entry.name, [])) for entry in entries]
     if found:
@@ -98,6 +99,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, rehearsal: bool = 
         raise ConfigError("\n  ".join([f"{path} has {noun}:", *found]))
     checked = tuple(stage for stage in stages if stage is not None)
     return Recipe(name=header.name, output=header.output, seed=header.seed, stages=checked)
+
+
+def _beside(output: Path) -> Path:
+    """Where a rehearsal of what is written to `output` writes."""
+    named = output if output.name not in ("", "..") else Path(os.path.abspath(output))
+    return named.parent / f"{named.name}-rehearsal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +138,7 @@ class _Draft:
         used: dict[str, None] = {}
         data = {key: self._resolve(value, key, used, problems) for key, value in data.items()}
         output = data.get("output")
+        problems += self._output_taken(output)
         self.outputs[entry.name] = Path(output) if isinstance(output, str | Path) else None
         problems += mistakes(model, data)
         self.found += [f"stage {entry.name}: {problem}" for problem in problems]
@@ -140,6 +148,17 @@ class _Draft:
         if self.rehearsal:
             config = rehearsed(config)
         return Stage(name=entry.name, command=entry.command, config=config, references=tuple(used))
+
+    def _output_taken(self, output: Any) -> Iterator[str]:
+        """The mistake that a folder is somebody else's: it would be moved away or written over with what is in it."""
+        if not isinstance(output, str | Path):
+            return
+        place = Path(output).absolute()
+        owner = next((name for name, other in self.outputs.items() if other and other.absolute() == place), None)
+        if owner is not None:
+            yield f"output: {output} is the output of stage {owner}; give each a folder of its own"
+        elif self.header.output.absolute().is_relative_to(place):
+            yield f"output: {output} is or holds the run's own folder {self.header.output}; name one below or beside it"
 
     def _set_defaults(self, model: type[Config], data: dict[str, Any], name: str) -> None:
         if "output" in model.model_fields and (self.rehearsal or data.get("output") is None):
@@ -192,12 +211,12 @@ def _entries(data: Mapping[str, Any], found: list[str]) -> list[_Entry]:
         if len(verbs) != 1:
             found.append(f"{place}: names {len(verbs)} commands ({', '.join(map(str, verbs))}); a stage has one")
             continue
-        command, body, name = COMMANDS.get(verbs[0]), item[verbs[0]] or {}, str(item.get("name", verbs[0]))
+        command, body, name = COMMANDS.get(verbs[0]), item[verbs[0]] or {}, str(item.get("name") or verbs[0])
         if command is None or not command.stage:
             found.append(f"{place}: {_no_such_command(str(verbs[0]), command)}")
         elif not isinstance(body, dict):
             found.append(f"{place}: what follows `{verbs[0]}:` should be keys and values, not {body!r}")
-        elif not _STAGE_NAME.fullmatch(name) or name in (*_Header.model_fields, "stages"):
+        elif not _STAGE_NAME.fullmatch(name) or name in (*_Header.model_fields, "stages", "superseded"):
             found.append(f"{place}: '{name}' cannot be a stage's name (letters, digits, - and _)")
         elif name in (entry.name for entry in entries):
             found.append(f"{place}: the name '{name}' is taken; give it another with `name:`")

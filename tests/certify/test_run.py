@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from leveret.certify.config import CertifyConfig
 from leveret.certify.run import run
+from leveret.certify.zoo import zoo
 from leveret.commands import StageResult
 from leveret.config import parse_config
 from leveret.console import Console
@@ -63,6 +64,7 @@ def test_one_perturbed_weight_fails_and_its_layer_is_named(make_form: MakeForm, 
     assert verdicts(tmp_path / "out") == {
         "token ids": "same",
         "stop ids": "same",
+        "embedding rows": "same",
         "logits": "different",
         "KL divergence": "different",
         "perplexity": "not compared",
@@ -81,6 +83,23 @@ def test_a_changed_embedding_row_is_found_where_its_token_stands(make_form: Make
     text = "野兔在清晨的田野里奔跑，没有人追得上它。明天北京的天气怎么样？"
     place = f"token {tokenizer.encode(text).index(comma)} (character 11, after '野兔在清晨的田野里奔跑'):"
     assert place in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, float("nan")])
+def test_a_changed_row_of_an_id_that_no_text_holds_is_found(
+    make_form: MakeForm, tmp_path: Path, tokenizer: Tokenizer, value: float
+) -> None:
+    heard = {index for fixture in zoo([]) if fixture.text for index in tokenizer.encode(fixture.text)}
+    unheard = max(set(range(tokenizer.vocab_size)) - heard)
+
+    def perturb(model: Decoder) -> None:
+        model.embed_tokens.weight[unheard] = value
+
+    whole, damaged = make_form("a"), make_form("b", change=perturb)
+    with pytest.raises(CertificateError, match="embedding rows"):
+        certify(whole, damaged, output=tmp_path / "out")
+    with pytest.raises(CertificateError, match="embedding rows"):
+        certify(whole, make_form("c", change=perturb, dtype=torch.bfloat16))
 
 
 def test_a_change_between_modules_is_told_from_a_changed_module(make_form: MakeForm) -> None:

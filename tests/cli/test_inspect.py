@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def test_a_part_that_cannot_be_read_does_not_hide_the_rest(tmp_path: Path, capsy
     page = inspect(capsys, tmp_path)
     assert "config cannot be read: model_type 'mistrol' is not a known family" in page
     assert "a F32 3 1 12" in page
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path: Path, capsys: Capture) -> None:
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model-1.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}')
+    assert "missing files 1 of 2: model-2.safetensors" in inspect(capsys, tmp_path)
+    index.write_text("[]")
+    assert "index of shards cannot be read" in inspect(capsys, tmp_path)
 
 
 def test_a_tensor_file_is_read_from_its_header(tmp_path: Path, capsys: Capture) -> None:
@@ -173,7 +184,28 @@ def test_a_record_file_shows_its_keys_and_names_a_bad_line(tmp_path: Path, capsy
     assert "2 records" in page and "query 2" in page and "calls 1" in page and "打开手电筒" in page
     file.write_text('{"a": 1}\nnot json\n')
     code, shown = refused(capsys, file)
-    assert code == 3 and "a.jsonl:2: this line is no JSON" in shown
+    assert code == 3 and "a.jsonl:2: this line is not valid JSON" in shown
+
+
+def test_a_record_file_is_read_as_every_command_reads_it(tmp_path: Path, capsys: Capture) -> None:
+    marked = '\ufeff{"text": "one"}\n{"text": "two"}\n'.encode()
+    (tmp_path / "a.jsonl").write_bytes(marked)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(marked))
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        assert "2 records" in inspect(capsys, tmp_path / name)
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    code, said = refused(capsys, tmp_path / "c.jsonl")
+    assert code == 3
+    assert "not UTF-8" in said
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "step-1/manifest.json"])
+def test_a_damaged_description_is_told_and_no_bug(tmp_path: Path, capsys: Capture, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("[]")
+    assert main(["inspect", str(tmp_path)]) in (0, 3)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "JSON object" in said or "damaged" in said
 
 
 def test_what_is_unknown_is_said_with_what_would_be_known(tmp_path: Path, capsys: Capture) -> None:

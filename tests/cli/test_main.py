@@ -95,6 +95,14 @@ def test_mistakes_are_named_with_suggestions(capsys: Capture) -> None:
     assert "leveret inspect cannot place 'b': it takes path, and key=value" in refused(capsys, "inspect", "a", "b")
 
 
+def test_a_mistyped_key_is_not_taken_for_one_of_many_paths(capsys: Capture) -> None:
+    assert "no key 'max_byte'; did you mean max_bytes?" in refused(capsys, "prepare", "max_byte=5", "output=o")
+    assert "did you mean training.max_steps?" in refused(capsys, "pretrain", "a", "training.max_stes=5")
+    Path("max_byte=5").mkdir()
+    assert main(["prepare", "max_byte=5", "output=o", "--dry-run"]) == 0
+    assert "- max_byte=5" in capsys.readouterr().out
+
+
 def test_a_dry_run_prints_what_would_run_and_reads_back_the_same(capsys: Capture) -> None:
     assert main(["toy", "m", "hello", "--output", "o", "--rates", "1e-5", "--dry-run"]) == 0
     printed = capsys.readouterr().out

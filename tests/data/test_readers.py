@@ -79,6 +79,24 @@ def test_each_conversation_format_is_recognised(
     assert report.formats == {name: 1}
 
 
+def test_hidden_files_and_linked_folders_are_left_out_and_counted(tmp_path: Path) -> None:
+    for name in ("in/a.txt", "in/.b.txt", "in/.cache/c.txt", "elsewhere/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    report = ReadReport()
+    assert [document.text for document in read_documents(tmp_path / "in", report)] == ["in/a.txt"]
+    assert sorted(report.dropped.values()) == [1, 2]
+    assert [document.text for document in read_documents(tmp_path / "in/link")] == ["elsewhere/d.txt"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_that_is_too_deep_is_a_wrong_record(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(DataError, match="too many brackets"):
+        list(read_documents(tmp_path / name))
+
+
 def test_formats_may_be_mixed_in_lists_compressed_and_in_folders(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "a.json").write_text(json.dumps([record for _, record, _ in CONVERSATIONS]))

@@ -237,6 +237,25 @@ def test_defaults_come_from_generation_config_and_callers_go_over_them(model_dir
         TextModel.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds a list"),
+        ('{"eos_token_id": "</s>"}', "eos_token_id is '</s>', which is neither an id nor a list of ids"),
+        ('{"do_sample": true, "temperature": "hot"}', "temperature is 'hot', which is no number"),
+    ],
+)
+def test_a_generation_config_of_another_kind_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(WeightsError, match=rf"generation_config\.json.* {message}"):
+        read_defaults(tmp_path)
+
+
+def test_one_request_is_not_taken_for_a_list_of_its_characters(model: TextModel) -> None:
+    with pytest.raises(RequestError, match="was given one text"):
+        model.call_tools("Set a timer")
+
+
 def test_a_temperature_without_do_sample_stays_greedy_as_in_transformers(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.8}')
     assert read_defaults(tmp_path).greedy

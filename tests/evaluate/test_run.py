@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from leveret.config import parse_config
 from leveret.console import Console
@@ -13,7 +15,12 @@ from leveret.engine.text import TextModel
 from leveret.errors import ConfigError, DataError, ToolError
 from leveret.evaluate.config import EvaluateConfig
 from leveret.evaluate.run import run
+from leveret.model.lora import LoraSettings
+from leveret.model.lora_targets import add_lora
 from leveret.tools.requests import read_requests
+from leveret.weights.adapter import save_adapter
+from leveret.weights.load import load_model
+from leveret.weights.save import save_model
 
 
 @pytest.fixture
@@ -77,6 +84,43 @@ def test_unchanged_inputs_are_not_measured_again(
     assert (tmp_path / "out" / "evaluation.json").stat().st_mtime_ns > written
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "failures.jsonl"])
+def test_a_damaged_record_is_measured_again(model_dir: Path, requests_file: Path, tmp_path: Path, name: str) -> None:
+    config = config_for(model_dir, output=tmp_path, tools=[requests_file])
+    first = run(config, Console(quiet=True))
+    whole = (tmp_path / "failures.jsonl").read_text()
+    for damage in ("[]", "x"):
+        (tmp_path / name).write_text(damage if name == "evaluation.json" else "not json")
+        assert run(config, Console(quiet=True)).summary == first.summary
+        assert (tmp_path / "failures.jsonl").read_text() == whole
+
+
+def test_a_result_in_the_folder_of_the_model_is_no_change_of_it(
+    base_dir: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(base_dir, model)
+    for output in (model, model / "evaluation"):
+        run(config_for(model, output=output, text=[text_file]), Console(quiet=True))
+        run(config_for(model, output=output, text=[text_file]), Console())
+        assert "nothing has changed" in capsys.readouterr().err
+
+
+def test_another_model_under_an_adapter_is_measured(base_dir: Path, text_file: Path, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(base_dir, base)
+    model = load_model(base)
+    add_lora(model, LoraSettings(rank=2, alpha=4.0), "all-linear", seed=0)
+    save_adapter(model, adapter, base=str(base))
+    config = config_for(adapter, output=tmp_path / "out", text=[text_file])
+    first = run(config, Console(quiet=True))
+    other = load_model(base)
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    save_model(other, base)
+    assert run(config, Console(quiet=True)).summary != first.summary
+
+
 def test_unconstrained_answers_that_do_not_parse_are_counted(
     model_dir: Path, requests_file: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +160,8 @@ def test_a_model_without_tools_is_refused(base_dir: Path, requests_file: Path) -
 def test_missing_and_doubled_files_are_refused(model_dir: Path, tmp_path: Path, requests_file: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         run(config_for(model_dir, tools=[tmp_path / "none.jsonl"]), Console(quiet=True))
+    with pytest.raises(DataError, match="is a folder; name the files in it"):
+        run(config_for(model_dir, text=[tmp_path]), Console(quiet=True))
     with pytest.raises(ConfigError, match="nothing to measure"):
         config_for(model_dir)
     with pytest.raises(ConfigError, match="named twice"):

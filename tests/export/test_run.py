@@ -15,7 +15,7 @@ from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate, builtin_template
 from leveret.config import parse_config
 from leveret.console import Console
-from leveret.errors import MissingExtra, TokenizerError
+from leveret.errors import ConfigError, MissingExtra, TokenizerError
 from leveret.export.config import ExportConfig, GgufType
 from leveret.export.run import run
 from leveret.model.config import ModelConfig
@@ -75,6 +75,15 @@ def test_a_folder_has_the_file_its_modelfile_and_the_commands(directory: Path, t
     assert keys["tokenizer.ggml.eot_token_id"] == tokenizer.id_of("<|im_end|>")
     commands = (tmp_path / "out/run.sh").read_text()
     assert "llama-server -m hopper-bf16.gguf -c 64 --jinja" in commands and "ollama create" in commands
+
+
+@pytest.mark.parametrize("to", ["gguf", "directory", "mlc"])
+def test_the_model_that_is_read_is_not_replaced(directory: Path, tmp_path: Path, to: str) -> None:
+    shutil.copytree(directory, tmp_path / "models/hopper")
+    for output in (tmp_path / "models/hopper", tmp_path / "models"):
+        with pytest.raises(ConfigError, match="would replace"):
+            exported(tmp_path / "models/hopper", output, to=to)
+    assert (tmp_path / "models/hopper/model.safetensors").is_file()
 
 
 def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_path: Path) -> None:

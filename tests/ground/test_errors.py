@@ -70,6 +70,11 @@ def test_errors_travel_between_processes_whole() -> None:
     [
         (errno.ENOSPC, "runs/a: No space left on device\nhint: free some space and run the same command again"),
         (errno.EACCES, "runs/a: Permission denied\nhint: choose another place, or change who may write there"),
+        (
+            errno.ENOTDIR,
+            "runs/a: Not a directory\nhint: a file lies where a folder is needed, or the other way round: "
+            "choose another place",
+        ),
         (errno.EPIPE, "None"),
     ],
 )

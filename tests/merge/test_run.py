@@ -14,7 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from leveret.config import parse_config
 from leveret.console import Console
-from leveret.errors import ConfigError, LeveretError, MissingWeights, ShapeMismatch, UnexpectedWeights, WeightsError
+from leveret.errors import (
+    ConfigError,
+    HubError,
+    LeveretError,
+    MissingWeights,
+    ShapeMismatch,
+    UnexpectedWeights,
+    WeightsError,
+)
 from leveret.merge import blocks
 from leveret.merge.config import MergeConfig
 from leveret.merge.run import run
@@ -268,9 +276,9 @@ NORM = "model.norm.weight"
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda held: held.pop(NORM), MissingWeights, rf"1 tensors of .*a are not in .*b: {NORM}"),
+        (lambda held: held.pop(NORM), MissingWeights, rf"1 of the tensors the config asks for are not in .*b: {NORM}"),
         (lambda held: held.update(extra=torch.ones(1)), UnexpectedWeights, "extra"),
-        (lambda held: held.update({NORM: torch.ones(31)}), ShapeMismatch, rf"{NORM} is \[32\] in .*a and \[31\]"),
+        (lambda held: held.update({NORM: torch.ones(31)}), ShapeMismatch, rf"{NORM} in .*b.* has shape \(31,\)"),
         (lambda held: held[NORM].fill_(float("nan")), WeightsError, f"{NORM} holds values that are no finite"),
     ],
     ids=["missing", "extra", "shape", "nan"],
@@ -290,6 +298,13 @@ def test_an_overflow_of_float16_is_told(three: list[Path], tmp_path: Path) -> No
     changed(b, lambda held: held[NORM].fill_(1e6))
     with pytest.raises(WeightsError, match="overflows float16"):
         merge(tmp_path / "out", a, b, dtype="float16")
+
+
+def test_an_adapter_is_no_model_to_merge(three: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(three[0])}))
+    with pytest.raises(HubError, match="holds an adapter; merging models needs a whole model"):
+        merge(tmp_path / "out", tmp_path / "lora", three[1])
 
 
 def test_a_quantized_model_is_refused(three: list[Path], tmp_path: Path) -> None:
@@ -317,6 +332,53 @@ def test_a_quantized_model_is_refused(three: list[Path], tmp_path: Path) -> None
 def test_configs_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(MergeConfig, {"models": ["a", "b"], "output": "out"} | changes, source="test")
+
+
+@pytest.mark.parametrize("method", ["linear", "passthrough"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda held: held.pop(NORM), MissingWeights, rf"are not in .*a: {NORM}"),
+        (lambda held: held.update({NORM: torch.ones(32, dtype=torch.int8)}), WeightsError, "int8"),
+        (lambda held: held[NORM].fill_(float("inf")), WeightsError, NORM),
+    ],
+    ids=["missing", "whole numbers", "infinite"],
+)
+def test_a_model_that_is_not_whole_is_refused_although_no_other_is(
+    three: list[Path], tmp_path: Path, method: str, change: Callable[[Tensors], object], error: type[LeveretError],
+    message: str,
+) -> None:  # fmt: skip
+    changed(three[1], change)
+    with pytest.raises(error, match=message):
+        merge(tmp_path / "out", three[1], method=method)
+
+
+def test_a_head_of_its_own_under_a_config_that_ties_it_is_not_dropped(three: list[Path], tmp_path: Path) -> None:
+    values = json.loads((three[1] / "config.json").read_text())
+    (three[1] / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
+    with pytest.raises(UnexpectedWeights, match=r"own lm_head\.weight"):
+        merge(tmp_path / "out", three[1])
+
+
+def test_a_rule_for_no_tensor_is_told(three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = [{"tensors": "mpl", "weights": [1, 0]}, {"tensors": "mlp", "weights": [1, 0]}]
+    data = {"models": [str(model) for model in three[1:]], "output": tmp_path / "out", "rules": rules}
+    run(parse_config(MergeConfig, data, source="test"), Console())
+    assert capsys.readouterr().err.count("rules: no tensor has") == 1
+
+
+def test_weights_that_sum_to_nothing_are_not_normalized(three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sum to 0"):
+        merge(tmp_path / "out", *three[1:], weights=[1, -1], normalize=True)
+
+
+def test_the_config_names_the_type_in_both_places_and_no_code(three: list[Path], tmp_path: Path) -> None:
+    values = json.loads((three[1] / "config.json").read_text())
+    values |= {"dtype": "float32", "torch_dtype": "float32", "auto_map": {"AutoConfig": "code.Config"}}
+    (three[1] / "config.json").write_text(json.dumps(values))
+    merge(tmp_path / "out", *three[1:], dtype="bfloat16")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["dtype"] == written["torch_dtype"] == "bfloat16" and "auto_map" not in written
 
 
 def test_a_range_of_layers_outside_the_model_is_refused(three: list[Path], tmp_path: Path) -> None:

@@ -89,11 +89,20 @@ def test_several_end_ids_are_kept() -> None:
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope factor is 0.5"),
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}}, "rope_theta = 1000000.0"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differs by layer"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         family_for("llama").config_from_hf(PLAIN | values)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_local_experts", "8"), ("num_experts_per_tok", True)])
+def test_wrong_values_of_a_mixture_are_named(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is {value!r}, it must be of type int"):
+        family_for("mixtral").config_from_hf(PLAIN | {"num_key_value_heads": 4, key: value})
 
 
 def test_an_unknown_family_is_refused_with_a_suggestion() -> None:

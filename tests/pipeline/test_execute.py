@@ -145,6 +145,39 @@ def test_a_stage_named_by_its_path_counts_like_a_reference(workshop: Path, calls
     assert Path("runs/p/b/text.txt").read_text() == "x 100 0b 100 0"
 
 
+@pytest.mark.parametrize("form", ["transformers:models/a", "~/models/a", "models/x+models/a", "lora"])
+def test_a_model_counts_however_it_is_named(
+    workshop: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setenv("HOME", str(workshop))
+    for folder in ("models/a", "lora"):
+        Path(folder).mkdir(parents=True)
+    Path("models/a/config.json").write_text("{}")
+    Path("lora/adapter_config.json").write_text('{"base_model_name_or_path": "models/a"}')
+    Path("p.yaml").write_text(f"stages:\n  - write: {{text: a, model: '{form}'}}\n")
+    go(recipe="p.yaml")
+    go(recipe="p.yaml")
+    assert len(calls()) == 1
+    Path("models/a/model.safetensors").write_text("other weights")
+    go(recipe="p.yaml")
+    assert len(calls()) == 2
+
+
+def test_what_a_stage_writes_into_its_input_is_no_change_of_it(workshop: Path, calls: Calls) -> None:
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    Path("p.yaml").write_text("stages:\n  - write: {text: a, model: model, output: model/written}\n")
+    go(recipe="p.yaml")
+    Path("runs/p/inputs.json").write_text("[]")
+    go(recipe="p.yaml")
+    assert len(calls()) == 1
+
+
+def test_a_stage_after_the_last_one_cannot_be_done_again(workshop: Path) -> None:
+    with pytest.raises(ConfigError, match="'join' comes after 'write'"):
+        go(again_from="join", until="write")
+
+
 def test_python_caches_and_hidden_files_in_an_input_folder_do_not_count(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "__pycache__").mkdir(parents=True)

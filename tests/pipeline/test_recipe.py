@@ -114,6 +114,30 @@ def test_a_reference_may_follow_a_prefix_and_other_at_signs_are_text(workshop: P
     assert [stage.references for stage in recipe.stages[1:]] == [("write",), (), ()]
 
 
+def test_a_reference_may_follow_a_prefix_with_a_dot(workshop: Path) -> None:
+    recipe = load_recipe(
+        write(workshop, '  - write: {text: a}\n  - name: b\n    write: {text: "llama.cpp:@write/m.gguf"}')
+    )
+    assert recipe.stages[1].config.model_dump()["text"] == "llama.cpp:runs/r/write/m.gguf"
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (
+            "  - write: {text: a, output: x}\n  - name: b\n    write: {text: b, output: ./x}",
+            "the output of stage write",
+        ),
+        ("  - write: {text: a, output: runs/r}", "the run's own folder"),
+        ("  - write: {text: a, output: .}", "the run's own folder"),
+        ("  - name: superseded\n    write: {text: a}", "cannot be a stage's name"),
+    ],
+)
+def test_a_folder_that_belongs_to_something_else_is_no_output(workshop: Path, stages: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(write(workshop, stages))
+
+
 def test_two_at_signs_begin_a_text_with_one(workshop: Path) -> None:
     recipe = load_recipe(write(workshop, '  - write: {text: "@@home"}'))
     assert recipe.stages[0].config.model_dump()["text"] == "@home"

@@ -13,12 +13,12 @@ import yaml
 from leveret.config import parse_config
 from leveret.console import Console
 from leveret.data.examples import Document
-from leveret.errors import ConfigError, DataError
+from leveret.errors import ConfigError, DataError, ToolError
 from leveret.paths import hash_tree
 from leveret.prepare import documents as prepare_documents
 from leveret.prepare.config import PrepareConfig
 from leveret.prepare.documents import divide
-from leveret.prepare.run import run
+from leveret.prepare.run import REPORT, run
 from leveret.segment.words import normalize
 from leveret.tools.requests import read_requests
 from leveret.tools.schema import ToolSet
@@ -100,8 +100,23 @@ def test_max_bytes_keeps_a_seeded_sample(texts: Path) -> None:
     first = lines(texts.parent / "out" / "text.train.jsonl")
     run(config(texts, max_bytes=2000, seed=1), Console(quiet=True))
     assert lines(texts.parent / "out" / "text.train.jsonl") != first
-    with pytest.raises(DataError, match="none of 200 documents fits into max_bytes"):
+    with pytest.raises(DataError, match="one of 200 documents fits into max_bytes"):
         run(config(texts, max_bytes=10), Console(quiet=True))
+
+
+def test_where_hardly_a_document_fits_the_beginnings_of_some_are_kept(
+    texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books = texts.parent / "books"
+    books.mkdir()
+    for number in range(3):
+        (books / f"{number}.txt").write_text(f"兔 {number} " + "兔子跑得很快。" * 500)
+    (books / "short.txt").write_text("the hare runs")
+    summary = run(config(books, max_bytes=2000), Console()).summary
+    assert summary["train_documents"] >= 1 <= summary["valid_documents"]
+    assert summary["train_documents"] + summary["valid_documents"] == 4
+    assert 1300 < summary["train_bytes"] + summary["valid_bytes"] <= 2000
+    assert "kept the first 500 bytes of 4" in " ".join("".join(capsys.readouterr()).split())
 
 
 def test_held_out_requests_are_new_and_every_file_fits_the_tools(texts: Path) -> None:
@@ -190,6 +205,37 @@ def test_a_run_killed_before_its_end_starts_over(texts: Path, monkeypatch: pytes
     monkeypatch.undo()
     run(config(texts, output=texts.parent / "cut"), Console(quiet=True))
     assert hash_tree(texts.parent / "cut") == expected
+
+
+def test_a_kind_of_which_a_book_has_nothing_can_be_switched_off(texts: Path) -> None:
+    book = texts.parent / "book.yaml"
+    book.write_text("language: en\ntools:\n  take_photo: ['shoot => camera=rear', 'me => camera=front']\n")
+    with pytest.raises(ToolError, match=r"no combined requests.*\n.*requests\.combined_share=0"):
+        run(config(texts, requests=requests(phrases=[book])), Console(quiet=True))
+    with pytest.raises(ToolError, match=r"no irrelevant requests.*\n.*requests\.irrelevant_share=0"):
+        run(config(texts, requests=requests(phrases=[book], combined_share=0)), Console(quiet=True))
+
+
+def test_other_files_in_the_output_folder_are_left_alone(texts: Path) -> None:
+    output = texts.parent / "out"
+    output.mkdir()
+    (output / "mine.jsonl").write_text('{"text": "mine"}\n')
+    for share in (0.1, 0.2):
+        run(config(texts, validation_share=share, requests=requests(train=20, held_out=4)), Console(quiet=True))
+    assert (output / "mine.jsonl").read_text() == '{"text": "mine"}\n'
+    written = {path.name for path in output.glob("*.jsonl")} - {"mine.jsonl"}
+    assert written == set(json.loads((output / REPORT).read_text())["files"])
+    run(config(texts), Console(quiet=True))
+    assert {path.name for path in output.glob("*.jsonl")} == {"mine.jsonl", "text.train.jsonl", "text.valid.jsonl"}
+
+
+def test_an_output_that_would_be_read_as_a_document_is_refused(texts: Path) -> None:
+    for documents, output in (([texts], texts), ([texts.parent], texts.parent / "out")):
+        with pytest.raises(ConfigError, match="the next run would read"):
+            run(config(texts, documents=documents, output=output), Console(quiet=True))
+    run(config(texts), Console(quiet=True))
+    with pytest.raises(ConfigError, match="would be written over"):
+        run(config(texts, documents=[texts.parent / "out" / "text.train.jsonl"]), Console(quiet=True))
 
 
 def test_a_tool_without_phrases_is_warned_about(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:

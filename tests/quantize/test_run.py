@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as torch_file
+from safetensors.torch import save_file
 
 from leveret.config import parse_config
 from leveret.console import Console
@@ -44,6 +46,14 @@ def decoded(directory: Path, module: str, bits: int) -> np.ndarray:
     zeros = ((words[:, :, None] >> shifts) & mask).reshape(words.shape[0], -1).astype(np.int64) + 1  # (G, O)
     group = stored[f"{module}.g_idx"]
     return ((levels.astype(np.int64) - zeros[group]) * stored[f"{module}.scales"].astype(np.float32)[group]).T
+
+
+def test_the_model_that_is_read_is_not_replaced(make_directory: MakeDirectory) -> None:
+    source = make_directory()
+    for output in (source, source.parent):
+        with pytest.raises(ConfigError, match="would replace"):
+            quantize(source, output)
+    assert load_model(source)(IDS).isfinite().all()
 
 
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.15), (8, 0.01)])
@@ -197,3 +207,56 @@ def test_text_that_is_no_text_is_named(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "noise.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"noise\.txt"):
         quantize(directory, tmp_path / "q", text=[tmp_path / "noise.txt"])
+
+
+@pytest.mark.parametrize("method", ["round-to-nearest", "nf4", "gptq"])
+@pytest.mark.parametrize(
+    ("value", "changes"), [(float("nan"), {}), (1e6, {"other_dtype": "float16"})], ids=["no number", "too large"]
+)
+def test_what_stays_whole_is_checked_as_what_is_rounded(
+    make_directory: MakeDirectory, tmp_path: Path, text: Path, method: str, value: float, changes: dict[str, object]
+) -> None:
+    source = make_directory()
+    model = load_model(source)
+    with torch.no_grad():
+        model.norm.weight[3] = value
+    save_model(model, source)
+    given = {"calibration": [text]} if method == "gptq" else {}
+    with pytest.raises(WeightsError, match=r"^norm\.weight"):
+        quantize(source, tmp_path / "q", method=method, **given, **changes)
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_weight_that_would_need_scales_is_refused(
+    make_directory: MakeDirectory, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    source = make_directory()
+    name = "model.layers.1.mlp.up_proj.weight"
+    held = torch_file(source / "model.safetensors")
+    held[name] = held[name].to(dtype)
+    save_file(held, source / "model.safetensors")
+    for attempt in (lambda: quantize(source, tmp_path / "q"), lambda: load_model(source)):
+        with pytest.raises(WeightsError, match=rf"{name} .* is stored as {str(dtype)[6:]}"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "told"),
+    [
+        ("round-to-nearest", {"desc_act": True, "damp": 0.5}, "round-to-nearest does not use damp, desc_act"),
+        ("awq", {"desc_act": True, "symmetric": False}, "awq does not use desc_act, symmetric"),
+        ("nf4", {"damp": 0.5}, "nf4 does not use damp"),
+        ("gptq", {"skip": ["down_prj"]}, "no layer has 'down_prj' in its name"),
+    ],
+)
+def test_what_is_set_in_vain_is_told(
+    directory: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], method: str,
+    given: dict[str, object], told: str,
+) -> None:  # fmt: skip
+    size = {} if method == "nf4" else {"group_size": 32}
+    calibration = {"calibration": [text]} if method in ("gptq", "awq") else {}
+    data = {"model": str(directory), "output": tmp_path / "q", "method": method} | size | calibration | given
+    run(parse_config(QuantizeConfig, data, source="test"), Console())
+    errors = capsys.readouterr().err.split("warning: ")
+    assert [told in line for line in errors[1:]] == [True]

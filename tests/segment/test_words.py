@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leveret.segment.words import count_han, normalize, segment, segment_with_spans
+from leveret.segment.words import beginning, count_han, normalize, segment, segment_with_spans
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,10 @@ def test_tokens(text: str, tokens: list[str]) -> None:
 def test_a_rare_han_character_is_one_token() -> None:
     assert segment("𠮷野家") == ["𠮷", "野", "家"]
     assert count_han("𠮷野家 abc 々") == 4
+
+
+def test_a_beginning_cuts_no_character_in_two() -> None:
+    assert [beginning("a野b", num_bytes) for num_bytes in range(6)] == ["", "a", "a", "a", "a野", "a野b"]
 
 
 @given(st.text())

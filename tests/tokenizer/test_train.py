@@ -89,6 +89,7 @@ def test_the_split_loses_nothing(text: str) -> None:
         ({"vocab_size": 256, "special_tokens": ["<a>"]}, "at least 257"),
         ({"vocab_size": 300, "special_tokens": ["<a>", "<a>"]}, "different"),
         ({"vocab_size": 300, "eos_token": "</s>"}, "not one of the special tokens"),
+        ({"vocab_size": 300, "special_tokens": ["<a>", "a"]}, r"\['a'\] are tokens of the vocabulary already"),
     ],
 )
 def test_impossible_requests_are_refused(arguments: dict[str, object], message: str) -> None:

@@ -137,6 +137,13 @@ def test_what_has_no_intent_says_so() -> None:
         ("take_photo", {"camera": "side"}, "'side' is missing or unknown"),
         ("set_alarm", {"time": "soon"}, "cannot be planned"),
         ("create_event", {"title": "x", "date": "someday", "time": "10:00"}, "cannot be planned"),
+        ("set_timer", {"minutes": "5"}, "minutes must be a whole number from 1 to 10080, not '5'"),
+        ("set_timer", {"minutes": True}, "not True"),
+        ("set_volume", {"level": 300}, "level must be a whole number from 0 to 100, not 300"),
+        ("toggle_setting", {"setting": "wifi", "on": "yes"}, "on must be true or false, not 'yes'"),
+        ("set_alarm", {"time": "25:99"}, "25:99"),
+        ("make_phone_call", {"phone_number": 5}, "phone_number must be a text, not 5"),
+        ("play_music", {"name": None}, "name must be a text, not None"),
     ],
 )
 def test_calls_that_cannot_be_planned_are_refused(name: str, arguments: dict, reason: str) -> None:

@@ -55,6 +55,8 @@ def test_lenient_ignores_case_punctuation_and_spacing(phone: ToolSet) -> None:
 def test_without_order_calls_are_matched_to_each_other(phone: ToolSet) -> None:
     assert check([TIMER, LABELED, ALARM], [ALARM, LABELED, TIMER], phone, ordered=False).exact
     other = ToolCall("set_alarm", {"time": "08:00"})
+    yes, one = (ToolCall("toggle_setting", {"setting": "wifi", "on": value}) for value in (True, 1))
+    assert check([one, yes], [yes, one], phone, ordered=False).exact
     verdict = check([TIMER, other], [ALARM, TIMER], phone, ordered=False)
     assert (verdict.error, verdict.tool, verdict.parameter) == ("bad_argument", "set_alarm", "time")
 

@@ -65,3 +65,11 @@ def test_a_missing_or_empty_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no requests"):
         read_requests(tmp_path / "empty.jsonl")
+
+
+def test_half_a_character_in_a_request_is_told_before_anything_is_answered(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    for line in (r'{"query": "\ud83d", "calls": []}', r'{"query": "a", "calls": [{"name": "\ud83d"}]}'):
+        path.write_text('{"query": "\\ud83d\\udc22", "calls": []}\n' + line)
+        with pytest.raises(DataError, match=r"r\.jsonl:2.*lone surrogate"):
+            read_requests(path)

@@ -169,6 +169,13 @@ def test_a_model_directory_keeps_the_tools_with_their_tokens(phone: ToolSet, tmp
     assert file == tmp_path / "tools.json"
     assert ToolSet.load(tmp_path) == ToolSet.load(file) == phone
     assert json.loads(file.read_text())["functional_tokens"]["<api_5>"] == "take_photo"
+    assert ToolSet.load(file.rename(tmp_path / "tools.txt")) == phone
+
+
+def test_a_wrong_tool_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('[{"description": "rings"}]')
+    with pytest.raises(ToolError, match=r"mine\.json: tool 1 has no name"):
+        ToolSet.load(tmp_path / "mine.json")
 
 
 def test_tools_in_another_order_than_the_tokens_are_refused(phone: ToolSet, tmp_path: Path) -> None:

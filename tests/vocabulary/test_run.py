@@ -76,6 +76,40 @@ def test_no_more_than_max_bytes_are_read(data: Path) -> None:
     assert len(Tokenizer.load(data / "out").encode("野兔")) == 6
 
 
+def test_a_first_text_longer_than_max_bytes_is_cut_and_counted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "long.txt").write_text("a hare, a hare, " * 500)
+    run(config(data, documents=[data / "long.txt"], max_bytes=1000), Console())
+    assert len(Tokenizer.load(data / "out").encode(" hare")) == 1
+    assert "left out 1: the end of a text" in "".join(capsys.readouterr())
+
+
+def test_nothing_of_an_earlier_tokenizer_stays(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = config(data, template="hare")
+    run(first, Console(quiet=True))
+    run(config(data, template=None), Console(quiet=True))
+    assert Tokenizer.load(data / "out").chat_template is None
+    run(first, Console(quiet=True))
+    with monkeypatch.context() as killed:
+        killed.setattr("leveret.vocabulary.run.atomic_write", lambda path, content: (_ for _ in ()).throw(OSError()))
+        with pytest.raises(OSError):
+            run(config(data, template=None), Console(quiet=True))
+    run(first, Console(quiet=True))
+    assert Tokenizer.load(data / "out").chat_template is not None
+
+
+def test_an_output_among_the_texts_is_refused(data: Path) -> None:
+    with pytest.raises(ConfigError, match="the next run would read"):
+        run(config(data, output=data / "data" / "tokenizer"), Console(quiet=True))
+
+
+def test_another_version_trains_anew(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config(data), Console(quiet=True))
+    written = (data / "out/report.json").read_text()
+    monkeypatch.setattr("leveret.vocabulary.run.VERSION", "0.0.0")
+    run(config(data), Console(quiet=True))
+    assert (data / "out/report.json").read_text() != written
+
+
 def test_missing_and_empty_inputs_are_errors(data: Path) -> None:
     with pytest.raises(ConfigError, match="documents or conversations"):
         config(data, documents=[])

@@ -110,6 +110,55 @@ def test_the_rope_of_llama_3_is_found_by_its_divisors(tmp_path: Path) -> None:
         config_from(file.keys, [1.0] * 31 + [5.0])
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.dimension_count", 8), ("attention.causal", False), ("logit_scale", 2.0), ("rope.scale_linear", 4.0),
+        ("rope.scaling.attn_factor", 2.0), ("attention.sliding_window", 64), ("attention.head_count_kv", [2]),
+        ("never.heard_of", 1),
+    ],
+)  # fmt: skip
+def test_a_key_that_changes_the_network_and_is_not_read_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    file = foreign(tmp_path / "m", sentencepiece_like())
+    harmless = {"rope.scaling.finetuned": False, "attention.causal": True, "attention.sliding_window": 128}
+    file.keys.update({f"llama.{name}": setting for name, setting in harmless.items()})
+    assert GgufTensors(file).config.sliding_window is None
+    file.keys[f"llama.{key}"] = value
+    with pytest.raises(ConfigError, match=rf"llama\.{key} = "):
+        GgufTensors(file)
+
+
+@pytest.mark.parametrize("key", ["embedding_length", "context_length", "attention.head_count"])
+def test_a_key_that_is_missing_is_named(key: str, tmp_path: Path) -> None:
+    file = foreign(tmp_path / "m", sentencepiece_like())
+    del file.keys[f"llama.{key}"]
+    with pytest.raises(ConfigError, match=rf"lack llama\.{key}"):
+        GgufTensors(file)
+
+
+def test_an_adapter_in_a_file_is_no_model(tmp_path: Path) -> None:
+    file = foreign(tmp_path / "m", sentencepiece_like())
+    file.keys["general.type"] = "adapter"
+    with pytest.raises(ConfigError, match="is an adapter and no model"):
+        GgufTensors(file)
+
+
+def test_a_file_without_tokens_says_so(tmp_path: Path) -> None:
+    file = foreign(tmp_path / "m", sentencepiece_like())
+    del file.keys["tokenizer.ggml.tokens"]
+    (notice,) = restore_companions(file, tmp_path / "out")
+    assert "cannot be rebuilt" in notice
+    del file.keys["llama.vocab_size"]
+    with pytest.raises(ConfigError, match=r"neither llama\.vocab_size nor tokens"):
+        GgufTensors(file)
+
+
+def test_a_factor_without_a_kind_is_linear(tmp_path: Path) -> None:
+    file = foreign(tmp_path / "m", sentencepiece_like())
+    file.keys["llama.rope.scaling.factor"] = 4.0
+    assert GgufTensors(file).config.rope == RopeConfig(kind="linear", factor=4.0)
+
+
 def test_a_type_that_cannot_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = foreign(tmp_path / "m", sentencepiece_like())
 

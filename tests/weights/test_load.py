@@ -86,6 +86,24 @@ def test_an_unknown_dtype_lists_the_known_ones(directory) -> None:
         load_model(directory, dtype="int3")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(directory, device) -> None:
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used: "):
+        load_model(directory, device=device)
+
+
+def test_a_type_without_fractions_is_refused(directory) -> None:
+    with pytest.raises(ConfigError, match=r"dtype torch\.int8 cannot hold"):
+        load_model(directory, dtype=torch.int8)
+
+
+def test_a_quantization_that_is_no_mapping_is_named(directory) -> None:
+    values = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(values | {"quantization_config": "int4"}))
+    with pytest.raises(ConfigError, match="quantization_config is 'int4', it must be a mapping"):
+        load_model(directory)
+
+
 def test_a_loaded_model_does_not_depend_on_the_file_any_more(model, directory) -> None:
     loaded = load_model(directory)
     (directory / "model.safetensors").write_bytes(b"")
@@ -102,6 +120,13 @@ def test_surplus_tensors_are_named(directory) -> None:
     edit(directory, lambda tensors: tensors.update({"model.layers.7.mlp.up_proj.weight": torch.ones(2)}))
     with pytest.raises(UnexpectedWeights, match=r"1 tensors .*layers\.7"):
         load_model(directory)
+
+
+def test_an_index_that_names_no_files_is_damaged(sharded) -> None:
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {UP: 5}}))
+    with pytest.raises(CorruptedFile, match="has no weight_map from tensors to files"):
+        load_model(sharded)
 
 
 def test_a_bias_that_the_model_would_ignore_is_refused(directory) -> None:

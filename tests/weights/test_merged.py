@@ -58,6 +58,13 @@ def make_adapter(
     return base.parent / "adapter"
 
 
+def test_neither_the_adapter_nor_the_model_under_it_is_replaced(base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base)
+    for output in (adapter, base, tmp_path):
+        with pytest.raises(ConfigError, match="would replace"):
+            merge_into_model(adapter, output)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("rows", [(), (5, 40, 41)])

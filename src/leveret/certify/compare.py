@@ -1,4 +1,4 @@
-"""Compare two loaded forms: token ids, logits, KL, perplexity, greedy text; each a check with a bound and a verdict.
+"""Compare two loaded forms: ids, embedding, logits, KL, perplexity, greedy text; each a check with bound and verdict.
 
 The order matters. Different token ids explain everything that follows, so they are looked at first; logits are then
 compared on the first form's ids, so that a changed tokenizer and changed weights are told apart. When a check fails,
@@ -16,6 +16,7 @@ from leveret.certify.findings import Check, Comparison, Parting, verdict
 from leveret.certify.form import Form
 from leveret.certify.greedy import compare_greedy
 from leveret.certify.parting import Culprit, find_culprit
+from leveret.certify.rows import compare_rows
 from leveret.certify.stops import compare_stops
 from leveret.certify.thresholds import BOUNDS, Bounds, kind_of
 from leveret.certify.token_ids import Encoded, compare_ids
@@ -57,17 +58,18 @@ def compare_forms(
         )
     sequences = _run_both(first, second, encoded, windows)
     tolerance = logit_tolerance(sequences, bounds)
-    checks = [ids_check, stops_check, _logits_check(sequences, tolerance, too_long), kl_check(sequences, bounds)]
-    checks.append(perplexity_check(sequences, bounds))
+    numeric = [_logits_check(sequences, tolerance, too_long), kl_check(sequences, bounds)]
+    numeric.append(perplexity_check(sequences, bounds))
+    rows_check = compare_rows(first, second, bounds.row_error, sizes[0])
     parting = ids_parting
-    if parting is None and any(check.verdict == "different" for check in checks[2:]):
+    if parting is None and any(check.verdict == "different" for check in numeric):
         parting = _numeric_parting(first, second, sequences, tolerance)
     greedy_check, greedy_parting = compare_greedy(first, second, encoded, greedy_tokens, tolerance)
     return Comparison(
         first=first.name,
         second=second.name,
         kind=kind,
-        checks=(*checks, greedy_check),
+        checks=(ids_check, stops_check, rows_check, *numeric, greedy_check),
         figures=figures_of(sequences),
         parting=told_in_text(parting or greedy_parting, first),
     )

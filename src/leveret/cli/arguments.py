@@ -6,7 +6,8 @@
     word                   fills the next positional argument
 
 Later wins over earlier, options over words. A word with "=" whose key is unknown fills a positional argument if
-one is left (a prompt may be `x=1`), and is refused with a suggestion if none is.
+one is left (a prompt may be `x=1`), and is refused with a suggestion if none is, or if it is one of paths, no such
+path exists and a key is near.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class ConfigCommand(click.Command):
                 set_key(data, name, known.read(text) if known else parse_yaml(text, source=f"the value of {name}"))
             elif not left:
                 raise ConfigError(*self._surplus(word, name if equals else None))
+            elif equals and left[0].holds_paths and self._near(name) and not Path(word).exists():
+                raise ConfigError(*self._surplus(word, name))  # a key with a typing error, not a path
             elif left[0].is_list:
                 data.setdefault(left[0].name, [])
                 data[left[0].name] = [*data[left[0].name], left[0].read_item(word)]
@@ -88,10 +91,13 @@ class ConfigCommand(click.Command):
 
     def _surplus(self, word: str, name: str | None) -> tuple[str]:
         if name is not None:
-            near = suggest(name, [key.name for key in self.keys])
+            near = self._near(name)
             return (f"leveret {self.name} has no key '{name}'" + (f"; did you mean {near}?" if near else ""),)
         taken = ", ".join(key.name for key in self.positionals) or "no argument"
         return (f"leveret {self.name} cannot place '{word}': it takes {taken}, and key=value",)
+
+    def _near(self, name: str) -> str | None:
+        return suggest(name, [key.name for key in self.keys])
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Positional arguments by their names, then what every command takes."""

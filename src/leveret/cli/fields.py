@@ -42,6 +42,12 @@ class Key:
         return _item_type(self.info.annotation) is not None
 
     @property
+    def holds_paths(self) -> bool:
+        """Whether it is a list of paths, or of configs, which a path alone can stand for."""
+        item = _item_type(self.info.annotation)
+        return item is Path or nested_config(item) is not None
+
+    @property
     def order(self) -> int | None:
         """Its place among the positional arguments, if it is one."""
         return next((mark.order for mark in self.info.metadata if isinstance(mark, Positional)), None)

@@ -15,6 +15,7 @@ from leveret.cli.inspect_model import describe_model
 from leveret.cli.tensor_table import in_bytes, table_rows, tensors_in
 from leveret.commands import StageResult
 from leveret.console import Console, duration
+from leveret.data.files import kind_of, read_lines
 from leveret.errors import DataError
 from leveret.pipeline.ledger import Ledger
 from leveret.weights.bin_file import BIN_SUFFIXES
@@ -77,7 +78,7 @@ def _checkpoints(config: InspectConfig, console: Console) -> dict[str, Any]:
             said = json.loads(manifest.read_text(encoding="utf-8"))
             missing = [name for name in said["files"] if not (folder / name).is_file()]
             step, state = said["step"], f"lacks {', '.join(missing)}" if missing else "whole"
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             step, state = None, f"damaged manifest ({error})"
         written = datetime.fromtimestamp(manifest.stat().st_mtime).isoformat(" ", "seconds")
         size = in_bytes(sum(file.stat().st_size for file in files))
@@ -122,18 +123,11 @@ def _gguf(config: InspectConfig, console: Console) -> dict[str, Any]:
 def _lines(config: InspectConfig, console: Console) -> dict[str, Any]:
     count, first = 0, None
     keys: dict[str, int] = {}
-    with open(config.path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"this line is no JSON: {error}", path=config.path, line=number) from None
-            first = record if first is None else first
-            count += 1
-            for key in record if isinstance(record, dict) else ("(no object)",):
-                keys[key] = keys.get(key, 0) + 1
+    for _, record in read_lines(config.path):
+        first = record if first is None else first
+        count += 1
+        for key in record if isinstance(record, dict) else ("(no object)",):
+            keys[key] = keys.get(key, 0) + 1
     console.table(f"{config.path}: {count:,} records", ("key", "records with it"), list(keys.items()))
     if first is not None:
         console.print("the first: " + json.dumps(first, ensure_ascii=False)[:400])
@@ -181,9 +175,19 @@ KINDS = (
     Kind(
         name="tensors",
         sign="a .safetensors, .bin, .pt or .pth file",
-        fits=lambda path: path.suffix in (".safetensors", *BIN_SUFFIXES),
+        fits=lambda path: path.is_file() and path.suffix in (".safetensors", *BIN_SUFFIXES),
         describe=_tensors,
     ),
-    Kind(name="gguf", sign="a .gguf file", fits=lambda path: path.suffix == ".gguf", describe=_gguf),
-    Kind(name="records", sign="a .jsonl file", fits=lambda path: path.suffix == ".jsonl", describe=_lines),
+    Kind(
+        name="gguf",
+        sign="a .gguf file",
+        fits=lambda path: path.is_file() and path.suffix == ".gguf",
+        describe=_gguf,
+    ),
+    Kind(
+        name="records",
+        sign="a .jsonl file, also as .gz or .zst",
+        fits=lambda path: path.is_file() and kind_of(path) in (".jsonl", ".ndjson"),
+        describe=_lines,
+    ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from leveret.cli.tensor_table import TensorEntry, by_dtype, in_bytes, table_rows, tensors_of_model
 from leveret.console import Console
-from leveret.errors import LeveretError
+from leveret.errors import DataError, LeveretError
 
 Facts = Iterator[tuple[str, object]]
 
@@ -22,7 +22,7 @@ def describe_model(folder: Path, console: Console, *, every_tensor: bool) -> dic
     for part, describe in _PARTS:
         try:
             facts += describe(folder)
-        except (LeveretError, OSError, ValueError) as error:
+        except (LeveretError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             facts.append((part, f"cannot be read: {error}"))
     facts += _stored(folder, entries)
     console.table(f"model {folder}", ("what", "value"), [(name, _said(value)) for name, value in facts])
@@ -34,7 +34,7 @@ def describe_model(folder: Path, console: Console, *, every_tensor: bool) -> dic
 
 def describe_adapter(folder: Path, console: Console, *, every_tensor: bool) -> dict[str, Any]:
     """An adapter: its settings, the model it is for, and its tensors."""
-    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    values = _read_object(folder / "adapter_config.json")
     entries = tensors_of_model(folder)
     told = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_dora", "use_rslora", "target_modules",
             "modules_to_save", "num_virtual_tokens")  # fmt: skip
@@ -47,11 +47,22 @@ def describe_adapter(folder: Path, console: Console, *, every_tensor: bool) -> d
     return {"adapter": values.get("peft_type"), "parameters": parameters}
 
 
+def _read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, DataError if it holds something else."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"this is not valid JSON: {error}", path=file) from None
+    if not isinstance(values, dict):
+        raise DataError(f"a JSON object belongs here, not a {type(values).__name__}", path=file)
+    return values
+
+
 def _config(folder: Path) -> Facts:
     from leveret.model.count import count
     from leveret.model.families import family_for
 
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = _read_object(folder / "config.json")
     config = family_for(str(values.get("model_type"))).config_from_hf(values)
     numbers = count(config)
     yield "family", config.family
@@ -109,11 +120,20 @@ def _tools(folder: Path) -> Facts:
         yield "tools", f"{len(tools)}: {', '.join(tools.names)}"
 
 
+def _shards(folder: Path) -> Facts:
+    """The files that an index of shards names and that are not there: a download that was interrupted."""
+    for index in sorted(folder.glob("*.index.json")):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(name for name in named if not (folder / name).is_file()):
+            yield "missing files", f"{len(missing)} of {len(named)}: {', '.join(missing)}"
+
+
 _PARTS: tuple[tuple[str, Callable[[Path], Facts]], ...] = (
     ("config", _config),
     ("tokenizer", _tokenizer),
     ("chat template", _template),
     ("tools", _tools),
+    ("index of shards", _shards),
 )
 
 

@@ -17,9 +17,8 @@ from leveret.console import Console
 from leveret.convert.config import ConvertConfig
 from leveret.convert.older_tokenizer import write_tokenizer_json
 from leveret.convert.sources import Source, open_source
-from leveret.errors import ConfigError
 from leveret.model.families import family_for
-from leveret.paths import atomic_directory, atomic_write
+from leveret.paths import atomic_directory, atomic_write, require_outside
 from leveret.tokenizer.files import Tokenizer
 from leveret.version import VERSION
 from leveret.weights.fingerprint import fingerprint_of
@@ -33,7 +32,7 @@ RECORD = "leveret-convert.json"
 def run(config: ConvertConfig, console: Console) -> StageResult:
     """Convert; returns what it was made of and how many values changed."""
     with open_source(config) as source:
-        _outside(config.output, source)
+        require_outside(config.output, source.path)
         with atomic_directory(config.output) as draft:
             report = _write(config, source, draft, console)
             source.write_companions(draft)
@@ -112,12 +111,6 @@ def _check(draft: Path, source: Source) -> None:
             )
     else:
         source.notes.append("there is no tokenizer.json; copy it from the model's original folder")
-
-
-def _outside(output: Path, source: Source) -> None:
-    """The output replaces what is there, so what is read may not be in it."""
-    if source.path.resolve().is_relative_to(output.resolve()):
-        raise ConfigError(f"output {output} would replace {source.path}, which is read", hint="choose another folder")
 
 
 def _json(content: dict[str, Any]) -> str:

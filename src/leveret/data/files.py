@@ -1,7 +1,7 @@
 """Data files: which there are below a path, and their records one by one, each with its place.
 
 Plain text, JSON Lines and JSON lists, also compressed (.gz, .zst). A file that is named must be readable; in a folder,
-files of other kinds and files that are not UTF-8 are left out and counted.
+files of other kinds, texts that are not UTF-8, hidden files and folders that are links are left out and counted.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from leveret.errors import DataError
+from leveret.errors import ConfigError, DataError
 from leveret.extras import require
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".py", ".pyi", ".c", ".h", ".html", ".tex"})
 RECORD_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
+
+_TOO_DEEP = "this is JSON with too many brackets inside each other"
 
 
 @dataclass(kw_only=True)
@@ -87,13 +89,34 @@ def data_files(paths: str | Path | Sequence[str | Path], report: ReadReport) -> 
                 )
             yield path, True
         elif path.is_dir():
-            for inner in sorted(inner for inner in path.rglob("*") if inner.is_file()):
-                if kind_of(inner) is None:
-                    report.dropped["files of a kind that is not read"] += 1
-                else:
+            for inner in sorted(path.rglob("*")):
+                if (reason := _why_not(inner, path)) is not None:
+                    report.dropped[reason] += 1
+                elif inner.is_file():
                     yield inner, False
         else:
             raise DataError("there is no such file or folder", path=path)
+
+
+def refuse_output_within(paths: Sequence[Path], output: Path) -> None:
+    """ConfigError when a folder that is read holds the one that is written: the next run would read both."""
+    for path in paths:
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"the output {output} lies in {path}, which is read: the next run would read what this one writes",
+                hint="choose an output folder outside of the data",
+            )
+
+
+def _why_not(inner: Path, folder: Path) -> str | None:
+    """Why a file or link found in `folder` is not read; None for one that is, and for plain folders."""
+    if inner.is_dir():
+        return "folders that are links (named themselves they are read)" if inner.is_symlink() else None
+    if not inner.is_file():
+        return "links to nowhere"
+    if any(part.startswith(".") for part in inner.relative_to(folder).parts):
+        return "hidden files"
+    return "files of a kind that is not read" if kind_of(inner) is None else None
 
 
 @contextlib.contextmanager
@@ -126,10 +149,16 @@ def read_records(path: Path) -> Iterator[Record]:
     if kind_of(path) == ".json":
         yield from _records_of_list(path)
         return
+    for number, value in read_lines(path):
+        yield _record(value, path, number)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """What the lines of a .jsonl file hold, each with its number; DataError at the line that is not JSON."""
     with opened(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _record(_parse(line, path, number), path, number)
+                yield number, _parse(line, path, number)
 
 
 def _records_of_list(path: Path) -> Iterator[Record]:
@@ -143,6 +172,8 @@ def _records_of_list(path: Path) -> Iterator[Record]:
                     yield _record(_parse(line, path, number), path, number)
             return
         raise DataError(f"this is not valid JSON: {error}", path=path) from error
+    except RecursionError as error:
+        raise DataError(_TOO_DEEP, path=path) from error
     items = items if isinstance(items, list) else [items]
     for number, item in enumerate(items, start=1):
         yield _record(item, path, number)
@@ -156,6 +187,8 @@ def _parse(line: str, path: Path, number: int) -> Any:
         if line.lstrip().startswith("["):
             hint = "a JSON list belongs in a file named .json; .jsonl has one object on each line"
         raise DataError(f"this line is not valid JSON: {error}", path=path, line=number, hint=hint) from error
+    except RecursionError as error:
+        raise DataError(_TOO_DEEP, path=path, line=number) from error
 
 
 def _record(item: Any, path: Path, number: int) -> Record:

@@ -48,9 +48,11 @@ def read_defaults(directory: Path) -> SamplingParams:
     if not path.exists():
         return SamplingParams()
     try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError(f"holds a {type(config).__name__}, not an object")
         return _from_config(config)
-    except (ValueError, TypeError, AttributeError, RequestError) as error:
+    except (ValueError, TypeError, RequestError) as error:
         raise WeightsError(f"{path}: {error}", hint="mend the file or remove it") from None
 
 
@@ -87,13 +89,18 @@ def _from_config(config: dict[str, Any]) -> SamplingParams:
     if config.get("do_sample"):
         changes["temperature"] = config.get("temperature", 1.0)
         changes |= {name: config.get(name) or None for name in ("top_k", "top_p", "min_p")}
-    return replace(SamplingParams(), **{name: value for name, value in changes.items() if value is not None})
+    changes = {name: value for name, value in changes.items() if value is not None}
+    for name, value in changes.items():
+        if name != "stop_ids" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"{name} is {value!r}, which is no number")
+    return replace(SamplingParams(), **changes)
 
 
 def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if any(isinstance(index, bool) or not isinstance(index, int) for index in ids):
+        raise TypeError(f"eos_token_id is {value!r}, which is neither an id nor a list of ids")
+    return ids
 
 
 def _merged(first: tuple[int, ...], second: tuple[int, ...] | list[int]) -> tuple[int, ...]:

@@ -207,6 +207,10 @@ class TextModel(JobMaker):
 
         A constrained answer parses unless max_tokens cuts it off.
         """
+        if isinstance(queries, str):  # a text is a sequence of texts too: its characters
+            raise RequestError(
+                "call_tools answers a list of requests, and was given one text", hint="call_tools([text])"
+            )
         jobs = [
             self.prepare_chat([Message(role="user", content=query)], tools=tools, constrained=constrained, **options)
             for query in queries

@@ -16,7 +16,7 @@ from typing import Any
 from leveret.commands import StageResult
 from leveret.config import fingerprint
 from leveret.console import Console
-from leveret.data.files import ReadReport
+from leveret.data.files import ReadReport, read_lines
 from leveret.data.readers import read_documents
 from leveret.engine.text import TextModel
 from leveret.errors import DataError, ToolError
@@ -24,8 +24,9 @@ from leveret.evaluate.bits_per_byte import PROTOCOL, bits_per_byte
 from leveret.evaluate.config import EvaluateConfig
 from leveret.evaluate.tables import show, show_failures
 from leveret.evaluate.tool_calls import ToolEvaluation, evaluate_requests
-from leveret.hub import resolve_model
+from leveret.hub import is_adapter, model_under, resolve_model
 from leveret.paths import atomic_write, hash_tree, sha256_file
+from leveret.segment.words import beginning
 from leveret.tools.requests import read_requests
 from leveret.version import VERSION
 
@@ -131,7 +132,7 @@ def _documents(file: Path, most_bytes: int | None, read: ReadReport) -> Iterator
         text = document.text
         if most_bytes is not None and used + len(text.encode()) > most_bytes:
             if used == 0:
-                yield text.encode()[:most_bytes].decode(errors="ignore")
+                yield beginning(text, most_bytes)
             return
         used += len(text.encode())
         yield text
@@ -141,14 +142,14 @@ def _inputs(config: EvaluateConfig, directory: Path) -> dict[str, str]:
     """Hashes of everything the result depends on."""
     missing = next((file for file in (*config.tools, *config.text) if not file.is_file()), None)
     if missing is not None:
-        raise DataError("no such file", path=missing)
+        raise DataError("is a folder; name the files in it" if missing.is_dir() else "no such file", path=missing)
     files = {str(file): sha256_file(file) for file in (*config.tools, *config.text)}
     settings = config.model_dump(mode="json", exclude={"output", "shown_failures"})
-    return {
-        **files,
-        "model": (sha256_file if directory.is_file() else hash_tree)(directory),
-        "settings": fingerprint(settings),
-    }
+    own = [] if config.output is None else [config.output / REPORT, config.output / FAILURES]
+    model = {"model": sha256_file(directory) if directory.is_file() else hash_tree(directory, without=own)}
+    if is_adapter(directory):
+        model["model under the adapter"] = hash_tree(model_under(directory))
+    return {**files, **model, "settings": fingerprint(settings)}
 
 
 def _recorded(config: EvaluateConfig, inputs: dict[str, str]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
@@ -157,12 +158,12 @@ def _recorded(config: EvaluateConfig, inputs: dict[str, str]) -> tuple[dict[str,
         return None, []
     try:
         report = json.loads((config.output / REPORT).read_text("utf-8"))
-        lines = (config.output / FAILURES).read_text("utf-8").split("\n")
-    except (OSError, json.JSONDecodeError):
+        failures = [failure for _, failure in read_lines(config.output / FAILURES)]
+    except (OSError, ValueError, DataError):
         return None, []
-    if report.get("inputs") != inputs or report.get("leveret") != VERSION:
+    if not isinstance(report, dict) or report.get("inputs") != inputs or report.get("leveret") != VERSION:
         return None, []
-    return report, [json.loads(line) for line in lines if line]
+    return report, failures
 
 
 def _named(files: list[Path]) -> Iterator[tuple[str, Path]]:

@@ -54,9 +54,9 @@ def write_config(
     layers: (source, first, end) of what was stacked; empty where the layers are the first model's.
     """
     values = read_json(first.folder / "config.json")
+    values.pop("auto_map", None)  # it names code that is not copied, and that nobody here needs
     if dtype is not None:
-        key = "dtype" if "dtype" in values else "torch_dtype"
-        values[key] = dtype
+        values |= dict.fromkeys([key for key in ("dtype", "torch_dtype") if key in values] or ["torch_dtype"], dtype)
     values["vocab_size"] = token_rows
     if layers:
         values["num_hidden_layers"] = sum(stop - start for _, start, stop in layers)

@@ -22,7 +22,7 @@ from leveret.errors import ConfigError
 from leveret.merge.blocks import WORKERS_PER_CORE, Blocks, threads
 from leveret.merge.config import MergeConfig
 from leveret.merge.provenance import carry_over, record, write_config, write_record
-from leveret.merge.settings import settings_for
+from leveret.merge.settings import settings_for, unmatched
 from leveret.merge.sources import (
     Piece,
     Source,
@@ -34,7 +34,7 @@ from leveret.merge.sources import (
 )
 from leveret.merge.tensors import write_piece
 from leveret.merge.vocabulary import Alignment, align
-from leveret.paths import atomic_directory
+from leveret.paths import atomic_directory, require_outside
 from leveret.weights.load import as_dtype
 from leveret.weights.writer import WeightWriter
 
@@ -43,7 +43,7 @@ def run(config: MergeConfig, console: Console) -> StageResult:
     """Merge and write; returns the method, the sizes and the time it took."""
     began = time.monotonic()
     sources = open_sources(config)
-    _outside_the_models(config.output, sources)
+    require_outside(config.output, *(source.folder for source in sources))
     first = sources[1 if config.base is not None else 0]
     stacked = config.method == "passthrough"
     differing = [note for source in sources for note in differences(first, source, any_depth=stacked)]
@@ -68,15 +68,6 @@ def run(config: MergeConfig, console: Console) -> StageResult:
     console.print(f"{len(pieces):,} tensors, {total / 1e6:,.1f} MB, {seconds:.1f} s: {config.output}")
     summary: dict[str, Any] = {"method": config.method, "models": len(config.models), "tensors": len(pieces)}
     return StageResult(output=config.output, summary=summary | {"bytes": total, "seconds": round(seconds, 3)})
-
-
-def _outside_the_models(output: Path, sources: Sequence[Source]) -> None:
-    """The output replaces what is there, so no model may be."""
-    for source in sources:
-        if source.folder.resolve().is_relative_to(output.resolve()):
-            raise ConfigError(
-                f"output {output} would replace {source.name}, which is merged", hint="choose another folder"
-            )
 
 
 def _models(config: MergeConfig, sources: Sequence[Source]) -> Sequence[Source]:
@@ -108,7 +99,8 @@ def _pieces(
 
 def _notes(config: MergeConfig, first: Source, pieces: Sequence[Piece]) -> list[str]:
     """What fits, but should be known."""
-    notes = []
+    names = [piece.name for piece in pieces]
+    notes = [f"rules: no tensor has {pattern!r} in its name" for pattern in unmatched(config, names)]
     if len(config.models) > 1 and config.method != "passthrough" and has_routers(pieces):
         notes.append("experts are merged number by number: right only for models that descend from one mixture")
     if config.method == "linear":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from leveret.errors import ConfigError
 from leveret.merge.config import Gradient, MergeConfig
 
 T = TypeVar("T")
@@ -34,13 +36,22 @@ def settings_for(config: MergeConfig, name: str, num_layers: int) -> Settings:
     weights = _last([rule.weights for rule in rules], config.weights or default_weights(config))
     values = tuple(at_depth(weight, depth) for weight in weights)
     total = math.fsum(values)
+    if config.normalize and not total:
+        raise ConfigError(f"the weights of {name} sum to 0, and normalize=true divides by their sum",
+                          hint="leave normalize out, or change the weights")  # fmt: skip
     return Settings(
-        weights=tuple(value / total for value in values) if config.normalize and total else values,
+        weights=tuple(value / total for value in values) if config.normalize else values,
         t=at_depth(_last([rule.t for rule in rules], config.t), depth),
         scale=_last([rule.scale for rule in rules], config.scale),
         density=_last([rule.density for rule in rules], config.density),
         drop=_last([rule.drop for rule in rules], config.drop),
     )
+
+
+def unmatched(config: MergeConfig, names: Iterable[str]) -> list[str]:
+    """The patterns of rules that change nothing: no tensor has them in its name."""
+    known = list(names)
+    return [rule.tensors for rule in config.rules if not any(re.search(rule.tensors, name) for name in known)]
 
 
 def default_weights(config: MergeConfig) -> list[Gradient]:

@@ -1,7 +1,8 @@
 """The models to be merged, and for every tensor of the result which tensors it is made of; nothing is left over.
 
-A tensor that one model lacks, another shape, another width or number of heads: each is named and refused. What may
-differ but changes how the weights act (rope_theta, the window) is reported; the first model's value then counts.
+A model whose tensors are not those that its config asks for, another width or number of heads: each is named and
+refused. What may differ but changes how the weights act (rope_theta, the window) is reported; the first model's value
+then counts.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import torch
 
-from leveret.errors import ConfigError, MissingWeights, ShapeMismatch, UnexpectedWeights
-from leveret.hub import resolve_model
+from leveret.errors import ConfigError, MissingWeights, UnexpectedWeights
+from leveret.hub import resolve_whole_model
 from leveret.merge.config import MergeConfig
 from leveret.merge.settings import LAYER, is_embedding, layer_of
 from leveret.model.config import ModelConfig
 from leveret.weights.load import read_config
+from leveret.weights.model_tensors import FolderTensors
 from leveret.weights.placing import HEAD, RECOMPUTED
 from leveret.weights.reader import Stored, WeightReader
 from leveret.weights.safetensors import name_some, read_json
@@ -107,13 +109,11 @@ def merged_pieces(sources: Sequence[Source], first: Source, rows: int | None, dt
     pieces = []
     for name, stored in first.tensors.items():
         token_rows = VOCABULARY.search(name) is not None
-        for source in sources:
-            _same_shape(name, stored, first, source, any_rows=token_rows)
         pieces.append(
             Piece(
                 name=name,
                 shape=(rows, *stored.shape[1:]) if token_rows and rows is not None else stored.shape,
-                dtype=dtype if dtype is not None and stored.dtype.is_floating_point else stored.dtype,
+                dtype=dtype or stored.dtype,
                 parts=tuple((number, name) for number in range(len(sources))),
                 has_token_rows=token_rows,
             )
@@ -141,8 +141,7 @@ def stacked_pieces(
                 wanted = start <= layer < stop
             if wanted:
                 new = name if layer is None else _renumbered(name, layer - start + done)
-                kind = dtype if dtype is not None and stored.dtype.is_floating_point else stored.dtype
-                pieces.append(Piece(name=new, shape=stored.shape, dtype=kind, parts=((number, name),)))
+                pieces.append(Piece(name=new, shape=stored.shape, dtype=dtype or stored.dtype, parts=((number, name),)))
         done += stop - start
     return pieces
 
@@ -153,11 +152,12 @@ def has_routers(pieces: Sequence[Piece]) -> bool:
 
 
 def _open(name: str) -> Source:
-    folder = resolve_model(name)
+    folder = resolve_whole_model(name, purpose="merging models")
     model = read_config(folder)
     if "quantization_config" in read_json(folder / "config.json"):
         raise ConfigError(f"{name} is quantized", hint="merge the models it and the others were made of")
-    return Source(name=name, folder=folder, config=model, reader=WeightReader(folder))
+    with FolderTensors(folder) as whole:  # every tensor that the config asks for, and a tied head that is the embedding
+        return Source(name=name, folder=folder, config=model, reader=whole.reader)
 
 
 def _same_names(first: Source, other: Source) -> None:
@@ -168,18 +168,6 @@ def _same_names(first: Source, other: Source) -> None:
     if theirs - ours:
         raise UnexpectedWeights(f"{len(theirs - ours)} tensors of {other.name} are not in {first.name}: "
                                 f"{name_some(theirs - ours)}", hint="nothing is left out silently")  # fmt: skip
-
-
-def _same_shape(name: str, stored: Stored, first: Source, other: Source, *, any_rows: bool) -> None:
-    theirs = other.tensors[name]
-    skipped = 1 if any_rows else 0
-    if stored.shape[skipped:] != theirs.shape[skipped:] or len(stored.shape) != len(theirs.shape):
-        raise ShapeMismatch(
-            f"{name} is {list(stored.shape)} in {first.name} and {list(theirs.shape)} in {other.name}",
-            hint="do config.json and the weights belong together?",
-        )
-    if stored.dtype.is_floating_point != theirs.dtype.is_floating_point:
-        raise ShapeMismatch(f"{name} is {stored.dtype} in {first.name} and {theirs.dtype} in {other.name}")
 
 
 def _renumbered(name: str, layer: int) -> str:

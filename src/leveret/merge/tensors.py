@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leveret.errors import ConfigError, WeightsError
+from leveret.errors import WeightsError
 from leveret.kernels.merging import all_finite, gram_matrix, weighted_sum
 from leveret.merge import magnitude, methods
 from leveret.merge.blocks import Blocks, uniform
@@ -38,7 +38,7 @@ Election = Callable[[Sequence[Tensor], int], Tensor]
 
 def write_piece(piece: Piece, blocks: Blocks, config: MergeConfig, num_layers: int, writer: WeightWriter) -> None:
     """Merge one tensor and write it."""
-    if len(piece.parts) == 1 or not piece.dtype.is_floating_point:
+    if len(piece.parts) == 1:
         merge = Merge(partial(_copy, piece, blocks), streamed=True)
     else:
         merge = _method(piece, blocks, config, settings_for(config, piece.name, num_layers))
@@ -179,11 +179,9 @@ def _counted(piece: Piece, blocks: Blocks, number: int, rank: int) -> float:
 
 
 def _copy(piece: Piece, blocks: Blocks, start: int, stop: int) -> Tensor:
-    """Values as they are, converted only if another dtype was asked for; whole numbers must be equal in all models."""
-    first, *others = blocks.stored_in_all(piece, start, stop)
-    if any(not torch.equal(first, other) for other in others):
-        raise ConfigError(f"{piece.name} holds whole numbers that differ between the models; these have no mean")
-    return first.to(piece.dtype)
+    """Values as they are, converted only if another dtype was asked for."""
+    values = blocks.stored_in_all(piece, start, stop)
+    return _finite(piece, values[0].to(piece.dtype), values)
 
 
 def _finite(piece: Piece, merged: Tensor, values: Sequence[Tensor]) -> Tensor:

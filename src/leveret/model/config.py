@@ -7,6 +7,7 @@ experts) or an id that must travel with the weights (bos, eos, pad). This file n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,8 +42,8 @@ class RopeConfig:
     """llama3: wavelengths below original/high_freq_factor are left alone."""
 
     def __post_init__(self) -> None:
-        _require(self.theta > 0, "rope_theta", self.theta, "more than 0")
-        _require(self.factor >= 1, "rope factor", self.factor, "at least 1")
+        _require(0 < self.theta < math.inf, "rope_theta", self.theta, "more than 0, and finite")
+        _require(1 <= self.factor < math.inf, "rope factor", self.factor, "at least 1, and finite")
         if self.kind == "llama3":
             _require(
                 self.high_freq_factor > self.low_freq_factor,
@@ -138,6 +139,7 @@ class ModelConfig:
             "max_position_embeddings",
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(0 <= self.rms_norm_eps < math.inf, "rms_norm_eps", self.rms_norm_eps, "0 or more, and finite")
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_attention_heads",

@@ -11,14 +11,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from leveret.commands import COMMANDS, Command
 from leveret.config import Config, fingerprint
+from leveret.hub import ADAPTER_CONFIG
 from leveret.paths import atomic_write, files_below, sha256_file
 from leveret.recipe import Stage
+
+_SIGNS = ("config.json", ADAPTER_CONFIG, "manifest.json")
+"""A folder with one of these files is a model, an adapter or a checkpoint."""
 
 Parts = dict[str, Any]
 """The four parts of a fingerprint, kept apart so that a change can be explained."""
@@ -29,12 +35,12 @@ def parts_of(stage: Stage, earlier: Mapping[str, tuple[Stage, str]], contents: C
     builds_on = set(stage.references)
     inputs: dict[str, str] = {}
     for value in _values(stage.config):
-        path = Path(value)
+        path = _path(value)
         owner = next((name for name, (other, _) in earlier.items() if _is_inside(path, other.output)), None)
         if owner is not None:
             builds_on.add(owner)
         elif not _is_inside(path, stage.output) and (isinstance(value, Path) or _names_input(path)):
-            inputs[path.as_posix()] = contents.of(path)
+            inputs[path.as_posix()] = contents.of(path, without=stage.output)
     return {
         "config": stage.config.model_dump(mode="json"),
         "inputs": inputs,
@@ -65,13 +71,15 @@ class ContentHashes:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         try:
-            self._known: dict[str, dict[str, str]] = json.loads(memory.read_text())
+            known = json.loads(memory.read_text())
         except (OSError, ValueError):
-            self._known = {}
+            known = {}
+        self._known: dict[str, dict[str, str]] = known if isinstance(known, dict) else {}
 
-    def of(self, path: Path) -> str:
-        """The hash of what is in `path` now; hidden files and `__pycache__` in a folder do not count."""
-        files = [path] if path.is_file() else _visible_files(path)
+    def of(self, path: Path, *, without: Path | None = None) -> str:
+        """The hash of what is in `path` now; hidden files and `__pycache__` in a folder do not count, nor does what a
+        stage writes in it: `without`."""
+        files = [path] if path.is_file() else [file for file in _visible_files(path) if not _is_inside(file, without)]
         if not files:
             return "missing"
         key, look = str(path.absolute()), hashlib.sha256()
@@ -103,15 +111,20 @@ def code_digest(command: Command) -> str:
 
 
 def _values(config: Config) -> Iterator[Path | str]:
-    """Every path in a config except its output, and every text that could be one."""
+    """Every path in a config except its output, every text that could be one, and the models that adapters name."""
     for name in type(config).model_fields:
         if name != "output":
-            yield from _values_in(getattr(config, name))
+            for value in _values_in(getattr(config, name)):
+                yield value
+                if (model := _model_of_adapter(_path(value))) is not None:
+                    yield model
 
 
 def _values_in(value: Any) -> Iterator[Path | str]:
-    if isinstance(value, Path) or (isinstance(value, str) and 0 < len(value) < 256 and value.isprintable()):
+    if isinstance(value, Path):
         yield value
+    elif isinstance(value, str) and 0 < len(value) < 1024 and value.isprintable():
+        yield from _paths_in(value)
     elif isinstance(value, Config):
         yield from _values_in(dict(value))
     elif isinstance(value, Mapping):
@@ -121,9 +134,40 @@ def _values_in(value: Any) -> Iterator[Path | str]:
             yield from _values_in(item)
 
 
+def _paths_in(text: str) -> Iterator[str]:
+    """What may be a path in a text: all of it, what follows `reader:`, and both sides of `MODEL+ADAPTER`."""
+    yield text
+    prefix = re.match(r"[a-z][a-z.]*:", text)
+    inner = text[prefix.end() :] if prefix else text
+    if prefix:
+        yield inner
+    if "+" in inner:
+        model, _, adapter = inner.rpartition("+")
+        yield from (part for part in (model, adapter) if part)
+
+
+def _path(value: Path | str) -> Path:
+    """The place that a value names, `~` read as every command reads it."""
+    return Path(os.path.expanduser(value))
+
+
 def _names_input(path: Path) -> bool:
-    """Whether a text names a file or a model folder (and not, by chance, any folder)."""
-    return path.is_file() or (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
+    """Whether a text names a file, a model folder or a folder of checkpoints (and not, by chance, any folder)."""
+    try:
+        return (
+            path.is_file() or any((path / name).is_file() for name in _SIGNS) or any(path.glob("step-*/manifest.json"))
+        )
+    except (OSError, ValueError):  # a text too long for a path
+        return False
+
+
+def _model_of_adapter(folder: Path) -> str | None:
+    """The model that an adapter's folder names: what the adapter gives changes with it."""
+    try:
+        said = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return said if isinstance(said, str) and said else None
 
 
 def _is_inside(path: Path, folder: Path | None) -> bool:

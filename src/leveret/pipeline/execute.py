@@ -59,7 +59,7 @@ def execute(recipe: Recipe, options: Options, console: Console) -> StageResult:
         raise ConfigError("several processes need isolate: true; each training stage is a meeting of new processes")
     if ranks is not None and not ranks.is_main:
         return follow(recipe, ranks, console)
-    recipe.output.mkdir(parents=True, exist_ok=True)
+    Ledger(recipe.output).open()
     with locked(recipe.output / ".lock"):
         console = console.to_file(recipe.output / "log.txt")
         atomic_write(recipe.output / "recipe.yaml", dump_yaml(recipe.as_data()))
@@ -171,6 +171,9 @@ def _check_stage_names(recipe: Recipe, options: Options) -> None:
             raise ConfigError(
                 f"{key}: {recipe.name} has no stage '{name}'", hint=f"did you mean {near}?" if near else None
             )
+    again, until = options.again_from, options.until
+    if again is not None and until is not None and names.index(again) > names.index(until):
+        raise ConfigError(f"again_from: '{again}' comes after '{until}', where until ends the run: it would do nothing")
 
 
 def _show(recipe: Recipe, lines: list[_Done], total: float, console: Console) -> None:

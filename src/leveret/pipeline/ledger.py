@@ -38,6 +38,10 @@ class Ledger:
         self.run_folder = run_folder
         self._folder = run_folder / "stages"
 
+    def open(self) -> None:
+        """Make the folder of the records, and with it the run's: whatever a killed run leaves is told as a run's."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+
     def exists(self) -> bool:
         """Whether a run has been here."""
         return self._folder.is_dir()

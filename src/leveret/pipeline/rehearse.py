@@ -11,6 +11,7 @@ from leveret.errors import ConfigError
 from leveret.pipeline.config import RehearseConfig
 from leveret.pipeline.execute import Options, execute
 from leveret.pipeline.ledger import Ledger
+from leveret.pipeline.lock import locked
 from leveret.ranks import Ranks
 from leveret.recipe import Recipe, load_recipe
 
@@ -33,11 +34,12 @@ def resolve(config: RehearseConfig) -> dict[str, Any]:
 
 
 def _clear(recipe: Recipe) -> None:
-    """Remove only what a rehearsal has made."""
-    if not recipe.output.exists():
+    """Remove only what a rehearsal has made, and has ended."""
+    if not recipe.output.exists() or not any(recipe.output.iterdir()):
         return
     if not Ledger(recipe.output).exists():
         raise ConfigError(
             f"{recipe.output} is needed for the rehearsal, but something else is there", hint="move it, or set output="
         )
-    shutil.rmtree(recipe.output)
+    with locked(recipe.output / ".lock"):
+        shutil.rmtree(recipe.output)

@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 def read_storage(quantization_config: Mapping[str, Any]) -> Storage:
     """What a `quantization_config` says; ConfigError for a method or layout that cannot be read."""
+    if not isinstance(quantization_config, Mapping):
+        raise ConfigError(f"quantization_config is {quantization_config!r}, it must be a mapping",
+                          hint="correct it in config.json")  # fmt: skip
     if quantization_config.get("quant_method") == METHOD:
         return Nf4Storage.from_dict(quantization_config)
     if quantization_config.get("quant_method") == AWQ:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from leveret.console import Console
@@ -16,10 +17,17 @@ from leveret.data.standard_library import standard_library_documents
 from leveret.errors import DataError
 from leveret.paths import atomic_write
 from leveret.prepare.config import PrepareConfig
+from leveret.segment.words import beginning
+
+MOST_CUT, LEAST_CUT_BYTES = 8, 64
+"""Where hardly a whole document fits into `max_bytes`: how many are cut, and to what at least."""
 
 
 def gather(config: PrepareConfig, console: Console) -> list[Document]:
-    """The documents to keep: all, or a seeded sample of `max_bytes`; equal texts are kept once."""
+    """The documents to keep: all, or a seeded sample of `max_bytes`; equal texts are kept once.
+
+    A sample has whole documents, or the beginnings of some where hardly one is short enough.
+    """
     documents = list(_unique(_read(config, console), console))
     random.Random(f"{config.seed}/documents").shuffle(documents)
     kept, num_bytes = [], 0
@@ -28,14 +36,28 @@ def gather(config: PrepareConfig, console: Console) -> list[Document]:
         if num_bytes + size <= config.max_bytes:
             kept.append(document)
             num_bytes += size
-    if documents and not kept:
-        raise DataError(
-            f"none of {len(documents):,} documents fits into max_bytes ({config.max_bytes:,})",
-            hint="raise max_bytes, or split the documents",
-        )
+    if len(kept) < min(len(documents), 2 if config.validation_share else 1):
+        return _beginnings(documents, config.max_bytes, console)
     if len(kept) < len(documents):
         console.info(f"kept {len(kept):,} of {len(documents):,} documents: {num_bytes:,} bytes; the limit is max_bytes")
     return kept
+
+
+def _beginnings(documents: Sequence[Document], max_bytes: int, console: Console) -> list[Document]:
+    """The beginnings of a few documents that are too long to be kept whole, as a rehearsal on books needs them."""
+    number = min(len(documents), MOST_CUT)
+    size = max_bytes // number
+    if size < LEAST_CUT_BYTES:
+        raise DataError(
+            f"hardly one of {len(documents):,} documents fits into max_bytes ({max_bytes:,})",
+            hint="raise max_bytes, or split the documents",
+        )
+    console.warn(
+        f"hardly one of {len(documents):,} documents fits into max_bytes ({max_bytes:,}): "
+        f"kept the first {size:,} bytes of {number:,}"
+    )
+    cut = [replace(document, text=beginning(document.text, size)) for document in documents[:number]]
+    return [document for document in cut if document.text.strip()]
 
 
 def divide(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:

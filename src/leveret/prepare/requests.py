@@ -8,6 +8,7 @@ from pathlib import Path
 
 from leveret.console import Console
 from leveret.data.examples import Document
+from leveret.errors import ToolError
 from leveret.forked import in_processes
 from leveret.garbage import without_collecting
 from leveret.prepare.config import RequestsConfig
@@ -76,7 +77,24 @@ def _generators(
                 f"{book.source}: wordings that ask for more than one tool, which a new value does not tell apart: "
                 f"{len(shared):,}, such as: {some}"
             )
-    return [RequestGenerator(book, tools, seed=seed) for book in books]
+    generators = [RequestGenerator(book, tools, seed=seed) for book in books]
+    for generator in generators:
+        _check_kinds(generator, requests)
+    return generators
+
+
+def _check_kinds(generator: RequestGenerator, requests: RequestsConfig) -> None:
+    """ToolError where a share of requests is asked for that a phrase book has nothing for."""
+    needs: dict[Kind, tuple[float, str]] = {
+        "combined": (requests.combined_share, "requests for two tools or more"),
+        "irrelevant": (requests.irrelevant_share, "more wordings under irrelevant"),
+    }
+    for kind, (share, needed) in needs.items():
+        if share and kind not in generator.kinds:
+            raise ToolError(
+                f"{generator.book.source}: no {kind} requests can be made of it",
+                hint=f"it needs {needed}; or set requests.{kind}_share=0",
+            )
 
 
 def _training_requests(

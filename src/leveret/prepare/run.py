@@ -2,7 +2,8 @@
 
 Everything is a function of the config, the inputs and the seed: run twice, it writes the same bytes. Each file is
 written whole or not at all, and `report.json` last: running again with the same config and the same inputs finds the
-finished files and does nothing. A killed run starts over, for it is short.
+finished files and does nothing. A killed run starts over, for it is short. Nothing is taken away but what an earlier
+run has written: whatever else lies in the output folder is somebody's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from leveret.commands import StageResult
 from leveret.config import fingerprint
 from leveret.console import Console
 from leveret.data.examples import Document
+from leveret.data.files import refuse_output_within
+from leveret.errors import ConfigError
 from leveret.paths import atomic_write, sha256_file
 from leveret.prepare.config import PrepareConfig
 from leveret.prepare.documents import divide, gather, write_documents
@@ -24,9 +27,20 @@ from leveret.version import VERSION
 
 REPORT = "report.json"
 
+WRITTEN: dict[str, tuple[str, ...]] = {
+    "train_documents": ("text.train.jsonl",),
+    "valid_documents": ("text.valid.jsonl",),
+    "train_requests": ("requests.train.jsonl", "requests.text.jsonl", "values.text.jsonl"),
+    "held_out_single": ("held_out.single.jsonl",),
+    "held_out_combined": ("held_out.combined.jsonl",),
+    "held_out_irrelevant": ("held_out.irrelevant.jsonl",),
+}
+"""The counts of the report, and the files that are there when a count is above 0."""
+
 
 def run(config: PrepareConfig, console: Console) -> StageResult:
     """Write the files of `config.output`."""
+    _refuse_own_files(config)
     documents = gather(config, console)
     key = _fingerprint(config, documents)
     report = _read_report(config.output)
@@ -40,6 +54,15 @@ def run(config: PrepareConfig, console: Console) -> StageResult:
         summary |= prepare_requests(config.requests, train, seed=config.seed, output=config.output, console=console)
     _write_report(config.output, key, summary)
     return StageResult(output=config.output, summary=summary)
+
+
+def _refuse_own_files(config: PrepareConfig) -> None:
+    """ConfigError when a document is, or holds, what is about to be written: it would be overwritten, or read again."""
+    refuse_output_within(config.documents, config.output)
+    own = {config.output.resolve() / name for names in WRITTEN.values() for name in names}
+    for path in config.documents:
+        if path.resolve() in own:
+            raise ConfigError(f"{path} is read, and would be written over", hint="choose another output folder")
 
 
 def _write_texts(
@@ -70,7 +93,8 @@ def _fingerprint(config: PrepareConfig, documents: Sequence[Document]) -> str:
 
 
 def _write_report(output: Path, key: str, summary: dict[str, int]) -> None:
-    files = {path.name: sha256_file(path) for path in sorted(output.glob("*.jsonl"))}
+    names = sorted(name for count, names in WRITTEN.items() if summary.get(count) for name in names)
+    files = {name: sha256_file(output / name) for name in names}
     content = {"fingerprint": key, "summary": summary, "files": files}
     atomic_write(output / REPORT, json.dumps(content, indent=2) + "\n")
 
@@ -90,5 +114,6 @@ def _is_whole(output: Path, report: dict[str, Any]) -> bool:
 
 def _remove(output: Path, report: dict[str, Any]) -> None:
     """Take away what an earlier run with another config has written, its report first."""
-    for name in (REPORT, *report.get("files", ())):
+    known = {name for names in WRITTEN.values() for name in names}
+    for name in (REPORT, *(known & set(report.get("files", ())))):
         (output / name).unlink(missing_ok=True)

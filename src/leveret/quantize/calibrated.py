@@ -31,6 +31,7 @@ from leveret.quantize.source import PartwiseModel
 from leveret.quantize.walk import Share, States, halves, head_share, perplexity_rows
 from leveret.weights.placing import assign
 from leveret.weights.reader import WeightReader
+from leveret.weights.rewrite import converted
 
 
 class Method(Protocol):
@@ -148,7 +149,7 @@ class CalibratedFilling:
             full = f"{module}.{name}"
             if full in wanted:
                 dtype = self.other_dtype or whole.stored_dtype(full)
-                assign(self.model, full, value.detach().to(dtype, copy=True))
+                assign(self.model, full, converted(full, value.detach(), dtype).clone())
 
 
 def _perplexity(model: Decoder, states: States, windows: Sequence[Window]) -> float | None:

@@ -13,6 +13,15 @@ from leveret.config import Config, Positional, Rehearsal
 CALIBRATED = ("gptq", "awq")
 """Methods that watch the model while text runs through it."""
 
+_OF_CALIBRATED = frozenset({"calibration", "fewest_tokens", "damp", "desc_act"})
+UNUSED: dict[str, frozenset[str]] = {
+    "round-to-nearest": _OF_CALIBRATED,
+    "gptq": frozenset(),
+    "awq": frozenset({"symmetric", "damp", "desc_act"}),
+    "nf4": _OF_CALIBRATED | {"group_size", "symmetric", "search"},
+}
+"""Which of the keys below a method does not read; setting one is told, for it is in vain."""
+
 
 class QuantizeConfig(Config):
     """Store a model's weights in 4 or 8 bits, in a layout that other tools read: GPTQ's, AWQ's or bitsandbytes'."""

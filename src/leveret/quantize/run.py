@@ -22,7 +22,7 @@ from leveret.errors import ConfigError
 from leveret.hub import resolve_whole_model
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
-from leveret.paths import atomic_directory, atomic_write
+from leveret.paths import atomic_directory, atomic_write, require_outside
 from leveret.precision.awq_layout import AwqStorage
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.int8_table import round_table, store_table, table_of
@@ -32,7 +32,7 @@ from leveret.precision.swap import KEPT_NAMES, Storage, choose_product
 from leveret.quantize.awq import Awq
 from leveret.quantize.calibrated import CalibratedFilling, Method
 from leveret.quantize.calibration import Calibration, read_calibration
-from leveret.quantize.config import CALIBRATED, QuantizeConfig
+from leveret.quantize.config import CALIBRATED, UNUSED, QuantizeConfig
 from leveret.quantize.gptq import Gptq, GptqSettings
 from leveret.quantize.report import LayerReport, mean_error, show
 from leveret.quantize.tensors import empty_quantized, fill_quantized, linears_named, quantized_layers
@@ -59,7 +59,9 @@ ROUTERS = r".*\.(?:gate|router)$"
 def run(config: QuantizeConfig, console: Console) -> StageResult:
     """Quantize and write; returns sizes, the mean error and the perplexities."""
     source = resolve_whole_model(config.model, purpose="quantizing")
-    storage = _storage(config, source, console)
+    require_outside(config.output, source)
+    _tell_what_is_in_vain(config, source, console)
+    storage = _storage(config, source)
     calibration = _calibration(config, source, console)
     windows = _windows(config, source, calibration)
     if calibration is None:
@@ -96,7 +98,17 @@ def run(config: QuantizeConfig, console: Console) -> StageResult:
     )
 
 
-def _storage(config: QuantizeConfig, source: Path, console: Console) -> Storage:
+def _tell_what_is_in_vain(config: QuantizeConfig, source: Path, console: Console) -> None:
+    """Warn of keys that the method does not read, and of patterns in `skip` that no layer has in its name."""
+    if unused := sorted(UNUSED[config.method] & config.model_fields_set):
+        console.warn(f"method {config.method} does not use {', '.join(unused)}")
+    model = read_config(source)
+    for pattern in config.skip:
+        if not linears_named(model, [pattern]):
+            console.warn(f"skip: no layer has {pattern!r} in its name")
+
+
+def _storage(config: QuantizeConfig, source: Path) -> Storage:
     if "quantization_config" in read_json(source / "config.json"):
         raise ConfigError(f"{source} is quantized already", hint="start from the model it was made of")
     model = read_config(source)
@@ -105,12 +117,8 @@ def _storage(config: QuantizeConfig, source: Path, console: Console) -> Storage:
             "quantize_lm_head: the output matrix is the embedding", hint="quantize_embedding stores it in 8 bits"
         )
     if config.method == "nf4":
-        if unused := sorted({"group_size", "symmetric", "search"} & config.model_fields_set):
-            console.warn(f"method nf4 does not use {', '.join(unused)}: blocks of 64, levels of their own")
         return Nf4Storage(skipped=(*KEPT_WHOLE, *linears_named(model, config.skip)))
     if config.method == "awq":
-        if {"symmetric"} & config.model_fields_set:
-            console.warn("method awq does not use symmetric: its layout has a zero point for each group")
         return AwqStorage(group_size=config.group_size, skipped=("lm_head", *_left_alone(model, config.skip)))
     routers = (ROUTERS,) if model.moe is not None else ()
     return GptqStorage(
@@ -132,8 +140,6 @@ def _left_alone(model: ModelConfig, skip: Sequence[str]) -> list[str]:
 
 def _calibration(config: QuantizeConfig, source: Path, console: Console) -> Calibration | None:
     if config.method not in CALIBRATED:
-        if config.calibration:
-            console.warn(f"method {config.method} does not use calibration text")
         return None
     calibration = read_calibration(
         config.calibration,

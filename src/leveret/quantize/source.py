@@ -12,7 +12,7 @@ from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.meta import shapes_only
 from leveret.weights.load import read_config
-from leveret.weights.placing import HEAD, assign, match_names, split
+from leveret.weights.placing import HEAD, assign, match_names, require_numbers, split
 from leveret.weights.reader import WeightReader
 
 
@@ -25,7 +25,7 @@ class PartwiseModel:
         with shapes_only():
             self.model = Decoder(self.config)
         self._reader = reader
-        self._held = match_names(self.model, family_for(self.config.family), reader.tensors)
+        self._held = match_names(self.model, family_for(self.config.family), reader.tensors, source)
         self._shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         self._dtypes: dict[str, torch.dtype] = {}
         self.fill("embed_tokens", None)
@@ -41,7 +41,9 @@ class PartwiseModel:
         """Give the tensors below a module their values, in `dtype` (None: as they are stored)."""
         for stored, names in self._held.items():
             if any(name.startswith(f"{module}.") for name in names):
-                for name, part in split(self._read(stored), names, self._shapes, label=stored).items():
+                label = f"{stored} in {self.directory}"
+                require_numbers(self._reader.tensors[stored].dtype, label)
+                for name, part in split(self._read(stored), names, self._shapes, label=label).items():
                     self._dtypes[name] = part.dtype
                     assign(self.model, name, part.to(dtype or part.dtype, copy=True).detach())
 

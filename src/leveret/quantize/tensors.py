@@ -24,7 +24,8 @@ from leveret.precision.rounding import check_group_size, relative_error, round_t
 from leveret.precision.swap import Storage, prepare_quantized
 from leveret.quantize.report import LayerReport, naming
 from leveret.weights.load import read_config
-from leveret.weights.placing import HEAD, assign, match_names, split
+from leveret.weights.placing import HEAD, assign, match_names, require_numbers, split
+from leveret.weights.rewrite import converted
 from leveret.weights.safetensors import find_weight_files
 
 
@@ -65,13 +66,15 @@ def fill_quantized(
     with shapes_only():
         whole = Decoder(config)
     files = find_weight_files(source)
-    held = match_names(whole, family_for(config.family), files.file_of)
+    held = match_names(whole, family_for(config.family), files.file_of, source)
     shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
     tied_head: torch.Tensor | None = None
     for stored, file, tensor in files.tensors():
         if stored not in held:
             continue
-        for name, part in split(tensor, held[stored], shapes, label=f"{stored} in {source / file}").items():
+        label = f"{stored} in {source / file}"
+        require_numbers(tensor.dtype, label)
+        for name, part in split(tensor, held[stored], shapes, label=label).items():
             layer = name.removesuffix(".weight")
             target = model.get_submodule(name.rpartition(".")[0])
             if isinstance(target, NF4Linear) and name.endswith(".weight"):
@@ -81,7 +84,8 @@ def fill_quantized(
             elif name == HEAD and config.tie_word_embeddings:
                 tied_head = part
             else:
-                assign(model, name, part.to(other_dtype or part.dtype, copy=True))
+                # A copy, never a view of the mapped file: the result may take the file's place.
+                assign(model, name, converted(name, part, other_dtype or part.dtype).clone())
     model.tie_weights()
     if tied_head is not None and not torch.equal(tied_head.to(other_dtype or tied_head.dtype), model.lm_head.weight):
         raise UnexpectedWeights(f"{source} has its own {HEAD}, but config.json ties the head to the embedding")

@@ -41,6 +41,11 @@ def segment_with_spans(text: str) -> Iterator[tuple[str, int, int]]:
         yield match.group(), match.start(), match.end()
 
 
+def beginning(text: str, num_bytes: int) -> str:
+    """The longest beginning of `text` that has at most so many bytes of UTF-8."""
+    return text.encode()[:num_bytes].decode(errors="ignore")
+
+
 def count_han(text: str) -> int:
     """The number of Han characters in `text`."""
     return sum(1 for _ in _HAN_CHARACTER.finditer(text))

@@ -70,6 +70,11 @@ def train_byte_bpe(
         show_progress=False,
     )
     engine.train_from_iterator(texts, trainer)
+    if taken := [token for token in special_tokens if engine.token_to_id(token) is not None]:
+        raise TokenizerError(
+            f"the special tokens {taken} are tokens of the vocabulary already, so ordinary text would become special",
+            hint="choose longer ones, such as <|name|>",
+        )
     tokenizer = Tokenizer(engine.to_str())
     tokenizer.add_special_tokens(special_tokens)
     return Tokenizer(

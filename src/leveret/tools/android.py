@@ -23,6 +23,10 @@ from leveret.errors import ToolError
 
 Extra = str | int | bool
 _INT_LIMIT = 2**31
+_RANGES = {"minutes": (1, 10080), "level": (0, 100)}
+"""Arguments that are whole numbers, and from where to where they go."""
+_SWITCHES = ("on",)
+_OPTIONAL = ("label",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +77,27 @@ def plan(call: ToolCall, *, now: datetime | None = None) -> IntentPlan:
     if call.name not in _PLANS:
         raise ToolError(f"no Android plan for the tool {call.name!r}", hint=f"known: {', '.join(_PLANS)}")
     try:
+        _require_kinds(call.arguments)
         return _PLANS[call.name](call.arguments, now or datetime.now().astimezone())
     except KeyError as error:
         raise ToolError(f"{call.name} cannot be planned: {error} is missing or unknown") from None
     except (TypeError, ValueError) as error:
         raise ToolError(f"{call.name} cannot be planned: {error}") from None
+
+
+def _require_kinds(arguments: Mapping[str, Any]) -> None:
+    """ValueError names an argument of the wrong kind: a command line takes everything, and the phone something else."""
+    for name, value in arguments.items():
+        if name in _RANGES:
+            low, high = _RANGES[name]
+            fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+            wanted = f"a whole number from {low} to {high}"
+        elif name in _SWITCHES:
+            fits, wanted = isinstance(value, bool), "true or false"
+        else:
+            fits, wanted = isinstance(value, str) or (value is None and name in _OPTIONAL), "a text"
+        if not fits:
+            raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
 def _make_phone_call(arguments: Mapping[str, Any], now: datetime) -> IntentPlan:
@@ -133,10 +153,10 @@ def _get_weather(arguments: Mapping[str, Any], now: datetime) -> IntentPlan:
 
 
 def _set_alarm(arguments: Mapping[str, Any], now: datetime) -> IntentPlan:
-    hour, minute = (int(part) for part in arguments["time"].split(":"))
+    clock = datetime.strptime(arguments["time"], "%H:%M")
     extras: dict[str, Extra] = {
-        "android.intent.extra.alarm.HOUR": hour,
-        "android.intent.extra.alarm.MINUTES": minute,
+        "android.intent.extra.alarm.HOUR": clock.hour,
+        "android.intent.extra.alarm.MINUTES": clock.minute,
         "android.intent.extra.alarm.SKIP_UI": True,
     }
     if arguments.get("label") is not None:

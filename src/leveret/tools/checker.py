@@ -71,7 +71,7 @@ def _best_order(predicted: Sequence[ToolCall], expected: Sequence[ToolCall]) -> 
             match = next((call for call in remaining if key(call) == key(want)), None)
             if placed[place] is None and match is not None:
                 placed[place] = match
-                remaining.remove(match)
+                remaining = [call for call in remaining if call is not match]  # not remove: 1 is equal to true there
     return [call if call is not None else remaining.pop(0) for call in placed]
 
 

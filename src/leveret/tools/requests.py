@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leveret.chat.messages import ToolCall
+from leveret.chat.messages import ToolCall, checked_text
 from leveret.data.files import read_text
-from leveret.errors import DataError, ToolError
+from leveret.errors import DataError, RequestError, ToolError
 from leveret.paths import atomic_write
 from leveret.tools.schema import ToolSet
 
@@ -71,8 +71,9 @@ def read_request(path: Path, number: int, line: str, tools: ToolSet | None) -> T
     if not isinstance(entry.get("calls"), list):
         raise DataError('needs "calls", a list (empty: no tool fits)', path=path, line=number)
     try:
+        checked_text(json.dumps(entry, ensure_ascii=False), "the line, read as JSON,")
         calls = tuple(_read_call(call, tools) for call in entry["calls"])
-    except ToolError as error:
+    except (RequestError, ToolError) as error:
         raise DataError(error.message, path=path, line=number, hint=error.hint) from None
     group = entry.get("group")
     return ToolRequest(query=entry["query"], calls=calls, group=group if isinstance(group, str) else None)

@@ -98,7 +98,10 @@ class ToolSet:
         """Read a `tools.json` or the one in a directory; ToolError when it is missing or its token map is another."""
         file = _tools_file(path)
         content = _read_json(file)
-        tools = cls(tools_from_json(content))
+        try:
+            tools = cls(tools_from_json(content))
+        except ToolError as error:
+            raise ToolError(f"{file}: {error.message}", hint=error.hint) from None
         recorded = content.get("functional_tokens") if isinstance(content, dict) else None
         if recorded is not None and recorded != dict(zip(tools.functional_tokens, tools.names, strict=True)):
             raise ToolError(
@@ -153,7 +156,7 @@ def _read_tool(entry: Any, number: int) -> Tool:
 
 def _tools_file(path: str | Path) -> Path:
     path = Path(path)
-    return path if path.suffix == ".json" else path / FILE_NAME
+    return path if path.suffix == ".json" or path.is_file() else path / FILE_NAME
 
 
 def _read_json(file: Path) -> Any:

@@ -16,24 +16,29 @@ from leveret.chat.template import builtin_template
 from leveret.commands import StageResult
 from leveret.config import fingerprint
 from leveret.console import Console, Progress
-from leveret.data.files import ReadReport
+from leveret.data.files import ReadReport, refuse_output_within
 from leveret.data.readers import read_conversations, read_documents
 from leveret.data.split import is_held_out
 from leveret.errors import DataError
 from leveret.paths import atomic_write, hash_tree, sha256_file
+from leveret.segment.words import beginning
 from leveret.tokenizer.files import Tokenizer
 from leveret.tokenizer.train import train_byte_bpe
+from leveret.version import VERSION
 from leveret.vocabulary.config import TokenizerConfig
 from leveret.vocabulary.fertility import Fertility, FertilitySample
 
 HELD_OUT = 0.02
 """The share of texts that is measured on instead of trained on."""
 
+REPORT, TEMPLATE = "report.json", "chat_template.jinja"
+
 PROGRESS_EVERY_BYTES = 1 << 20
 
 
 def run(config: TokenizerConfig, console: Console) -> StageResult:
     """Train the tokenizer of `config` into `config.output`."""
+    refuse_output_within([*config.documents, *config.conversations], config.output)
     key = _fingerprint(config)
     if (finished := _finished(config.output, key)) is not None:
         console.info(f"{config.output} holds this tokenizer already")
@@ -49,8 +54,10 @@ def run(config: TokenizerConfig, console: Console) -> StageResult:
     fertility = sample.measure(tokenizer)
     _show(console, tokenizer, fertility)
     summary = {"vocab_size": tokenizer.vocab_size, "fertility": _figures(fertility)}
+    for stale in (REPORT, TEMPLATE):  # the report first: killed here, nobody takes the old files for finished ones
+        (config.output / stale).unlink(missing_ok=True)
     tokenizer.save(config.output)
-    atomic_write(config.output / "report.json", json.dumps({"fingerprint": key, "summary": summary}, indent=2) + "\n")
+    atomic_write(config.output / REPORT, json.dumps({"fingerprint": key, "summary": summary}, indent=2) + "\n")
     return StageResult(output=config.output, summary=summary)
 
 
@@ -71,11 +78,14 @@ def _train(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
 
 
 def _texts(config: TokenizerConfig, report: ReadReport, sample: FertilitySample, progress: Progress) -> Iterator[str]:
-    """The texts to train on, up to `max_bytes`; some are given to `sample` instead."""
+    """The texts to train on, up to `max_bytes`: whole ones, or a part of the first. Some go to `sample` instead."""
     num_bytes = shown = 0
     for text in _all_texts(config, report):
         size = len(text.encode())
-        if num_bytes + size > config.max_bytes:
+        if not num_bytes and size > config.max_bytes:
+            report.dropped["the end of a text that alone is longer than max_bytes"] += 1
+            text, size = beginning(text, config.max_bytes), config.max_bytes
+        elif num_bytes + size > config.max_bytes:
             report.dropped["texts beyond max_bytes (at least)"] += 1
             return
         num_bytes += size
@@ -118,7 +128,8 @@ def _figures(fertility: dict[str, Fertility]) -> dict[str, Any]:
 def _fingerprint(config: TokenizerConfig) -> str:
     """A hash of the config and of the content of every input, but not of where the output goes."""
     inputs = {str(path): _content_hash(path) for path in [*config.documents, *config.conversations]}
-    return fingerprint({"config": config.model_dump(mode="json", exclude={"output"}), "inputs": inputs})
+    settings = config.model_dump(mode="json", exclude={"output"})
+    return fingerprint({"leveret": VERSION, "config": settings, "inputs": inputs})
 
 
 def _content_hash(path: Path) -> str:
@@ -129,7 +140,7 @@ def _content_hash(path: Path) -> str:
 
 def _finished(output: Path, key: str) -> dict[str, Any] | None:
     """The summary of an earlier run of the same thing, if it is complete."""
-    path = output / "report.json"
+    path = output / REPORT
     if not path.is_file() or not (output / "tokenizer.json").is_file():
         return None
     try:

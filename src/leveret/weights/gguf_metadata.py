@@ -28,6 +28,31 @@ ROPE_TENSOR = "rope_freqs.weight"
 """Divisors of RoPE's frequencies, one a pair: how llama.cpp has `llama3`."""
 
 
+NEEDED = (
+    "embedding_length", "feed_forward_length", "block_count", "context_length", "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)  # fmt: skip
+"""Keys of another program's file without which there is no model."""
+
+READ = frozenset({
+    *NEEDED, "vocab_size", "attention.head_count_kv", "attention.key_length", "rope.freq_base", "rope.scaling.type",
+    "rope.scaling.factor", "expert_count", "expert_used_count",
+})  # fmt: skip
+"""Keys that say what the network is."""
+
+SILENT = frozenset({"rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"})
+"""Keys that change nothing in the networks that are read here."""
+
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "attention.causal": (True,), "attention.scale": (0,), "attention.clamp_kqv": (0,), "logit_scale": (0, 1),
+    "embedding_scale": (0, 1), "residual_scale": (0, 1), "use_parallel_residual": (False,),
+    "rope.scale_linear": (0, 1), "rope.scaling.attn_factor": (0, 1), "expert_shared_count": (0,),
+    "leading_dense_block_count": (0,), "expert_weights_norm": (True,), "expert_weights_scale": (0, 1),
+    "expert_gating_func": (1,), "attention.sliding_window": (0,),
+}  # fmt: skip
+"""Keys that change the maths, and the values with which they do not (of a scale, 0 stands for none)."""
+
+
 def context_length(config: ModelConfig) -> int:
     """The longest sequence on which llama.cpp computes the same function."""
     longest = config.max_position_embeddings if config.rope.kind == "dynamic" else config.context_tokens
@@ -89,14 +114,21 @@ def config_from(keys: Mapping[str, Any], divisors: Sequence[float] | None = None
     if text := keys.get(CONFIG_KEY):
         values = json.loads(text)
         return family_for(str(values.get("model_type"))).config_from_hf(values)
+    if keys.get("general.type") == "adapter":
+        raise ConfigError(
+            "the file is an adapter and no model", hint="convert the adapter's folder, or the whole model"
+        )
     if (architecture := keys.get("general.architecture")) != "llama":
         raise ConfigError(f"the file's architecture is {architecture!r}; only 'llama' is read here",
                           hint="use the model's original folder, or llama.cpp for the file itself")  # fmt: skip
     told = {key.removeprefix("llama."): value for key, value in keys.items() if key.startswith("llama.")}
+    _refuse_unknown(told)
     moe = None
     if told.get("expert_count"):
         moe = MoeConfig(num_experts=told["expert_count"], experts_per_token=told["expert_used_count"])
     tokens = keys.get("tokenizer.ggml.tokens") or ()
+    if not told.get("vocab_size", len(tokens)):
+        raise ConfigError("the file has neither llama.vocab_size nor tokens", hint="fetch or write the file again")
     config = ModelConfig(
         family="llama" if moe is None else "mixtral",
         vocab_size=told.get("vocab_size", len(tokens)),
@@ -115,6 +147,28 @@ def config_from(keys: Mapping[str, Any], divisors: Sequence[float] | None = None
         pad_token_id=keys.get("tokenizer.ggml.padding_token_id"),
     )
     return config if divisors is None else _stretched(config, divisors)
+
+
+def _refuse_unknown(told: Mapping[str, Any]) -> None:
+    """ConfigError names the keys that are missing, of another kind, or may change the maths and are not read."""
+    if missing := [key for key in NEEDED if key not in told]:
+        raise ConfigError(f"the file's keys lack {', '.join(f'llama.{key}' for key in missing)}",
+                          hint="fetch or write the file again")  # fmt: skip
+    heads = told["attention.head_count"]
+    by_layer = [key for key, value in told.items() if key in READ and isinstance(value, list)]
+    neutral = dict(NEUTRAL)
+    if not by_layer:
+        width = told.get("attention.key_length", told["embedding_length"] // heads)
+        neutral |= {"rope.dimension_count": (width,), "attention.value_length": (width,)}
+        window = told.get("attention.sliding_window", 0)
+        if window >= told["context_length"]:  # the whole context is seen
+            neutral["attention.sliding_window"] = (window,)
+    wrong = [key for key in told if key not in READ | SILENT and told[key] not in neutral.get(key, ())]
+    if wrong := sorted({*wrong, *by_layer}):
+        raise ConfigError(
+            f"the file's network has what is not read here: {', '.join(f'llama.{key} = {told[key]}' for key in wrong)}",
+            hint="use the model's original folder, or llama.cpp for the file itself",
+        )
 
 
 def _stretched(config: ModelConfig, divisors: Sequence[float]) -> ModelConfig:
@@ -153,13 +207,14 @@ def _rope_keys(config: ModelConfig) -> dict[str, int | float | str | bool]:
 
 def _rope_from(told: Mapping[str, Any]) -> RopeConfig:
     theta = _short(told.get("rope.freq_base", 10000.0))
-    kind = told.get("rope.scaling.type", "none")
-    if kind == "none":
+    factor = _short(told.get("rope.scaling.factor", 0.0))
+    kind = told.get("rope.scaling.type", "linear" if factor else "none")  # as llama.cpp takes it
+    if kind == "none" or not factor:
         return RopeConfig(theta=theta)
     if kind != "linear":
         raise ConfigError(f"RoPE of type {kind!r} in a GGUF file of another program is not read here",
                           hint="use the model's original folder")  # fmt: skip
-    return RopeConfig(theta=theta, kind="linear", factor=_short(told["rope.scaling.factor"]))
+    return RopeConfig(theta=theta, kind="linear", factor=factor)
 
 
 def _short(value: float) -> float:

@@ -138,5 +138,6 @@ def _tokenizer(file: GgufFile) -> Tokenizer | None:
         return None
     names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
     ids = {role: keys.get(f"tokenizer.ggml.{name}_token_id") for role, name in names.items()}
-    tokens = {role: None if index is None else keys["tokenizer.ggml.tokens"][index] for role, index in ids.items()}
+    texts = keys.get("tokenizer.ggml.tokens", ())
+    tokens = {role: texts[index] for role, index in ids.items() if index is not None and index < len(texts)}
     return Tokenizer(text, **tokens, chat_template=keys.get("tokenizer.chat_template"))

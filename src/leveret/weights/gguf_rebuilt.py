@@ -21,6 +21,8 @@ from leveret.weights.gguf_tokenizer import CONTROL, RULES, SMAUG_WITH_WHOLE_WORD
 def rebuilt(keys: Mapping[str, Any]) -> str | None:
     """The tokenizer.json, as text; None if it cannot be built from these keys."""
     kind = keys.get("tokenizer.ggml.model")
+    if not keys.get("tokenizer.ggml.tokens") or not keys.get("tokenizer.ggml.token_type"):
+        return None
     if kind == "gpt2":
         return _byte_level(keys)
     if kind == "llama" and keys.get("tokenizer.ggml.scores"):

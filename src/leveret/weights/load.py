@@ -30,7 +30,7 @@ from leveret.precision.linear import QuantizedLinear
 from leveret.precision.swap import prepare_quantized
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.fingerprint import fingerprint_of
-from leveret.weights.placing import HEAD, assign, match_names, split
+from leveret.weights.placing import HEAD, NUMBERS, assign, match_names, require_numbers, split
 from leveret.weights.safetensors import find_weight_files, read_json
 
 DTYPES = {
@@ -75,7 +75,7 @@ def load_model(
         model = Decoder(config)
     if quantization := values.get("quantization_config"):
         prepare_quantized(model, quantization, stored_name=family_for(config.family).stored_module)
-    _fill(model, directory, wanted, torch.device(device))
+    _fill(model, directory, wanted, as_device(device))
     if quantize is not None:
         quantize_in_memory(model, quantize)
     if adapter is not None:
@@ -95,7 +95,22 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} is unknown; known are {', '.join(DTYPES)}", hint="or leave it out")
         return DTYPES[dtype]
+    if dtype is not None and dtype not in NUMBERS:
+        raise ConfigError(f"dtype {dtype} cannot hold a model's weights", hint="fewer bits: quantize='int8' or 'int4'")
     return dtype
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """A device that is there; ConfigError says what PyTorch has against it."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {str(device)!r} cannot be used: {str(error).partition(chr(10))[0]}",
+            hint="device=cpu runs everywhere; `leveret doctor` says what is there",
+        ) from error
+    return found
 
 
 def _parse(file: Path, values: dict[str, Any]) -> ModelConfig:
@@ -109,7 +124,7 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
     """Give every tensor of a model without memory its value from the files."""
     config = model.config
     files = find_weight_files(directory)
-    held = match_names(model, family_for(config.family), files.file_of)
+    held = match_names(model, family_for(config.family), files.file_of, directory)
     places = model.state_dict()
     shapes = {name: tensor.shape for name, tensor in places.items()}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -117,7 +132,10 @@ def _fill(model: Decoder, directory: Path, wanted: torch.dtype | None, device: t
     for stored, file, tensor in files.tensors():
         if stored not in held:
             continue
-        for name, part in split(tensor, held[stored], shapes, label=f"{stored} in {directory / file}").items():
+        label = f"{stored} in {directory / file}"
+        if places[held[stored][0]].is_floating_point():
+            require_numbers(tensor.dtype, label)
+        for name, part in split(tensor, held[stored], shapes, label=label).items():
             if device.type == "cpu" and _hold_tiled(model, name, part):
                 continue
             keep = part.dtype if wanted is None else wanted

@@ -28,7 +28,7 @@ from leveret.model.families import family_for
 from leveret.model.lora import LoraLinear, lora_modules
 from leveret.model.prefix import prefixes_of
 from leveret.model.token_rows import fold_rows
-from leveret.paths import atomic_directory
+from leveret.paths import atomic_directory, require_outside
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.load import load_model
@@ -105,6 +105,7 @@ def merge_into_model(
     """Write the merged model as a folder of its own, with tokenizer, template and tools; see `load_merged`."""
     folder = resolve_model(adapter)
     under = model_under(folder) if base is None else resolve_model(base)
+    require_outside(output, folder, under)
     model, report = load_merged(folder, base=under, dtype=dtype)
     with atomic_directory(Path(output)) as draft:
         save_model(model, draft)

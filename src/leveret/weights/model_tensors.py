@@ -25,7 +25,7 @@ from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.meta import shapes_only
 from leveret.weights.load import is_quantized, read_config
-from leveret.weights.placing import HEAD, match_names
+from leveret.weights.placing import HEAD, match_names, require_numbers
 from leveret.weights.reader import WeightReader
 from leveret.weights.safetensors import WeightFiles
 
@@ -75,7 +75,7 @@ class FolderTensors:
         family = family_for(config.family)
         with shapes_only():
             model = Decoder(config)
-        self.held = match_names(model, family, self.reader.tensors)
+        self.held = match_names(model, family, self.reader.tensors, directory)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._place: dict[str, tuple[str, int]] = {}
         for stored, ours in self.held.items():
@@ -126,9 +126,10 @@ class FolderTensors:
     def _check(self, stored: str, ours: tuple[str, ...]) -> None:
         rows = sum(self.shapes[name][0] for name in ours)
         wanted = (rows, *self.shapes[ours[0]][1:])
-        if self.reader.tensors[stored].shape != wanted:
-            found = self.reader.tensors[stored]
-            place = self.reader.directory / found.file
+        found = self.reader.tensors[stored]
+        place = self.reader.directory / found.file
+        require_numbers(found.dtype, f"{stored} in {place}")
+        if found.shape != wanted:
             raise ShapeMismatch(
                 f"{stored} in {place} has shape {found.shape}, the config asks for {wanted}",
                 hint="config.json (vocab_size, hidden_size, heads ...) and the weights do not belong together",

@@ -8,11 +8,12 @@ wrongly, which is why nothing here is lenient.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from leveret.errors import MissingWeights, ShapeMismatch, UnexpectedWeights
+from leveret.errors import MissingWeights, ShapeMismatch, UnexpectedWeights, WeightsError
 from leveret.model.decoder import Decoder
 from leveret.model.families.family import Family
 from leveret.weights.safetensors import name_some
@@ -35,9 +36,12 @@ _DOTTED = {f".weight_{part.partition('.')[0]}": f".weight.{part}" for part in _P
 
 HEAD = "lm_head.weight"
 
+NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Types that hold a weight by themselves. Whole numbers, and floats of 8 bits, mean nothing without their scales."""
 
-def match_names(model: Decoder, family: Family, stored: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """For each of the file's tensors, our names for what it holds.
+
+def match_names(model: Decoder, family: Family, stored: Iterable[str], place: Path) -> dict[str, tuple[str, ...]]:
+    """For each of the tensors in `place`, our names for what it holds.
 
     MissingWeights and UnexpectedWeights name what does not fit, in the file's spelling. A tied head may be absent.
     """
@@ -62,14 +66,14 @@ def match_names(model: Decoder, family: Family, stored: Iterable[str]) -> dict[s
     if missing:
         untied = missing == {HEAD}
         raise MissingWeights(
-            f"{len(missing)} of the tensors the config asks for are not in the files: {name_some(missing)}"
+            f"{len(missing)} of the tensors the config asks for are not in {place}: {name_some(missing)}"
             + (f"; {len(strange)} others have no place: {name_some(strange)}" if strange else ""),
             hint='if the head is the embedding, set "tie_word_embeddings": true in config.json' if untied
             else "do config.json and the weights belong together?",
         )  # fmt: skip
     if strange:
         raise UnexpectedWeights(
-            f"{len(strange)} tensors of the files have no place in a {family.name} model: {name_some(strange)}",
+            f"{len(strange)} tensors of {place} have no place in a {family.name} model: {name_some(strange)}",
             hint="do config.json and the weights belong together? nothing is left out silently",
         )
     return held
@@ -135,6 +139,15 @@ def stacked(name: str, parts: list[Tensor]) -> Tensor:
     return whole.detach().to("cpu").contiguous()
 
 
+def require_numbers(dtype: torch.dtype, label: str) -> None:
+    """WeightsError if a weight that nothing declares quantized is stored in a type that is read with scales."""
+    if dtype not in NUMBERS:
+        raise WeightsError(
+            f"{label} is stored as {_name(dtype)}, which is no weight without scales, and config.json declares none",
+            hint=f"take the model's release in {', '.join(_name(kind) for kind in NUMBERS[:3])}",
+        )
+
+
 def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Put a tensor in the place of the model's parameter or buffer called `name`."""
     owner, _, attribute = name.rpartition(".")
@@ -142,6 +155,10 @@ def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     old = getattr(module, attribute)
     value = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     setattr(module, attribute, value)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _require_shape(tensor: Tensor, shape: torch.Size, label: str) -> None:

@@ -90,7 +90,8 @@ def write_tensors(
     return report
 
 
-def _cast(name: str, values: Tensor, dtype: torch.dtype, report: Rewritten) -> Tensor:
+def converted(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in `dtype`. WeightsError names a tensor with values that are no numbers, or too large for it."""
     if not torch.isfinite(values).all():
         count = int((~torch.isfinite(values)).sum())
         raise WeightsError(f"{name} holds {count:,} values that are infinite or no numbers",
@@ -100,7 +101,14 @@ def _cast(name: str, values: Tensor, dtype: torch.dtype, report: Rewritten) -> T
     changed = values.to(dtype)
     if not torch.isfinite(changed).all():
         raise WeightsError(f"{name} has values beyond the largest of {str(dtype).removeprefix('torch.')}, "
-                           f"{torch.finfo(dtype).max:g}", hint="choose dtype=bfloat16 or float32")  # fmt: skip
+                           f"{torch.finfo(dtype).max:g}", hint="choose bfloat16 or float32")  # fmt: skip
+    return changed
+
+
+def _cast(name: str, values: Tensor, dtype: torch.dtype, report: Rewritten) -> Tensor:
+    changed = converted(name, values, dtype)
+    if changed.dtype == values.dtype:
+        return changed
     if rounded := int((changed.to(values.dtype) != values).sum()):
         report.rounded[name] = report.rounded.get(name, 0) + rounded
     return changed

@@ -87,8 +87,8 @@ def name_some(names: set[str] | list[str], limit: int = 5) -> str:
 def _checked_index(index: Path) -> dict[str, str]:
     """The index's map, after comparing it with the shards themselves."""
     file_of = read_json(index).get("weight_map")
-    if not isinstance(file_of, dict):
-        raise CorruptedFile(f"{index} has no weight_map", hint="fetch or write the file again")
+    if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
+        raise CorruptedFile(f"{index} has no weight_map from tensors to files", hint="fetch or write the file again")
     shards = sorted(set(file_of.values()))
     if absent := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise MissingWeights(

@@ -103,7 +103,9 @@ class Family:
             window = values["sliding_window"] if "sliding_window" in values else known.get("sliding_window")
             fields["sliding_window"] = None if window is None else _typed("sliding_window", window, int)
         if self.has_experts:
-            fields["moe"] = MoeConfig(**{ours: known[key] for key, ours in EXPERT_KEYS.items() if key in known})
+            given = {key: ours for key, ours in EXPERT_KEYS.items() if key in known}
+            kinds = {key: float if key == "router_aux_loss_coef" else int for key in given}
+            fields["moe"] = MoeConfig(**{ours: _typed(key, known[key], kinds[key]) for key, ours in given.items()})
         return ModelConfig(family=self.name, norm_scales_in_float32=self.norm_scales_in_float32, **fields)
 
     def config_to_hf(self, config: ModelConfig) -> dict[str, Any]:

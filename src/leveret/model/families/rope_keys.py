@@ -86,7 +86,7 @@ def _merged(values: Mapping[str, Any]) -> dict[str, Any]:
             name = "rope_type" if key == "type" else key
             if isinstance(value, Mapping):
                 raise ConfigError(f"{source} has a part for {key}: RoPE that differs by layer is not supported")
-            if told.get(name, value) != value and value is not None:
+            if name in told and value is not None and told[name] != value:
                 raise ConfigError(f"{source} says {name} = {value!r}, another key of the file says {told[name]!r}",
                                   hint="make rope_theta, rope_scaling and rope_parameters agree")  # fmt: skip
             if value is not None:
