@@ -34,12 +34,13 @@ THREE_CALLS = 0.25
 """Share of the combined requests that ask for three calls; the others ask for two."""
 
 SAME_TOOL = 0.06
-"""Share of the later parts of a combined request that ask for the same tool once more, in words of their own."""
+"""Share of the later parts, in training, that ask for the same tool once more in words of their own."""
 
 CONTINUED = 0.15
-"""Share of the later parts that lean on the one before, where the book has words for that (see continuations.py)."""
+"""Share of the later parts, in training, that lean on the one before, where the book has words for that (see
+continuations.py)."""
 
-ASIDES = {"before": 0.02, "after": 0.02}
+ASIDES = {"before": 0.03, "after": 0.03}
 """Share of the training requests with something said before or behind them that asks for nothing."""
 
 LISTED = 0.7
@@ -80,7 +81,6 @@ class RequestGenerator:
             for name in self._names
         }
         self._require_both_splits({f"tool {name}": book.wordings[name] for name in self._names})
-        self._require_both_splits({f"continuations {name}": one.wordings for name, one in book.continuations.items()})
         self._refuses = all(
             book.wordings[None].draw(random.Random(seed), held_out=held_out) for held_out in (False, True)
         )
@@ -140,7 +140,7 @@ class RequestGenerator:
 
     def _next_part(self, before: Sequence[_Part], rng: random.Random, held_out: bool) -> _Part:
         names = self._names if held_out else self._turns
-        if before and (last := before[-1].tool) is not None:
+        if not held_out and before and (last := before[-1].tool) is not None:
             chance = rng.random()
             if chance < SAME_TOOL:
                 return self._part(last, rng, held_out)
