@@ -144,7 +144,6 @@ def read_english_minutes(text: str) -> int:
     text = text.replace("-hour", " hour").replace("-min", " min")
     text = re.sub(r"(?<=\d)min", " min", text)
     fractions = {
-        "an hour and a quarter": 75,
         "half an hour": 30, "a half hour": 30, "half hour": 30, "a quarter of an hour": 15, "quarter of an hour": 15,
         "three quarters of an hour": 45, "an hour and a half": 90, "a couple of hours": 120, "a couple of minutes": 2,
     }  # fmt: skip

@@ -240,23 +240,3 @@ def test_the_parts_of_a_list_are_joined_by_commas_before_the_last(phone: ToolSet
     assert all(" / " not in request.query for request in queries if len(request.calls) == 2)
     assert 0.4 < sum(query.count(" / ") == 1 for query in three) / len(three) < 0.9
     assert all(query.rindex(" and ") > query.find(" / ") for query in three)
-
-
-def test_what_is_said_besides_asks_for_nothing_and_never_follows_an_open_value(
-    phone: ToolSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("leveret.tools.generator.ASIDES", {"before": 0.1, "after": 0.2})
-    tools = {
-        "call_contact": [f"call {{name}}{end}" for end in ENDINGS],
-        "open_app": ["open {name}", "start {name}", "now open {name}", "now start {name}"],
-    }
-    asides = {"before": [f"well{end}, " for end in ENDINGS], "after": [f", i say{end}" for end in ENDINGS]}
-    names = {"name": [f"Name{number}" for number in range(60)]}
-    generator = RequestGenerator(small_book(phone, tools=tools, values=names, asides=asides), phone, seed=0)
-    assert not any("say" in generator.draw("single", index, held_out=True).query for index in range(100))
-    requests = [generator.draw("single", index, held_out=False) for index in range(600)]
-    assert all(len(request.calls) == 1 for request in requests)
-    assert all(str(request.calls[0].arguments["name"]).lower().startswith("name") for request in requests)
-    assert 0.03 < sum(request.query.lower().startswith("well") for request in requests) / len(requests) < 0.15
-    behind = [request.calls[0].name for request in requests if ", i say" in request.query.lower()]
-    assert len(behind) > 8 and set(behind) == {"call_contact"}

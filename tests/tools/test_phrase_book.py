@@ -84,8 +84,6 @@ def test_closed_sets_are_in_both_splits_and_say_their_value(phone: ToolSet) -> N
         ({"values": {"person": ["Ann {x}"]}}, "contains the slot {x}"),
         ({"irrelevant": ["who is {someone}"]}, "no values of kind 'someone', needed by {someone} of irrelevant"),
         ({"rules": {}}, "there is no rule <p>, used in: <p>call {name}"),
-        ({"asides": {"between": ["well, "]}}, "asides has between; its keys are before and after"),
-        ({"asides": {"before": ["well {name}, "]}}, "contains the slot {name}"),
         ({"continuations": {"fly": {"after": [], "say": []}}}, "names a tool that has no patterns under tools"),
         ({"continuations": {"call_contact": ["{name}"]}}, "must be {after: [tools], say: [lines]}"),
         ({"continuations": {"call_contact": {"after": ["fly"], "say": ["{name}"]}}}, "there is no tool 'fly'"),

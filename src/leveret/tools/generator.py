@@ -17,7 +17,7 @@ from leveret.chat.messages import ToolCall
 from leveret.errors import ToolError
 from leveret.tools.phrase_book import Drawn, PhraseBook
 from leveret.tools.phrase_checks import typed_value
-from leveret.tools.phrase_rules import Piece, no_slot, pick
+from leveret.tools.phrase_rules import Piece, pick
 from leveret.tools.phrases import Slot
 from leveret.tools.requests import ToolRequest
 from leveret.tools.schema import ToolSet
@@ -40,9 +40,6 @@ CONTINUED = 0.15
 """Share of the later parts, in training, that lean on the one before, where the book has words for that (see
 continuations.py)."""
 
-ASIDES = {"before": 0.03, "after": 0.03}
-"""Share of the training requests with something said before or behind them that asks for nothing."""
-
 LISTED = 0.7
 """Share of the places before the last one where a list's connector stands: a, b and c."""
 
@@ -57,12 +54,6 @@ class _Part:
     fixed: Mapping[str, str]
     continues: bool = False
     """What it leaves out is as in the part before."""
-
-    @property
-    def ends_open(self) -> bool:
-        """Whether its last words are a copied value, which anything behind it could belong to."""
-        said = [(piece, drawn) for piece, drawn in zip(self.pieces, self.drawn, strict=True) if piece.text]
-        return bool(said) and said[-1][1] is not None and said[-1][1].verbatim
 
 
 class RequestGenerator:
@@ -113,8 +104,7 @@ class RequestGenerator:
             return self._combined(rng, held_out)
         turns = self._names if held_out else self._turns
         tool = turns[index % len(turns)] if kind == "single" else None
-        parts = [self._part(tool, rng, held_out)]
-        return self._speak(parts if held_out or tool is None else self._with_asides(parts, rng), rng)
+        return self._speak([self._part(tool, rng, held_out)], rng)
 
     def _combined(self, rng: random.Random, held_out: bool) -> ToolRequest:
         """A request of two or three parts; never the same call twice."""
@@ -123,20 +113,10 @@ class RequestGenerator:
             parts: list[_Part] = []
             while len(parts) < count:
                 parts.append(self._next_part(parts, rng, held_out))
-            request = self._speak(parts if held_out else self._with_asides(parts, rng), rng)
+            request = self._speak(parts, rng)
             if all(call not in request.calls[:place] for place, call in enumerate(request.calls)):
                 return request
         raise ToolError(f"{self.book.source}: combined requests repeat the same call", hint="add values or tools")
-
-    def _with_asides(self, parts: list[_Part], rng: random.Random) -> list[_Part]:
-        """The parts, and at times an aside: a part without a tool."""
-        asides: dict[str, list[_Part]] = {"before": [], "after": []}
-        for place, wordings in self.book.asides.items():
-            chosen = wordings.draw(rng, held_out=False) if rng.random() < ASIDES[place] else None
-            if chosen is not None and not (place == "after" and parts[-1].ends_open):
-                pieces = self.book.rules.pieces(chosen[1], rng, no_slot)
-                asides[place] = [_Part(pieces=pieces, drawn=[None] * len(pieces), tool=None, fixed={})]
-        return [*asides["before"], *parts, *asides["after"]]
 
     def _next_part(self, before: Sequence[_Part], rng: random.Random, held_out: bool) -> _Part:
         names = self._names if held_out else self._turns
@@ -180,11 +160,8 @@ class RequestGenerator:
     def _speak(self, parts: Sequence[_Part], rng: random.Random) -> ToolRequest:
         """Join the parts, type them, and read the copied values off the final text."""
         pieces: list[Piece] = []
-        last = max((number for number, part in enumerate(parts) if part.tool), default=0)
         for number, part in enumerate(parts):
-            if number:
-                bare = part.tool is None or parts[number - 1].tool is None  # an aside brings its own marks
-                pieces.append(Piece("" if bare else self._connector(rng, last=number == last), None))
+            pieces += [Piece(self._connector(rng, last=number == len(parts) - 1), None)] if pieces else []
             pieces += part.pieces
         pieces = _apart(pieces)
         language = self.book.language

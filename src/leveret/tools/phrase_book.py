@@ -13,7 +13,6 @@
     connectors: [" and then ", ", also "]                             between the parts of a combined request
     list_connectors: [", "]                                           the same before the last one: a, b and c
     continuations: {set_volume: {after: [...], say: [...]}}           short later parts (see continuations.py)
-    asides:     {before: ["i'm home, "], after: [", i'm late"]}       what people say besides, which asks for nothing
 
 Times, durations, levels, dates and phone numbers need no list: the kinds of `spoken.py` say them. Every mistake (a
 slot that is no argument, an unknown kind, an argument that no wording fills, a value that the tool refuses) is an error
@@ -54,7 +53,7 @@ _SAMPLED_VALUES = 3000
 
 SECTIONS = (
     *("language", "slots", "rules", "values", "surfaces", "tools", "shares", "irrelevant", "connectors"),
-    *("list_connectors", "continuations", "asides"),
+    *("list_connectors", "continuations"),
 )
 
 
@@ -118,12 +117,6 @@ class PhraseBook:
             name: Wordings(patterns) for name, patterns in (*self.tools.items(), (None, self.irrelevant))
         }
         """For each tool, and None for requests that no tool serves."""
-        asides = _section(data, "asides", source)
-        if unknown := set(asides) - {"before", "after"}:
-            raise ToolError(f"{source}: asides has {', '.join(sorted(unknown))}; its keys are before and after")
-        self.asides = {
-            place: Wordings(self._patterns(lines, f"asides {place}", slots=False)) for place, lines in asides.items()
-        }
         self._words: dict[str, frozenset[str]] = {}
         self._counts_as = self._usual_kinds()
         self.open_kinds = sorted(self._used_kinds() & set(self._values))

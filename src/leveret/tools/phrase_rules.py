@@ -76,11 +76,11 @@ class PhraseRules:
 
     def text(self, pattern: Pattern, rng: random.Random) -> str:
         """Draw one text of a pattern without slots."""
-        return "".join(piece.text for piece in self.pieces(pattern.nodes, rng, no_slot))
+        return "".join(piece.text for piece in self.pieces(pattern.nodes, rng, _no_slot))
 
     def drawn(self, node: Node, rng: random.Random) -> str:
         """Draw one text of a node without slots."""
-        return "".join(piece.text for piece in self.pieces([node], rng, no_slot))
+        return "".join(piece.text for piece in self.pieces([node], rng, _no_slot))
 
     def may_be_empty(self, rule: str) -> bool:
         """Whether one of the alternatives of `rule` is no text at all."""
@@ -140,5 +140,5 @@ def _references(patterns: Sequence[Pattern]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def no_slot(slot: Slot) -> str:
+def _no_slot(slot: Slot) -> str:
     raise AssertionError(f"slot {slot.argument} where the phrase book allows none")

@@ -128,7 +128,6 @@ _DURATIONS = table(
         30: "half an hour, a half hour, half hour",
         45: "three quarters of an hour",
         60: "an hour, one hour, 1 hour, 1 hr",
-        75: "an hour and a quarter",
         90: "an hour and a half, 1.5 hours",
         120: "a couple of hours, 2 hrs, two hours",
     }
