@@ -30,13 +30,13 @@ STRANGE_VALUES = 0.06
 """Share of the copied values in training that are of another kind: an app called "dinner with Emma". Where a value
 begins and ends must be read off the wording; a model that only knows the values themselves cannot copy a new one."""
 
-THREE_CALLS = 0.25
+THREE_CALLS = 0.3
 """Share of the combined requests that ask for three calls; the others ask for two."""
 
-SAME_TOOL = 0.06
+SAME_TOOL = 0.08
 """Share of the later parts, in training, that ask for the same tool once more in words of their own."""
 
-CONTINUED = 0.15
+CONTINUED = 0.2
 """Share of the later parts, in training, that lean on the one before, where the book has words for that (see
 continuations.py)."""
 
