@@ -22,7 +22,7 @@ from leveret.tools.phrases import Slot
 from leveret.tools.requests import ToolRequest
 from leveret.tools.schema import ToolSet
 from leveret.tools.typing_habits import as_typed, final_mark
-from leveret.tools.wordings import PATIENCE, Wordings
+from leveret.tools.wordings import PATIENCE
 
 Kind = Literal["single", "combined", "irrelevant"]
 
@@ -71,17 +71,14 @@ class RequestGenerator:
             name: [follower for follower, one in book.continuations.items() if name in one.after]
             for name in self._names
         }
-        self._require_both_splits({f"tool {name}": book.wordings[name] for name in self._names})
+        for name in self._names:
+            for split, held_out in (("training", False), ("held-out", True)):
+                if book.wordings[name].draw(random.Random(seed), held_out=held_out) is None:
+                    hint = "write more patterns for it"
+                    raise ToolError(f"{book.source}: tool {name} has no {split} wording", hint=hint)
         self._refuses = all(
             book.wordings[None].draw(random.Random(seed), held_out=held_out) for held_out in (False, True)
         )
-
-    def _require_both_splits(self, wordings: Mapping[str, Wordings]) -> None:
-        for where, one in wordings.items():
-            for split, held_out in (("training", False), ("held-out", True)):
-                if one.draw(random.Random(self.seed), held_out=held_out) is None:
-                    hint = "write more patterns for it"
-                    raise ToolError(f"{self.book.source}: {where} has no {split} wording", hint=hint)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
