@@ -101,6 +101,9 @@ def _position(place: list[Any], part: str, dotted_key: str) -> int:
     return int(part)
 
 
+_OTHER_LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
+
+
 class _CoreLoader(yaml.SafeLoader):
     """PyYAML's safe loader with the resolvers of YAML 1.2 and no duplicate keys."""
 
@@ -122,6 +125,11 @@ class _CoreDumper(yaml.SafeDumper):
     """PyYAML's safe dumper, quoting what the loader above would take for something else than text."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Line ends other than a line feed are escaped: a key in single quotes that is one reads back as a space."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _OTHER_LINE_ENDS.search(text) else None)
 
 
 def _plain_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -146,5 +154,6 @@ for _tag, _pattern, _first in (
 ):
     for _reader_or_writer in (_CoreLoader, _CoreDumper):
         _reader_or_writer.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+_CoreDumper.add_representer(str, _text)
 _CoreLoader.add_constructor("tag:yaml.org,2002:float", _plain_float)
 _CoreLoader.add_constructor("tag:yaml.org,2002:int", _plain_int)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate, builtin_template
@@ -170,20 +172,45 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         list(read_documents(tmp_path / "x.docx"))
 
 
-@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.json.gz", "x.txt.gz", "X.JSONL.GZ"])
-def test_a_damaged_archive_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.txt", "X.JSONL"])
+def test_a_damaged_archive_is_named(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    suffix = ".gz" if pack is gzip.compress else ".zst"
+    name += suffix.upper() if name.isupper() else suffix
     file = tmp_path / name
-    whole = gzip.compress(b'{"text": "a hare"}\n' * 50)
-    spoilt = whole[:10] + b"\xff" + whole[11:]  # of a kind of block that does not exist
-    for content in (b'{"text": "not packed"}\n', whole[:-9], whole[:8], spoilt):
+    whole = pack(b'{"text": "a hare"}\n' * 50)
+    kind = whole[:10] if suffix == ".gz" else whole[:6]  # a block of a kind that does not exist follows
+    for content in (b'{"text": "not packed"}\n', whole[:-9], whole[:5], kind + b"\xff" + whole[len(kind) + 1 :]):
         file.write_bytes(content)
         with pytest.raises(DataError, match=rf"{name}: this file cannot be unpacked.*\n.*fetch it again"):
             list(read_documents(file))
         with pytest.raises(DataError, match="cannot be unpacked"):
             list(read_documents(tmp_path))
-    file.write_bytes(gzip.compress(b'{"text": "\xff"}'))
+    file.write_bytes(pack(b'{"text": "\xff"}'))
     with pytest.raises(DataError, match=rf"{name}: this file is not UTF-8"):
         list(read_documents(file))
+
+
+def test_a_zstandard_file_is_read_to_its_end_through_all_frames(tmp_path: Path) -> None:
+    texts = [f"{number} " + "兔子" * 40 for number in range(4000)]
+    lines = [json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts]
+    unseekable = zstandard.ZstdCompressor().compressobj()  # as `zstd` writes from a pipe: no size in the head
+    aside = b"\x50\x2a\x4d\x18\x03\x00\x00\x00abc"  # a frame to skip
+    parts = [zstandard.compress(b"".join(lines[:1])), aside, zstandard.compress(b"")]
+    parts += [
+        unseekable.compress(b"".join(lines[1:3000])) + unseekable.flush(),
+        zstandard.compress(b"".join(lines[3000:])),
+    ]
+    (tmp_path / "x.jsonl.zst").write_bytes(b"".join(parts))
+    assert [document.text for document in read_documents(tmp_path / "x.jsonl.zst")] == texts
+
+
+def test_a_text_that_lost_its_last_lines_is_no_whole_one(tmp_path: Path) -> None:
+    lines = b"".join(b"%d hares on the hill\n" % number for number in range(90_000))
+    packed = zstandard.compress(lines)
+    (tmp_path / "x.txt.zst").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(DataError, match=r"x\.txt\.zst: .* it ends before its end-of-frame mark"):
+        list(read_documents(tmp_path / "x.txt.zst"))
 
 
 def test_json_lines_under_the_name_of_json_end_at_line_feeds_only(tmp_path: Path) -> None:

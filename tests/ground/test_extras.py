@@ -27,3 +27,9 @@ def test_a_package_that_is_broken_keeps_its_own_error(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="something_else_that_is_missing"):
         require("broken_package", extra="serve", purpose="x")
+
+
+def test_a_package_without_an_extra_is_installed_by_its_name() -> None:
+    with pytest.raises(MissingExtra) as caught:
+        require("no_such_package.inner", extra=None, purpose="a report")
+    assert caught.value.hint == "pip install no_such_package"

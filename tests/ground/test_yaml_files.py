@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from leveret.errors import ConfigError
@@ -63,6 +63,7 @@ values = st.recursive(
 )
 
 
+@example({"\x85": "\u2028", "\u2029 a": ["\r\n"]})
 @given(values)
 def test_what_is_dumped_reads_back_the_same(value: Any) -> None:
     assert parse_yaml(dump_yaml(value), source="dump") == value

@@ -74,5 +74,5 @@ def test_tensorboard_gets_one_scalar_for_each_number(tmp_path, monkeypatch):
 
 def test_a_program_that_is_not_installed_is_named_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
-    with pytest.raises(MissingExtra, match=r"report_to: trackio.*\n.*leveret\[tracking\]"):
+    with pytest.raises(MissingExtra, match=r"report_to: trackio.*\n.*pip install trackio"):
         record(tmp_path, ["trackio"])

@@ -93,7 +93,7 @@ class TransformersForm:
 
 def from_transformers(reference: str, path: Path) -> TransformersForm:
     """Load a directory with transformers; MissingExtra when it is not installed, LeveretError when it cannot."""
-    transformers = require("transformers", extra="dev", purpose=f"the form {reference}")
+    transformers = require("transformers", extra="transformers", purpose=f"the form {reference}")
     try:
         with _quietly(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -112,8 +112,8 @@ def from_transformers(reference: str, path: Path) -> TransformersForm:
 
 def from_peft(reference: str, adapter: Path, base: Path | None = None) -> TransformersForm:
     """An adapter by peft, on the model of `base` or on the one that it names, read by transformers."""
-    transformers = require("transformers", extra="dev", purpose=f"the form {reference}")
-    peft = require("peft", extra="dev", purpose=f"the form {reference}")
+    transformers = require("transformers", extra="transformers", purpose=f"the form {reference}")
+    peft = require("peft", extra=None, purpose=f"the form {reference}")
     under = base or model_under(adapter)
     spoken = adapter if (adapter / "tokenizer.json").is_file() else under
     try:

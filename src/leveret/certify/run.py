@@ -88,13 +88,15 @@ def _references(config: CertifyConfig) -> tuple[list[str], list[str]]:
     problem = "no form is a plain directory of a family that transformers has"
     if readable is not None:
         try:
-            require("transformers", extra="dev", purpose=f"comparing {readable} with what transformers reads")
+            require("transformers", extra="transformers", purpose=f"comparing {readable} with what transformers reads")
         except MissingExtra as error:
             problem = error.message
         else:
             return [*references, f"{TRANSFORMERS_PREFIX}{readable}"], []
     if config.transformers == "require" or len(references) < 2:
-        raise ConfigError(f"nothing to compare with by transformers: {problem}", hint='pip install "leveret[dev]"')
+        raise ConfigError(
+            f"nothing to compare with by transformers: {problem}", hint='pip install "leveret[transformers]"'
+        )
     return references, [problem]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from leveret.data.excluding import Exclusions
-from leveret.data.files import COMPRESSED_SUFFIXES, ReadReport, data_files
+from leveret.data.files import ReadReport, data_files
+from leveret.data.unpacking import COMPRESSED_SUFFIXES
 from leveret.errors import LeveretError
 from leveret.recipe import Stage
 from leveret.trainer.config import TrainingConfig
@@ -98,5 +99,5 @@ def _bytes_of(path: Path) -> int | None:
         files = [file for file, _ in data_files(path, ReadReport())]
     except LeveretError:
         return None
-    compressed = any(file.suffix in COMPRESSED_SUFFIXES for file in files)
+    compressed = any(file.suffix.lower() in COMPRESSED_SUFFIXES for file in files)
     return None if compressed else sum(file.stat().st_size for file in files)

@@ -31,7 +31,7 @@ class TensorBoard:
     """Event files in `folder`/tensorboard, for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path) -> None:
-        require("tensorboard", extra="tracking", purpose="report_to: tensorboard")
+        require("tensorboard", extra=None, purpose="report_to: tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
@@ -50,7 +50,7 @@ class Tracker:
     """wandb and the programs that copy its three functions: init, log, finish."""
 
     def __init__(self, program: str, *, title: str, identity: Mapping[str, Any], folder: Path) -> None:
-        self._module: ModuleType = require(program, extra="tracking", purpose=f"report_to: {program}")
+        self._module: ModuleType = require(program, extra=None, purpose=f"report_to: {program}")
         settings: dict[str, Any] = {"project": PROJECT, "config": dict(identity)}
         name = f"{title}-{folder.name}"
         if program == "swanlab":
