@@ -225,6 +225,29 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str) -> None:
         list(read_documents(file))
 
 
+@pytest.mark.parametrize("name", ["x.jsonl.zst", "x.json.zst", "x.txt.zst", "X.JSONL.ZST"])
+def test_a_damaged_archive_of_zstandard_is_named_too(tmp_path: Path, name: str) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="reads .zst")
+    file = tmp_path / name
+    lines = "".join(f'{{"text": "hare {number} {number**9}"}}\n' for number in range(9000)).encode()
+    whole = zstandard.compress(lines)
+    for content in (b'{"text": "not packed"}\n', whole[:-1], whole[: len(whole) // 2], whole[:8], whole + whole[:3]):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: this file cannot be unpacked.*\n.*fetch it again"):
+            list(read_documents(file))
+    file.write_bytes(zstandard.compress(b'{"text": "\xff"}'))
+    with pytest.raises(DataError, match=rf"{name}: this file is not UTF-8"):
+        list(read_documents(file))
+
+
+def test_frames_of_zstandard_are_read_one_after_the_other(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="reads .zst")
+    lines = [json.dumps({"text": f"{number}兔" * 9}, ensure_ascii=False).encode() + b"\n" for number in range(9000)]
+    (tmp_path / "x.jsonl.zst").write_bytes(b"".join(zstandard.compress(b"".join(lines[n::3])) for n in range(3)))
+    read = [document.text for document in read_documents(tmp_path / "x.jsonl.zst")]
+    assert read == [json.loads(line)["text"] for n in range(3) for line in lines[n::3]]
+
+
 def test_json_lines_under_the_name_of_json_end_at_line_feeds_only(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     texts = ["a\u2028b", "c\u0085d", "e"]

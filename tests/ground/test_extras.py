@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,14 @@ def test_a_package_that_is_broken_keeps_its_own_error(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="something_else_that_is_missing"):
         require("broken_package", extra="serve", purpose="x")
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    root = Path(__file__).parents[2]
+    there = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        extra
+        for file in (root / "src").rglob("*.py")
+        for extra in re.findall(r'require\([^)]*extra="([\w-]+)"', file.read_text("utf-8"))
+    }
+    assert {"serve", "data", "tracking"} <= named <= set(there)

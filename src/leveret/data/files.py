@@ -7,22 +7,18 @@ files of other kinds, texts that are not UTF-8, hidden files and folders that ar
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from leveret.data.compressed import COMPRESSED_SUFFIXES, open_unpacked, unpacking_errors
 from leveret.errors import ConfigError, DataError
-from leveret.extras import require
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".py", ".pyi", ".c", ".h", ".html", ".tex"})
 RECORD_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
-COMPRESSED_SUFFIXES = frozenset({".gz", ".zst"})
 
 _TOO_DEEP = "this is JSON with too many brackets inside each other"
 
@@ -125,13 +121,13 @@ def opened(path: Path) -> Iterator[TextIO]:
     damaged. Lines end at a line feed and nowhere else.
     """
     try:
-        with _open(path) as file:
+        with open_unpacked(path) as file:
             yield file
     except UnicodeDecodeError as error:
         raise DataError(
             f"this file is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="convert it first"
         ) from error
-    except _damage(path) as error:
+    except unpacking_errors(path) as error:
         raise DataError(
             f"this file cannot be unpacked: {error}", path=path,
             hint=f"it is cut short or damaged, or not what {path.suffix} says: fetch it again",
@@ -195,21 +191,3 @@ def _record(item: Any, path: Path, number: int) -> Record:
     if not isinstance(item, dict):
         raise DataError(f"a record must be a JSON object, not {type(item).__name__}", path=path, line=number)
     return Record(fields=item, path=path, line=number)
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix.lower() == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="\n")
-    if path.suffix.lower() == ".zst":
-        stream: TextIO = _zstandard(path).open(path, "rt", encoding="utf-8-sig", newline="\n")
-        return stream
-    return open(path, encoding="utf-8-sig", newline="\n")
-
-
-def _damage(path: Path) -> tuple[type[Exception], ...]:
-    """What unpacking a damaged file raises."""
-    return (_zstandard(path).ZstdError,) if path.suffix.lower() == ".zst" else (EOFError, gzip.BadGzipFile, zlib.error)
-
-
-def _zstandard(path: Path) -> Any:
-    return require("zstandard", extra="data", purpose=f"reading {path.name}")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leveret.data.compressed import COMPRESSED_SUFFIXES
 from leveret.data.excluding import Exclusions
-from leveret.data.files import COMPRESSED_SUFFIXES, ReadReport, data_files
+from leveret.data.files import ReadReport, data_files
 from leveret.errors import LeveretError
 from leveret.recipe import Stage
 from leveret.trainer.config import TrainingConfig
