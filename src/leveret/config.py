@@ -82,6 +82,8 @@ class Positional:
     """
 
     order: int
+    places: bool = False
+    """Whether its texts name models, files or folders: then `modle=x` is no such text but a key with a typing error."""
 
 
 @dataclass(frozen=True)
