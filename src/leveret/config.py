@@ -82,6 +82,8 @@ class Positional:
     """
 
     order: int
+    places: bool = False
+    """Whether its texts name models, files or folders: then `modle=x` is no such text but a key with a typing error."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,12 @@ def nested_config(annotation: Any) -> type[Config] | None:
     return None
 
 
+def _item_config(annotation: Any) -> type[Config] | None:
+    """The config class of the items of a list; else None."""
+    items = typing.get_args(annotation) if typing.get_origin(annotation) in (list, tuple) else ()
+    return nested_config(items[0]) if items else None
+
+
 def _rehearse(config: Config) -> dict[str, Any]:
     """Only keys that were set or shrunk, so that defaults worked out from other fields are worked out anew."""
     data = {name: _rehearse_value(getattr(config, name)) for name in config.model_fields_set}
@@ -202,13 +210,15 @@ def _canonical(value: Any) -> Any:
 
 def _explain(model: type[Config], detail: ErrorDetails) -> str:
     """One of pydantic's errors as `key: what is wrong`."""
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(str(part) for part in detail["loc"] if not _is_branch(part))
     if detail["type"] == "extra_forbidden":
         return f"{key}: there is no such key{_nearest_key(model, detail['loc'])}"
     if detail["type"] == "missing":
         return f"{key}: must be given"
     what = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     what = what.replace("Input should be", "should be").replace("Input should", "should")
+    what = what.replace("List should", "should").replace(" after validation", "")
+    what = re.sub(r"^Input is not a valid path\b.*", "should be a path", what)
     if not key:
         return what
     given = repr(detail["input"])
@@ -220,12 +230,19 @@ def _explain(model: type[Config], detail: ErrorDetails) -> str:
     return f"{key}: {what}"
 
 
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of pydantic's places names one of several types that a value may have, and no key."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "bool"))
+
+
 def _nearest_key(model: type[Config], location: tuple[int | str, ...]) -> str:
     """`; did you mean ...?` with a key at the same depth, or one of this name elsewhere in the config."""
     inner: type[Config] | None = model
     for part in location[:-1]:
-        info = None if inner is None else inner.model_fields.get(str(part))
-        inner = None if info is None else nested_config(info.annotation)
+        if isinstance(part, int):  # a place in a list of configs, which was entered with the list
+            continue
+        info = None if inner is None else inner.model_fields.get(part)
+        inner = None if info is None else nested_config(info.annotation) or _item_config(info.annotation)
     *way, wrong = (str(part) for part in location)
     near = None if inner is None else suggest(wrong, inner.model_fields)
     if near is not None:

@@ -41,13 +41,36 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def parse_yaml(text: str, *, source: str) -> Any:
     """The value written in `text`; `source` names it in the ConfigError of a mistake."""
     try:
-        return yaml.load(text, Loader=_CoreLoader)
+        value = yaml.load(text, Loader=_CoreLoader)
+        _refuse_loops(value, source)
+        return value
+    except RecursionError:
+        raise ConfigError(f"{source}: there are too many lists and mappings inside each other") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = "" if mark is None else f":{mark.line + 1}"
         raise ConfigError(f"{source}{place}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _refuse_loops(value: Any, source: str) -> None:
+    """ConfigError when an anchor stands for something that holds it: no reader of the value would come to an end."""
+    around: set[int] = set()
+    fine: set[int] = set()  # looked at already: an anchor may be used often
+
+    def look(inner: Any, key: str) -> None:
+        if not isinstance(inner, dict | list) or id(inner) in fine:
+            return
+        if id(inner) in around:
+            raise ConfigError(f"{source}: {key}: an anchor (&) is used (*) inside of what it stands for")
+        around.add(id(inner))
+        for part, item in inner.items() if isinstance(inner, dict) else enumerate(inner):
+            look(item, f"{key}.{part}" if key else str(part))
+        around.remove(id(inner))
+        fine.add(id(inner))
+
+    look(value, "")
 
 
 def dump_yaml(data: Any) -> str:

@@ -97,6 +97,9 @@ def test_mistakes_are_named_with_suggestions(capsys: Capture) -> None:
 
 def test_a_mistyped_key_is_not_taken_for_one_of_many_paths(capsys: Capture) -> None:
     assert "no key 'max_byte'; did you mean max_bytes?" in refused(capsys, "prepare", "max_byte=5", "output=o")
+    assert "no key 'methd'; did you mean method?" in refused(capsys, "merge", "a", "b", "methd=linear", "output=o")
+    assert "no key 'outptu'; did you mean output?" in refused(capsys, "certify", "a", "b", "outptu=o")
+    assert "no key 'modle'; did you mean model?" in refused(capsys, "finetune", "modle=a", "data=[b]", "output=o")
     assert "did you mean training.max_steps?" in refused(capsys, "pretrain", "a", "training.max_stes=5")
     Path("max_byte=5").mkdir()
     assert main(["prepare", "max_byte=5", "output=o", "--dry-run"]) == 0

@@ -82,6 +82,8 @@ def test_keys_may_stand_in_a_file(tmp_path):
     path.write_text("# seen on Monday\ncorpus.jsonl:5\n\n  corpus.jsonl:6  \n")
     kept, _, _ = left(path, LINES)
     assert len(kept) == 27 and not {"corpus.jsonl:5", "corpus.jsonl:6"} & {*kept}
+    path.write_text("corpus.jsonl:5\r\n", "utf-8-sig")
+    assert len(left(path, LINES)[0]) == 28
     with pytest.raises(DataError, match=r"none\.txt: cannot be read as a list of keys"):
         left(tmp_path / "none.txt", LINES)
 

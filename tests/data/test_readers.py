@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ CALL = Message("assistant", "", tool_calls=(ToolCall("f", {"x": 1}),))
 def write(path: Path, *records: Any) -> Path:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
     return path
+
+
+def m(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 CONVERSATIONS: list[tuple[str, dict[str, Any], list[Message]]] = [
@@ -63,6 +68,30 @@ CONVERSATIONS: list[tuple[str, dict[str, Any], list[Message]]] = [
     ),
     ("prompt-completion", {"prompt": "u", "completion": "a"}, [U, A]),
     ("prompt-completion", {"query": "u", "response": "a"}, [U, A]),
+    ("prompt-completion", {"query": "再", "response": "见", "system": "s", "history": [["u", "a"]]}, [S, U, A, U2, A2]),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                {"from": "human", "value": "u"},
+                {"from": "gpt", "value": "a", "loss": False},
+                {"from": "human", "value": "再"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}', "weight": 0},
+            ],
+        },
+        [U, replace(A, trained=False), U2, replace(CALL, trained=False)],
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                {"role": "user", "content": "u"},
+                {"role": "assistant", "content": "a", "weight": 0},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
+            ],
+        },
+        [U, replace(A, trained=False), CALL],
+    ),
     (
         "prompt-completion",
         {"prompt": [{"role": "user", "content": "u"}], "completion": [{"role": "assistant", "content": "a"}]},
@@ -123,6 +152,11 @@ def test_tools_come_as_a_list_or_as_json_text(tmp_path: Path) -> None:
     assert [conversation.tools for conversation in read_conversations(path)] == [tuple(tools)] * 2
 
 
+def test_roles_that_only_some_templates_know_are_left_to_the_template(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", {"messages": [m("user", "u"), m("observation", "1"), m("assistant", "a")]})
+    assert [message.role for message in next(read_conversations(path)).messages] == ["user", "observation", "assistant"]
+
+
 def test_conversations_without_a_reply_are_left_out_and_counted(tmp_path: Path) -> None:
     report = ReadReport()
     path = write(tmp_path / "x.jsonl", {"prompt": "u", "completion": ""}, {"prompt": "u", "completion": "a"})
@@ -137,6 +171,11 @@ def test_conversations_without_a_reply_are_left_out_and_counted(tmp_path: Path) 
         ({"messages": [{"role": "user"}]}, r'"messages"\[0\].content must be a text, not missing'),
         ({"conversations": [{"from": "humen", "value": "x"}]}, "did you mean 'human'"),
         ({"conversations": [{"value": "x"}]}, r'"conversations"\[0\] must be'),
+        ({"conversations": [{"from": "gpt", "value": "x", "loss": "no"}]}, r'"conversations"\[0\].loss must be true'),
+        ({"conversations": [{"role": "user"}]}, r'"conversations"\[0\].content must be a text, not missing'),
+        ({"messages": [m("user", "x"), m("asistant", "y")]}, r'"messages"\[1\] has .*\n.*did you mean \'assistant\''),
+        ({"messages": [m("user", "x"), m("gpt", "y")]}, r"did you mean 'assistant'"),
+        ({"query": "x", "response": "y", "history": "z"}, '"history" must be a list'),
         ({"conversations": [{"from": "function_call", "value": "{"}]}, "not valid JSON"),
         ({"conversation": [{"human": "x"}]}, '"human" and "assistant"'),
         ({"instruction": 3, "output": "y"}, '"instruction" must be a text, not int'),
@@ -233,10 +272,6 @@ def test_documents_are_text_files_and_records_with_text(tmp_path: Path) -> None:
     write(tmp_path / "e.jsonl", {"messages": []})
     with pytest.raises(DataError, match="no text to train on"):
         list(read_documents(tmp_path / "e.jsonl"))
-
-
-def m(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 PREFERENCES: list[tuple[str, dict[str, Any]]] = [

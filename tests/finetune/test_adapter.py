@@ -160,6 +160,9 @@ def test_a_finished_run_is_merged_later_without_training_again(make, monkeypatch
     first = hash_tree(make.folder / "run" / "model")
     finetune.run(make(adapter={"merge": True}), QUIET)
     assert hash_tree(make.folder / "run" / "model") == first
+    (make.folder / "run" / "model" / "model.safetensors").unlink()
+    finetune.run(make(adapter={"merge": True}), QUIET)
+    assert hash_tree(make.folder / "run" / "model") == first
     monkeypatch.undo()
     finetune.run(make(adapter={"merge": True}, seed=1), QUIET)
     assert hash_tree(make.folder / "run" / "model") != first

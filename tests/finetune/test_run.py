@@ -297,6 +297,13 @@ def test_held_out_data_is_part_of_a_run_where_it_decides_what_is_published(make_
     assert found == {"decides": False, "watches": True}
 
 
+def test_an_output_among_the_conversations_is_refused(make_config):
+    folder = make_config.folder
+    with pytest.raises(ConfigError, match=r"the output .* lies in"):
+        finetune.run(make_config(data=[str(folder)], output=str(folder / "in/run")), QUIET)
+    assert not (folder / "in").exists()
+
+
 def test_an_empty_file_is_named(make_config):
     (make_config.folder / "empty.jsonl").touch()
     with pytest.raises(NothingToTrain, match=r"empty.jsonl: there is no sample"):

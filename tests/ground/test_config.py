@@ -74,13 +74,21 @@ def test_all_mistakes_come_at_once_with_their_keys_and_suggestions() -> None:
         "model: must be given",
         "outptu: there is no such key; did you mean output?",
         "sources.1.path: must be given",
-        "sources.1.pth: there is no such key",
+        "sources.1.pth: there is no such key; did you mean sources.1.path?",
         "training.learning-rate: there is no such key; did you mean training.learning_rate?",
         "training.learning_rate: should be greater than 0, not -1",
         "training.rows: should be a valid integer, unable to parse string as an integer, not 'many'",
         "training.schedule: should be 'cosine' or 'linear', not 'cosin'; did you mean cosine?",
     ]
     assert sorted(mistakes(Whole, data)) == sorted(line.strip() for line in str(caught.value).splitlines()[1:])
+
+
+def test_mistakes_are_told_in_words_of_ours() -> None:
+    class Choice(Config):
+        rows: Annotated[list[str], Field(min_length=1)] | Path = Path("x")
+
+    assert mistakes(Choice, {"rows": {}}) == ["rows: should be a valid list, not {}", "rows: should be a path, not {}"]
+    assert "rows: should have at least 1 item, not 0, not []" in mistakes(Choice, {"rows": []})
 
 
 def test_one_mistake_is_one_line() -> None:

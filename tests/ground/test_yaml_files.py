@@ -34,12 +34,19 @@ def test_plain_words_mean_what_they_look_like(text: str, value: Any) -> None:
         ("a: 1\nb: [1\nc: 2", "x:3: expected ',' or ']'"),
         ("a: 1\n b: 2", "x:2: mapping values are not allowed here"),
         ("a: !!python/object:os.system x", "x:1: could not determine a constructor"),
+        ("stages:\n  - pretrain: &p {documents: [*p]}", "x: stages.0.pretrain.documents.0: an anchor"),
+        ("a: " + "[" * 5000 + "]" * 5000, "x: there are too many lists and mappings"),
     ],
 )
 def test_a_mistake_names_its_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_yaml(text, source="x")
     assert str(caught.value).startswith(message)
+
+
+def test_an_anchor_used_often_is_fine_and_takes_no_time() -> None:
+    text = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    assert parse_yaml(text, source="x")["a1"] == [["x", "x"], ["x", "x"]]
 
 
 def test_merge_keys_work() -> None:

@@ -81,6 +81,8 @@ def test_the_script_of_a_job_and_a_task_of_a_step():
     machines = (Machine(host="gpu1", slots=8), Machine(host="gpu2", slots=8))
     assert SlurmJob.from_environment(JOB, nproc=None) == SlurmJob(machines=machines, node=None)
     assert SlurmJob.from_environment(STEP, nproc=None) == SlurmJob(machines=machines, node=1)
+    without_list = {name: value for name, value in STEP.items() if name != "SLURM_STEP_NODELIST"}
+    assert SlurmJob.from_environment(without_list, nproc=None) == SlurmJob(machines=machines, node=1)
     fewer = SlurmJob.from_environment({**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, nproc=2)
     assert fewer is not None and fewer.machines[0].slots == 2
     assert SlurmJob.from_environment({}, nproc=None) is None

@@ -87,6 +87,19 @@ def test_a_missing_output_is_made_again(workshop: Path, calls: Calls) -> None:
     assert calls()[3:] == ["join"]
 
 
+def test_a_stage_whose_output_lost_a_file_is_done_again(workshop: Path, calls: Calls) -> None:
+    go()
+    for _ in range(2):
+        (workshop / "runs/tale/second/text.txt").unlink()
+        go()
+        assert (workshop / "runs/tale/second/text.txt").read_text() == "two 5 7"
+    (workshop / "runs/tale/write/notes.txt").touch()  # of somebody else
+    go()
+    (workshop / "runs/tale/write/notes.txt").unlink()
+    go()
+    assert calls() == ["write", "write", "join", "write", "write"]
+
+
 def test_stages_can_be_done_again_and_left_out(workshop: Path, calls: Calls) -> None:
     go(until="second")
     assert calls() == ["write", "write"]

@@ -27,6 +27,7 @@ from leveret.plan.memory import (
     training_parts,
 )
 from leveret.plan.trained import trained_of
+from leveret.precision.swap import round_to_nf4
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.optimizer import build_optimizer
 from leveret.trainer.recompute import recomputed_layers
@@ -168,6 +169,15 @@ def test_quantized_weights_are_bits_and_the_scales_of_their_groups():
     outside = 2 * 512 * 128
     inside = stored_bytes(whole) / 2 - outside
     assert stored_bytes(packed) == pytest.approx(outside * 2 + inside * (0.5 + 2.5 / 32))
+
+
+def test_weights_in_nf4_are_as_large_as_planned():
+    config = config_of(hidden=512, inner=1024, layers=2, heads=4, vocab=64)  # large beside the tables of codes
+    model = Decoder(config).to(torch.bfloat16)
+    init_weights(model, 0)
+    round_to_nf4(model)
+    real = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert stored_bytes(KnownModel(config=config, origin="").in_nf4()) == pytest.approx(real, rel=0.02)
 
 
 def test_the_cache_of_a_server_is_full_contexts_times_requests():

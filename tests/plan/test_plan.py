@@ -155,6 +155,16 @@ def test_an_adapter_shows_in_memory_and_arithmetic(life, plan):
     assert thin["memory"]["weights"] == whole["memory"]["weights"] + 2 * trained
 
 
+def test_a_base_in_nf4_shows_in_memory(life, plan):
+    whole = plan("life.yaml", "finetune.adapter.rank=2")["finetune"]["memory"]
+    four = plan("life.yaml", "finetune.adapter.rank=2", "finetune.adapter.base=nf4")["finetune"]["memory"]
+    inside = count(SHAPE).total - count(SHAPE).embedding
+    assert whole["weights"] - four["weights"] == pytest.approx(inside * (2 - 4.127 / 8), rel=0.01)
+    assert whole["activations"] == four["activations"]
+    stored = plan("life.yaml", "quantize.method=nf4", "quantize.bits=4")["serve"]["memory"]
+    assert stored["weights"] == pytest.approx(count(SHAPE).embedding * 2 + inside * 4.127 / 8, rel=0.01)
+
+
 def test_a_table_of_one_s_own_adds_and_replaces_devices(life, plan):
     Path("mine.yaml").write_text(
         "usable_memory: 0.5\ndevices:\n  A100: {memory_gb: 1, bf16_tflops: 1, fp32_tflops: 1, bandwidth_gb_s: 1, "

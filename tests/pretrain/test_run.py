@@ -107,6 +107,28 @@ def test_held_out_text_that_is_also_trained_on_is_refused(make_config, texts):
         run(make_config(), QUIET)
 
 
+def test_an_output_among_the_texts_and_a_source_without_text_are_refused(make_config, texts):
+    config = make_config(output="in/run", documents=[str(texts)])
+    with pytest.raises(ConfigError, match=r"the output .* lies in"):
+        run(config, QUIET)
+    with pytest.raises(ConfigError, match=r"the output .* lies in"):
+        run(make_config(output="in/run", validation=[str(texts)]), QUIET)
+    assert not config.output.exists()
+    (texts / "empty.jsonl").touch()
+    with pytest.raises(DataError, match=r"empty\.jsonl: there are no documents"):
+        run(make_config(validation=[str(texts / "empty.jsonl")]), QUIET)
+
+
+def test_sources_of_one_name_are_all_in_the_x_ray(make_config, texts):
+    (texts / "more").mkdir()
+    (texts / "other.jsonl").rename(texts / "more/train.jsonl")
+    sources = [str(texts / "train.jsonl"), str(texts / "more/train.jsonl")]
+    config = make_config(documents=sources)
+    run(config, QUIET)
+    page = (config.output / "xray.html").read_text(encoding="utf-8")
+    assert all(f"{source} (first documents)" in page for source in sources)
+
+
 def test_a_model_is_taken_further_with_its_own_tokenizer(make_config):
     run(make_config("first"), QUIET)
     first = make_config("first").output / "model"

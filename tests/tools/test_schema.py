@@ -172,6 +172,12 @@ def test_a_model_directory_keeps_the_tools_with_their_tokens(phone: ToolSet, tmp
     assert ToolSet.load(file.rename(tmp_path / "tools.txt")) == phone
 
 
+def test_a_byte_order_mark_before_a_tool_set_is_passed_over(phone: ToolSet, tmp_path: Path) -> None:
+    file = phone.save(tmp_path)
+    file.write_text(file.read_text("utf-8"), "utf-8-sig")
+    assert ToolSet.load(file).to_openai() == phone.to_openai()
+
+
 def test_a_wrong_tool_is_told_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text('[{"description": "rings"}]')
     with pytest.raises(ToolError, match=r"mine\.json: tool 1 has no name"):

@@ -53,6 +53,19 @@ def test_only_the_last_ones_are_kept_and_nothing_else_lies_about(tmp_path):
     assert names(tmp_path) == ["step-00000015", "step-00000020"]
 
 
+def test_of_the_best_states_only_the_best_is_left_when_the_run_is_done(tmp_path):
+    checkpoints, optimizer = make_checkpoints(tmp_path), make_optimizer()
+    best = Checkpoints(checkpoints.folder / "best", identity=IDENTITY, keep=2, console=Console(quiet=True))
+    for step in (10, 20, 30):
+        checkpoints.save(step, optimizer)
+        best.save(step, optimizer)
+    assert len(best.saved()) == 2  # the older one is there for a roll-back
+    checkpoints.clear(keep_newest=True, keep_best=True)
+    assert [path.relative_to(checkpoints.folder).as_posix() for path in sorted(checkpoints.folder.rglob("step-*"))] == [
+        "best/step-00000030", "step-00000030",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "manifest missing"])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_with_a_warning(tmp_path, damage):
     checkpoints = make_checkpoints(tmp_path, log=tmp_path / "log")

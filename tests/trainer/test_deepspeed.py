@@ -51,6 +51,10 @@ def test_a_config_of_a_dense_run_is_taken_over_and_the_rest_is_named(write):
     ]  # fmt: skip
 
 
+def test_a_byte_order_mark_is_passed_over(write):
+    assert read_deepspeed(write("\ufeff" + '{"gradient_clipping": 0.5}')).values == {"max_grad_norm": 0.5}
+
+
 def test_auto_is_left_to_the_training_config(write):
     path = write(LINGOWHALE)
     config = TrainingConfig(deepspeed=path, rows_per_step=48, micro_batch_rows=6, precision="fp32")

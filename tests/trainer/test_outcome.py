@@ -68,6 +68,13 @@ def test_a_note_without_its_model_or_a_broken_note_counts_for_nothing(tmp_path, 
     assert finished_figures(tmp_path, {"seed": 1}, QUIET) is None
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_run_whose_model_lost_a_file_is_not_finished(tmp_path, save, capsys, name):
+    (save({"seed": 1}) / name).unlink()
+    assert finished_figures(tmp_path, {"seed": 1}, Console()) is None
+    assert f"model/{name} is gone; training anew" in capsys.readouterr().err
+
+
 def test_a_full_disk_keeps_the_checkpoints_and_the_model_that_was_there(tmp_path, save, small_files_only):
     folder = save({"seed": 1})
     before = model_fingerprint(folder)

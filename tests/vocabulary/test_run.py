@@ -63,6 +63,15 @@ def test_running_again_does_nothing_until_something_changes(data: Path) -> None:
     assert path.read_bytes() != content
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])
+def test_a_file_that_is_gone_is_written_again(data: Path, name: str) -> None:
+    run(config(data, template="hare"), Console(quiet=True))
+    content = (data / "out" / name).read_bytes()
+    (data / "out" / name).unlink()
+    run(config(data, template="hare"), Console(quiet=True))
+    assert (data / "out" / name).read_bytes() == content
+
+
 def test_conversations_are_learned_from_as_well(data: Path) -> None:
     run(config(data, conversations=[data / "sft.jsonl"], vocab_size=800), Console(quiet=True))
     with_conversations = Tokenizer.load(data / "out")

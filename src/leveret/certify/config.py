@@ -14,7 +14,7 @@ from leveret.config import Config, Positional, Rehearsal
 class CertifyConfig(Config):
     """Prove that two forms of a model give the same answers, and write its card."""
 
-    forms: Annotated[list[str], Positional(0)] = Field(min_length=1)
+    forms: Annotated[list[str], Positional(0, places=True)] = Field(min_length=1)
     """Every form is compared with the first: model directories (quantized ones and adapters too), training checkpoints,
     GGUF files, `transformers:DIRECTORY`, `peft:ADAPTER` and `llama.cpp:FILE.gguf` for what others make of them,
     `MODEL+ADAPTER`, and http://HOST/v1 for a running server."""

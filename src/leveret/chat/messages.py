@@ -93,7 +93,7 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
         tool_calls=calls,
         tool_call_id=_optional_text(message, "tool_call_id", place),
         name=_optional_text(message, "name", place),
-        trained=_trained(message, place),
+        trained=said_to_be_trained(message, place),
     )
 
 
@@ -117,6 +117,16 @@ def checked_text(text: str, place: str) -> str:
             param=place,
         ) from error
     return text
+
+
+def said_to_be_trained(message: Mapping[str, Any], place: str) -> bool | None:
+    """`loss` (a bool) or `weight` (0 or 1), as the messages format of other trainers has it. None: it says neither."""
+    for key in ("loss", "weight"):
+        if (value := message.get(key)) is not None:
+            if value not in (0, 1):
+                raise RequestError(f"{place}.{key} must be true or false (1 or 0), not {value!r}", param=place)
+            return bool(value)
+    return None
 
 
 def _part(part: Any, place: str) -> str:
@@ -144,16 +154,6 @@ def _call(call: Any, place: str) -> ToolCall:
 def _call_to_dict(call: ToolCall) -> dict[str, Any]:
     identity = {} if call.id is None else {"id": call.id}
     return {**identity, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-def _trained(message: Mapping[str, Any], place: str) -> bool | None:
-    """`loss` (a bool) or `weight` (0 or 1), as the messages format of other trainers has it."""
-    for key in ("loss", "weight"):
-        if (value := message.get(key)) is not None:
-            if value not in (0, 1):
-                raise RequestError(f"{place}.{key} must be true or false (1 or 0), not {value!r}", param=place)
-            return bool(value)
-    return None
 
 
 def _optional_text(message: Mapping[str, Any], key: str, place: str) -> str | None:

@@ -6,8 +6,8 @@
     word                   fills the next positional argument
 
 Later wins over earlier, options over words. A word with "=" whose key is unknown fills a positional argument if
-one is left (a prompt may be `x=1`), and is refused with a suggestion if none is, or if it is one of paths, no such
-path exists and a key is near.
+one is left (a prompt may be `x=1`), and is refused with a suggestion if none is, or if it is one of paths or models,
+no such path exists and a key is near.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class ConfigCommand(click.Command):
                 set_key(data, name, known.read(text) if known else parse_yaml(text, source=f"the value of {name}"))
             elif not left:
                 raise ConfigError(*self._surplus(word, name if equals else None))
-            elif equals and left[0].holds_paths and self._near(name) and not Path(word).exists():
-                raise ConfigError(*self._surplus(word, name))  # a key with a typing error, not a path
+            elif equals and left[0].holds_places and self._near(name) and not Path(word).exists():
+                raise ConfigError(*self._surplus(word, name))  # a key with a typing error
             elif left[0].is_list:
                 data.setdefault(left[0].name, [])
                 data[left[0].name] = [*data[left[0].name], left[0].read_item(word)]

@@ -28,7 +28,7 @@ class ChatConfig(SamplingConfig):
     Reads from a pipe as well, one message a line.
     """
 
-    model: Annotated[str, Positional(0)]
+    model: Annotated[str, Positional(0, places=True)]
     """Model directory, or a name on the Hugging Face hub."""
     mode: Literal["chat", "base"] | None = None
     """`chat` answers messages, `base` continues them as text; by default what the model was made for."""

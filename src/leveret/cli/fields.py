@@ -42,10 +42,11 @@ class Key:
         return _item_type(self.info.annotation) is not None
 
     @property
-    def holds_paths(self) -> bool:
-        """Whether it is a list of paths, or of configs, which a path alone can stand for."""
-        item = _item_type(self.info.annotation)
-        return item is Path or nested_config(item) is not None
+    def holds_places(self) -> bool:
+        """Whether it names places: paths, configs which a path alone can stand for, or texts that are said to."""
+        item = _item_type(self.info.annotation) or self.info.annotation
+        said = any(isinstance(mark, Positional) and mark.places for mark in self.info.metadata)
+        return said or item is Path or nested_config(item) is not None
 
     @property
     def order(self) -> int | None:

@@ -14,7 +14,7 @@ from leveret.errors import ConfigError
 class GenerateConfig(SamplingConfig):
     """The text is continued as it is, without a chat template; only the continuation is printed."""
 
-    model: Annotated[str, Positional(0)]
+    model: Annotated[str, Positional(0, places=True)]
     """Model directory, or a name on the Hugging Face hub."""
     prompt: Annotated[str, Positional(1)]
     """The text to continue."""

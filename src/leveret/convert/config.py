@@ -11,7 +11,7 @@ from leveret.config import Config, Positional
 class ConvertConfig(Config):
     """Make a clean model directory of .bin, .safetensors or .gguf files, checked tensor by tensor."""
 
-    model: Annotated[str, Positional(0)]
+    model: Annotated[str, Positional(0, places=True)]
     """Model directory, hub name, .gguf file, or one .bin, .pt, .pth or .safetensors file."""
     output: Path
     """The directory to write."""

@@ -6,7 +6,8 @@
 | sharegpt          | `conversations`            | `{"from": "human" or "gpt" or ..., "value": ...}`, `system`, `tools`|
 | firefly           | `conversation`             | `{"human": ..., "assistant": ...}` pairs, `system`                  |
 | alpaca            | `instruction` and `output` | with `input`, `system`, `history`; input joins after a newline      |
-| prompt-completion | `prompt` and `completion`  | texts or lists of messages; also `prompt` or `query` with `response`|
+| prompt-completion | `prompt` and `completion`  | texts or lists of messages; also `prompt` or `query` with           |
+|                   |                            | `response`; `system` and `history` with a text                      |
 
 Each function takes a record and gives its messages, or raises a DataError that names the key and the fix.
 """
@@ -17,7 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from leveret.chat.messages import Message, ToolCall, checked_text, messages_from
+from leveret.chat.messages import Message, ToolCall, checked_text, messages_from, said_to_be_trained
 from leveret.config import suggest
 from leveret.data.files import Record
 from leveret.errors import RequestError
@@ -35,6 +36,8 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "function_call": "assistant",
 }
+
+_ROLES = ("system", "user", "assistant", "tool")
 
 Reader = Callable[[Record], list[Message]]
 
@@ -72,9 +75,17 @@ def tools_of(record: Record) -> tuple[dict[str, Any], ...] | None:
 def read_messages(record: Record, value: Any, key: str) -> list[Message]:
     """OpenAI messages under `key`."""
     try:
-        return messages_from(value)
+        messages = messages_from(value)
     except RequestError as error:
         raise record.error(error.message.replace("messages", f'"{key}"', 1), hint=error.hint) from error
+    for index, message in enumerate(messages):
+        near = None if message.role in _ROLES else SHAREGPT_ROLES.get(message.role) or suggest(message.role, _ROLES)
+        if near is not None and message.role != "observation":  # others are the template's affair
+            raise record.error(
+                f'"{key}"[{index}] has "role": {message.role!r}, which is no role of a message',
+                hint=f"did you mean {near!r}?",
+            )
+    return messages
 
 
 def read_turns(record: Record, turns: Any, key: str) -> list[Message]:
@@ -87,7 +98,9 @@ def read_turns(record: Record, turns: Any, key: str) -> list[Message]:
 def read_turn(record: Record, turn: Any, place: str) -> Message:
     """One ShareGPT turn."""
     if isinstance(turn, Mapping) and "role" in turn:  # some files mix the two spellings
-        turn = {"from": turn["role"], "value": turn.get("content")}
+        if turn["role"] in _ROLES:
+            return _message(record, turn, place)
+        turn = {**turn, "from": turn["role"], "value": turn.get("content")}
     if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
         raise record.error(f'{place} must be {{"from": ..., "value": ...}}')
     speaker = turn["from"]
@@ -99,9 +112,13 @@ def read_turn(record: Record, turn: Any, place: str) -> Message:
             hint=f"did you mean {nearest!r}?" if nearest else f"known are {', '.join(SHAREGPT_ROLES)}",
         )
     value = text_of(record, turn["value"], f'{place} "value"')
+    try:
+        trained = said_to_be_trained(turn, place)
+    except RequestError as error:
+        raise record.error(error.message) from error
     if speaker == "function_call":
-        return Message("assistant", "", tool_calls=_calls(record, value, place))
-    return Message(role, value)
+        return Message("assistant", "", tool_calls=_calls(record, value, place), trained=trained)
+    return Message(role, value, trained=trained)
 
 
 def text_of(record: Record, value: Any, place: str) -> str:
@@ -124,23 +141,14 @@ def alpaca_prompt(record: Record) -> list[Message]:
     """System message, history and instruction of an alpaca record."""
     instruction = text_of(record, record.fields["instruction"], '"instruction"')
     question = "\n".join(part for part in (instruction, optional_text(record, "input")) if part)
-    messages = _system(record)
-    history = record.fields.get("history") or []
-    if not isinstance(history, list):
-        raise record.error('"history" must be a list of [question, answer] pairs')
-    for index, pair in enumerate(history):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise record.error(f'"history"[{index}] must be a pair [question, answer]')
-        asked, answered = (text_of(record, text, f'"history"[{index}]') for text in pair)
-        messages += [Message("user", asked), Message("assistant", answered)]
-    return [*messages, Message("user", question)]
+    return [*_system(record), *_history(record), Message("user", question)]
 
 
 def prompt_of(record: Record, key: str) -> list[Message]:
     """A prompt that is a text or a list of messages."""
     value = record.fields[key]
     if isinstance(value, str):
-        return [*_system(record), Message("user", text_of(record, value, f'"{key}"'))]
+        return [*_system(record), *_history(record), Message("user", text_of(record, value, f'"{key}"'))]
     return read_messages(record, value, key)
 
 
@@ -182,9 +190,31 @@ def _prompt_completion(record: Record) -> list[Message]:
     return [*prompt, *read_messages(record, completion, key)]
 
 
+def _history(record: Record) -> list[Message]:
+    """What was said before, under `history`."""
+    messages: list[Message] = []
+    history = record.fields.get("history") or []
+    if not isinstance(history, list):
+        raise record.error('"history" must be a list of [question, answer] pairs')
+    for index, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise record.error(f'"history"[{index}] must be a pair [question, answer]')
+        asked, answered = (text_of(record, text, f'"history"[{index}]') for text in pair)
+        messages += [Message("user", asked), Message("assistant", answered)]
+    return messages
+
+
 def _system(record: Record) -> list[Message]:
     system = optional_text(record, "system")
     return [Message("system", system)] if system else []
+
+
+def _message(record: Record, turn: Mapping[str, Any], place: str) -> Message:
+    """A turn that is a message in OpenAI's form."""
+    try:
+        return messages_from([turn])[0]
+    except RequestError as error:
+        raise record.error(error.message.replace("messages[0]", place, 1), hint=error.hint) from error
 
 
 def _calls(record: Record, value: str, place: str) -> tuple[ToolCall, ...]:

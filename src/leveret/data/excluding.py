@@ -38,7 +38,7 @@ class Exclusions:
         if not isinstance(chosen, Path):
             return cls(chosen)
         try:
-            lines = chosen.read_text(encoding="utf-8").splitlines()
+            lines = chosen.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot be read as a list of keys: {error}", path=chosen) from error
         return cls(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))

@@ -92,4 +92,4 @@ def _as_text(file: io.BufferedReader | gzip.GzipFile) -> TextIO:
 
 
 def _zstandard(path: Path) -> Any:
-    return require("zstandard", extra=None, purpose=f"reading {path.name}")
+    return require("zstandard", extra="data", purpose=f"reading {path.name}")

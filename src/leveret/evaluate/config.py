@@ -14,7 +14,7 @@ from leveret.engine.backends.names import OWN, BackendName, is_url
 class EvaluateConfig(Config):
     """Score a model: tool calls on request files, bits per byte on held-out text."""
 
-    model: Annotated[str, Positional(0)]
+    model: Annotated[str, Positional(0, places=True)]
     """Model directory, or a name on the Hugging Face hub."""
     output: Path | None = None
     """Folder for evaluation.json and failures.jsonl; by default results are only printed."""

@@ -21,7 +21,7 @@ WHOLE_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 class ExportConfig(Config):
     """Write a model for llama.cpp and Ollama, for transformers, vLLM and text-generation-webui, or for MLC-LLM."""
 
-    model: Annotated[str, Positional(0)]
+    model: Annotated[str, Positional(0, places=True)]
     """Model directory or adapter, or a name on the Hugging Face hub."""
     output: Path
     """The folder to write."""

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from leveret.console import Console
 from leveret.errors import ConfigError, TokenizerError
@@ -166,7 +167,8 @@ def merge_beside(output: Path, adaptation: AdapterTraining, start: Path, console
     with atomic_directory(target) as draft:
         save_model(model, draft)
         copy_companions((source,), draft, COMPANIONS)
-        record = {"adapter": made_of, "dtype": report.dtype, "lost": dict(report.lost)}
+        files = sorted(file.name for file in draft.iterdir())
+        record = {"adapter": made_of, "dtype": report.dtype, "lost": dict(report.lost), "files": files}
         atomic_write(draft / MERGE, json.dumps(record, indent=1) + "\n")
     console.info(report.line())
     if max(report.lost.values()) > LOST_MUCH:
@@ -176,9 +178,11 @@ def merge_beside(output: Path, adaptation: AdapterTraining, start: Path, console
 
 
 def _merged_from(folder: Path) -> str | None:
+    """A hash of the adapter that a merged model is of; None when a file of the model is gone."""
     file = folder / MERGE
-    content: Mapping[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content.get("adapter")
+    content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    whole = all((folder / name).is_file() for name in content.get("files", ()))
+    return content.get("adapter") if whole else None
 
 
 def _token_ids(tokens: list[str], tokenizer: Tokenizer) -> list[int]:

@@ -26,7 +26,7 @@ class FinetuneTraining(TrainingConfig):
 class FinetuneConfig(Config):
     """Teach a model conversations and tool calls."""
 
-    model: Annotated[str, Positional(0)]
+    model: Annotated[str, Positional(0, places=True)]
     """The model to start from: a folder or a hub name."""
     output: Path
     """Gets model/ (a Hugging Face directory) or adapter/, metrics.html, metrics.jsonl, xray.html, and checkpoints/

@@ -18,6 +18,7 @@ import torch
 from leveret.chat.template import BUILTIN_NAMES, ChatTemplate, builtin_template, template_for
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.data.files import refuse_output_within
 from leveret.data.mixture import Mixture
 from leveret.errors import TemplateError
 from leveret.finetune.adapter import ADAPTER, Adaptation, adapt, merge_beside, refuse_merging_into_quantized
@@ -47,6 +48,7 @@ from leveret.weights.save import save_model
 
 def run(config: FinetuneConfig, console: Console) -> StageResult:
     """Fine-tune as `config` says; `output/model` is the result. Resumes, or finds that all is done."""
+    refuse_output_within([*(source.path for source in config.data), *config.validation], config.output)
     with joined(config.training) as world, claimed(config.output, world, console):
         return _run(config, world, console)
 

@@ -79,7 +79,7 @@ class SlurmJob:
             return None
         step = _number(environment, "SLURM_STEP_ID")
         in_step = step is not None and step < _FIRST_SPECIAL_STEP
-        names = environment.get("SLURM_STEP_NODELIST" if in_step else "SLURM_JOB_NODELIST", "")
+        names = environment.get("SLURM_STEP_NODELIST" if in_step else "", "") or environment.get("SLURM_JOB_NODELIST")
         if not names:
             return None
         slots = nproc or _number(environment, "SLURM_GPUS_ON_NODE") or 1
@@ -95,7 +95,7 @@ class SlurmJob:
         node = _number(environment, "SLURM_NODEID") or 0
         if node >= len(machines):
             raise ConfigError(
-                f"SLURM_NODEID is {node}, but SLURM_STEP_NODELIST names {len(machines)} machines: {names}",
+                f"SLURM_NODEID is {node}, but SLURM's list names {len(machines)} machines: {names}",
                 hint="name the machines in a hostfile: --hostfile",
             )
         return cls(machines=machines, node=node)

@@ -54,7 +54,7 @@ class Rule(Config):
 class MergeConfig(Config):
     """Make one model of several, tensor by tensor."""
 
-    models: Annotated[list[str], Positional(0), Field(min_length=1)]
+    models: Annotated[list[str], Positional(0, places=True), Field(min_length=1)]
     """Model directories or hub names. The first gives the config, tokenizer, template, tools and dtype."""
     output: Path
     """The model directory to write: weights, what the first model has besides, leveret-merge.json and a card."""

@@ -49,6 +49,11 @@ def parts_of(stage: Stage, earlier: Mapping[str, tuple[Stage, str]], contents: C
     }
 
 
+def files_written(output: Path | None) -> list[str]:
+    """What a stage has left in its output; hidden files do not count."""
+    return [] if output is None else [file.relative_to(output).as_posix() for file in _visible_files(output)]
+
+
 def combine(parts: Parts) -> str:
     """One fingerprint for the parts."""
     return fingerprint(parts)

@@ -2,7 +2,8 @@
 
 For each stage its fingerprint (`dependencies.py`) is compared with the one in the book (`ledger.py`):
 
-    same, done, output there     skipped
+    same, done, output whole     skipped
+    same, done, files are gone   ran: the verb makes again what is missing
     same, begun                  resumed: the verb goes on in its own folder
     another                      the old output is set aside under superseded/, and the stage begins anew
     none                         ran
@@ -19,7 +20,7 @@ from leveret.config import suggest
 from leveret.console import Console
 from leveret.errors import ConfigError
 from leveret.paths import atomic_write
-from leveret.pipeline.dependencies import ContentHashes, Parts, combine, explain_change, parts_of
+from leveret.pipeline.dependencies import ContentHashes, Parts, combine, explain_change, files_written, parts_of
 from leveret.pipeline.group import Invitations, follow
 from leveret.pipeline.isolation import run_isolated
 from leveret.pipeline.ledger import Ledger, Record
@@ -121,9 +122,9 @@ class _Execution:
             if record.status == "begun":
                 self._console.info(f"{stage.name} was interrupted; it goes on")
                 return "resumed"
-            if stage.output is None or stage.output.exists():
+            if (gone := _gone(stage, record)) is None:
                 return "skipped"
-            self._console.warn(f"{stage.name} was done, but its output {stage.output} is gone; it runs again")
+            self._console.warn(f"{stage.name} was done, but {gone} is gone; it runs again")
             return "ran"
         why = "it was asked for" if again else f"changed: {explain_change(record.parts, parts)}"
         aside = None if stage.output is None else self._ledger.set_aside(stage.name, stage.output)
@@ -159,8 +160,20 @@ class _Execution:
                 output=None if stage.output is None else str(stage.output),
                 seconds=seconds,
                 summary={} if result is None else result.summary,
+                files=files_written(stage.output) if status == "done" else (),
             )
         )
+
+
+def _gone(stage: Stage, record: Record) -> str | None:
+    """What a stage that is done has lost since: its output, or a file in it; None when all is there."""
+    if stage.output is None:
+        return None
+    if not stage.output.exists():
+        return f"its output {stage.output}"
+    lost = record.lost(stage.output)
+    more = f" (with {len(lost) - 1:,} other files)" if len(lost) > 1 else ""
+    return f"{stage.output / lost[0]}{more}" if lost else None
 
 
 def _check_stage_names(recipe: Recipe, options: Options) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,12 @@ class Record:
     seconds: float = 0.0
     """Of the process that finished it; work done before an interruption is not in it."""
     summary: dict[str, Any]
+    files: Sequence[str] = ()
+    """What was in its output when it was done."""
+
+    def lost(self, output: Path) -> list[str]:
+        """Which of these files are there no more."""
+        return [name for name in self.files if not (output / name).is_file()]
 
 
 class Ledger:

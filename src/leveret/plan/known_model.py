@@ -13,6 +13,9 @@ from leveret.model.config import ModelConfig
 from leveret.model.families import family_for
 from leveret.recipe import Stage
 
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+"""Of a weight in NF4: itself, its share of a scale in 8 bits, and that one's of a scale (precision/nf4_format.py)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
@@ -21,10 +24,18 @@ class KnownModel:
     config: ModelConfig
     origin: str
     """Where this is known from, for people."""
-    bits: int = 16
-    """Of a stored weight of a Linear inside the layers."""
+    bits: float = 16
+    """Of a stored weight of a Linear inside the layers; of NF4 with its scales."""
     group_size: int | None = None
-    """Weights that share a scale, if they are quantized."""
+    """Weights that share a scale, if they are quantized (not of NF4)."""
+
+    def in_nf4(self) -> KnownModel:
+        """The same one, its Linears rounded to NF4."""
+        return replace(self, bits=NF4_BITS, group_size=None)
+
+    def quantized(self, asked: Any) -> KnownModel:
+        """What a `quantize` stage with the config `asked` makes of it."""
+        return self.in_nf4() if asked.method == "nf4" else replace(self, bits=asked.bits, group_size=asked.group_size)
 
 
 class UnknownModel(LeveretError):
@@ -54,8 +65,7 @@ def _referred(reference: str, earlier: Sequence[Stage], vocab_size: int | None) 
         if maker.output is not None and (folder == maker.output or maker.output in folder.parents):
             made = model_of(maker, earlier[:place], vocab_size)
             if maker.command.name == "quantize":
-                asked: Any = maker.config
-                made = replace(made, bits=asked.bits, group_size=asked.group_size)
+                made = made.quantized(maker.config)
             return replace(made, origin=f"stage {maker.name}")
     if not (folder / "config.json").is_file():
         raise UnknownModel(
@@ -72,7 +82,7 @@ def _read(folder: Path) -> KnownModel:
     return KnownModel(
         config=config,
         origin=str(folder),
-        bits=4 if quantization.get("load_in_4bit") else int(quantization.get("bits", 16)),
+        bits=NF4_BITS if quantization.get("load_in_4bit") else int(quantization.get("bits", 16)),
         group_size=group if group and group > 0 else None,
     )
 

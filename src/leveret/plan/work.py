@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from leveret.model.count import count, flops_per_token
@@ -79,7 +79,9 @@ class Work:
         if self.model is None:
             return []
         if self.kind == "training":
-            return training_parts(self.model, self.training, compiled_kernels=compiled_kernels, trained=self.trained)
+            adapter: Any = getattr(self.stage.config, "adapter", None)
+            model = self.model if adapter is None or adapter.base is None else self.model.in_nf4()
+            return training_parts(model, self.training, compiled_kernels=compiled_kernels, trained=self.trained)
         if self.kind == "quantizing":
             # One full-precision tensor at a time, in fp32, with its rounded copy.
             largest = self.model.config.hidden_size * self.model.config.intermediate_size
@@ -92,7 +94,7 @@ class Work:
         """The size of the model that a quantizing stage writes."""
         assert self.model is not None
         config: Any = self.stage.config
-        return stored_bytes(replace(self.model, bits=config.bits, group_size=config.group_size))
+        return stored_bytes(self.model.quantized(config))
 
     def bytes_read_per_decoded_token(self) -> float:
         """What one generated token of one stream reads: all active weights."""

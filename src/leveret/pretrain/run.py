@@ -16,7 +16,7 @@ from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.data.examples import Document
 from leveret.data.excluding import Exclusions
-from leveret.data.files import ReadReport
+from leveret.data.files import ReadReport, refuse_output_within
 from leveret.data.leaks import refuse_leaks
 from leveret.data.mixture import Mixture
 from leveret.data.packing import Sample, stream_rows
@@ -48,6 +48,7 @@ _XRAY_TOKENS = 1000  # of a longer document, its end, where the stop token is
 
 def run(config: PretrainConfig, console: Console) -> StageResult:
     """Train as `config` says; `output/model` is the result. Resumes, or finds that all is done."""
+    refuse_output_within([*(source.path for source in config.documents), *config.validation], config.output)
     with joined(config.training) as world, claimed(config.output, world, console):
         return _run(config, world, console)
 
@@ -155,6 +156,7 @@ def _shards(
             _documents(path, excluded, report),
             tokenizer,
             config.output / "shards" / name,
+            source=path,
             on_progress=lambda documents, tokens: progress.update(documents, tokens=tokens),
         )
     for line in report.lines():
@@ -208,7 +210,7 @@ def _introduce(
         tokens["tokens"] += shards.num_tokens
         shown = range(min(_XRAY_DOCUMENTS, shards.num_documents))
         documents = [shards.document(i)[-_XRAY_TOKENS:].tolist() for i in shown]
-        samples[f"{data.path.name} (first documents)"] = [
+        samples[f"{data.path} (first documents)"] = [
             Sample(ids=ids, mask=[True] * len(ids), key=f"document {i}") for i, ids in enumerate(documents)
         ]
     console.info(

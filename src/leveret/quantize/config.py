@@ -26,7 +26,7 @@ UNUSED: dict[str, frozenset[str]] = {
 class QuantizeConfig(Config):
     """Store a model's weights in 4 or 8 bits, in a layout that other tools read: GPTQ's, AWQ's or bitsandbytes'."""
 
-    model: Annotated[str, Positional(0)]
+    model: Annotated[str, Positional(0, places=True)]
     """Model directory, or a name on the Hugging Face hub."""
     output: Path
     """The model directory to write: weights, tokenizer, template, tools and quantization.json, the report."""

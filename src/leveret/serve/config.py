@@ -16,7 +16,7 @@ from leveret.precision.names import InMemory
 class ServeConfig(Config):
     """Answer at an OpenAI-compatible endpoint."""
 
-    model: Annotated[str, Positional(0)]
+    model: Annotated[str, Positional(0, places=True)]
     """Model directory, or a name on the Hugging Face hub."""
     host: str = "127.0.0.1"
     """Address to listen at. The default is this machine only; 0.0.0.0 lets the whole network in."""

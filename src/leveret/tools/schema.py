@@ -161,7 +161,7 @@ def _tools_file(path: str | Path) -> Path:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ToolError(f"{file} does not exist", hint="this model has no tool set, or the path is wrong") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

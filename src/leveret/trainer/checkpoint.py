@@ -162,7 +162,10 @@ class Checkpoints:
                 _delete(folder)
 
     def clear(self, *, keep_newest: bool = False, keep_best: bool = False) -> None:
-        """Delete them, all or all but the newest or the best: the run is done and its model is saved."""
+        """Delete them, all or all but the newest or the best: the run is done and its model is saved.
+
+        Of those in best/ the newest is the best one; others are there for a roll-back.
+        """
         kept = {folder.name for folder in self.saved()[-1:] if keep_newest} | ({"best"} if keep_best else set())
         if not kept:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -170,6 +173,8 @@ class Checkpoints:
         for folder in self.folder.iterdir():
             if folder.is_dir() and folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+        for folder in sorted(self.folder.glob("best/step-*"))[:-1]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _read(self, folder: Path, manifest: Manifest, *, check: bool = True) -> dict[str, Tensor]:
         for name, expected in manifest.files.items() if check else ():

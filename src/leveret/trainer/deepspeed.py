@@ -58,7 +58,7 @@ class DeepSpeedSettings:
 def read_deepspeed(path: str | Path) -> DeepSpeedSettings:
     """Read a DeepSpeed JSON. ValueError naming the file, and the place in it, when it makes no sense."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

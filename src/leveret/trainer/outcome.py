@@ -2,7 +2,7 @@
 
     output/
       model/        a Hugging Face directory: weights, tokenizer, chat template, tools
-      outcome.json  the identity of the run (see checkpoint.py) and its figures; written after model/
+      outcome.json  the identity of the run (see checkpoint.py), its figures and files; written after model/
       metrics.html, metrics.jsonl, xray.html
       checkpoints/  only until then, or the final one with `keep_final_checkpoint`
 
@@ -24,7 +24,7 @@ from leveret.config import fingerprint
 from leveret.console import Console
 from leveret.errors import TrainingError
 from leveret.model.decoder import Decoder
-from leveret.paths import atomic_directory, atomic_write, free_bytes, sha256_file, sweep_drafts
+from leveret.paths import atomic_directory, atomic_write, files_below, free_bytes, sha256_file, sweep_drafts
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.snapshot import Damaged, Manifest
@@ -68,6 +68,9 @@ def _finished_figures(
         return None
     if outcome.get("identity") != json.loads(json.dumps(identity)):
         console.info(f"{output} holds a model trained with other settings or data; training anew")
+        return None
+    if lost := [name for name in outcome.get("files", ()) if not (output / name).is_file()]:
+        console.warn(f"the run in {output} was done, but {lost[0]} is gone; training anew")
         return None
     if "kept" in outcome:
         _clear_leftovers(Checkpoints(output / CHECKPOINTS, identity=identity, keep=1, console=console), outcome["kept"])
@@ -121,7 +124,12 @@ def publish(
             if add_files is not None:
                 add_files(draft)
         kept = {"keep_newest": keep_final_checkpoint, "keep_best": keep_best}
-        outcome = {"identity": checkpoints.identity, "figures": dict(figures), "kept": kept}
+        outcome = {
+            "identity": checkpoints.identity,
+            "figures": dict(figures),
+            "kept": kept,
+            "files": [file.relative_to(output).as_posix() for file in files_below(folder)],
+        }
         atomic_write(output / _OUTCOME, json.dumps(outcome, ensure_ascii=False, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise TrainingError(

@@ -32,6 +32,7 @@ HELD_OUT = 0.02
 """The share of texts that is measured on instead of trained on."""
 
 REPORT, TEMPLATE = "report.json", "chat_template.jinja"
+WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE)
 
 PROGRESS_EVERY_BYTES = 1 << 20
 
@@ -57,7 +58,9 @@ def run(config: TokenizerConfig, console: Console) -> StageResult:
     for stale in (REPORT, TEMPLATE):  # the report first: killed here, nobody takes the old files for finished ones
         (config.output / stale).unlink(missing_ok=True)
     tokenizer.save(config.output)
-    atomic_write(config.output / REPORT, json.dumps({"fingerprint": key, "summary": summary}, indent=2) + "\n")
+    files = [name for name in WRITTEN if (config.output / name).is_file()]
+    content = {"fingerprint": key, "summary": summary, "files": files}
+    atomic_write(config.output / REPORT, json.dumps(content, indent=2) + "\n")
     return StageResult(output=config.output, summary=summary)
 
 
@@ -146,6 +149,7 @@ def _finished(output: Path, key: str) -> dict[str, Any] | None:
     try:
         report = json.loads(path.read_text("utf-8"))
         summary: dict[str, Any] = report["summary"]
-        return summary if report["fingerprint"] == key else None
+        whole = all((output / name).is_file() for name in report["files"])
+        return summary if whole and report["fingerprint"] == key else None
     except (ValueError, KeyError, TypeError):
         return None
