@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leveret.config import Config, Positional, Rehearsal
 from leveret.data.masks import Mask
@@ -65,3 +65,12 @@ class FinetuneConfig(Config):
     """Steps, batch, learning rate, precision, checkpoints."""
     seed: int = 0
     """Decides the order of the data."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FinetuneConfig:
+        if self.tools is None and self.functional_token_weight != 1:
+            raise ValueError(
+                f"functional_token_weight ({self.functional_token_weight}) is read with tools only, whose tokens it "
+                "weighs"
+            )
+        return self
