@@ -19,6 +19,8 @@ BASE = {"output": "out", "documents": ["text"], "tokenizer": "tokenizer"}
         ({"model": {"family": "mixtral"}}, "a mixtral has experts"),
         ({"model": {"num_attention_heads": 6, "num_key_value_heads": 4}}, "multiple of num_key_value_heads"),
         ({"model": {"hidden_size": 100}}, "multiple of num_attention_heads"),
+        ({"model": {"family": "llama", "sliding_window": 8}}, "a llama model cannot have sliding_window 8"),
+        ({"model": {"head_dim": 15}}, "head_dim is 15, it must be even"),
         ({"training": {"sequence_length": 4096}}, "max_position_embeddings"),
         ({"documents": [{"path": "a", "weight": 0}]}, "weight"),
         ({"training": {"learningrate": 1}}, "learning_rate"),

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from leveret.config import Config, Positional, Rehearsal
+from leveret.errors import ConfigError
 from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
+from leveret.model.families import family_for
 from leveret.trainer.config import DataSource, TrainingConfig
 
 
@@ -90,6 +92,10 @@ class ModelShape(Config):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads}) when head_dim is not given"
             )
+        try:  # a shape that the family's config.json could not say would be found when the trained model is saved
+            family_for(self.family).check(self.decoder_config(vocab_size=1))
+        except ConfigError as error:
+            raise ValueError(error.message) from error
         return self
 
 
