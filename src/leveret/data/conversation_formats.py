@@ -21,6 +21,7 @@ from leveret.chat.messages import Message, ToolCall, checked_text, messages_from
 from leveret.config import suggest
 from leveret.data.files import Record
 from leveret.errors import RequestError
+from leveret.spelling import mistyped
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -35,6 +36,9 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "function_call": "assistant",
 }
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles that every template may be given; others are left to the template."""
 
 Reader = Callable[[Record], list[Message]]
 
@@ -70,11 +74,15 @@ def tools_of(record: Record) -> tuple[dict[str, Any], ...] | None:
 
 
 def read_messages(record: Record, value: Any, key: str) -> list[Message]:
-    """OpenAI messages under `key`."""
+    """OpenAI messages under `key`. Templates write any role, so a mistyped one would be read and never trained."""
     try:
-        return messages_from(value)
+        messages = messages_from(value)
     except RequestError as error:
         raise record.error(error.message.replace("messages", f'"{key}"', 1), hint=error.hint) from error
+    for index, message in enumerate(messages):
+        if meant := mistyped(message.role, ROLES):
+            raise record.error(f'"{key}"[{index}].role is {message.role!r}', hint=f"did you mean {meant!r}?")
+    return messages
 
 
 def read_turns(record: Record, turns: Any, key: str) -> list[Message]:
