@@ -262,6 +262,12 @@ def test_a_template_file_that_is_not_text_is_named(make_config):
         finetune.run(make_config(template=str(plain)), QUIET)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(make_config, seed):
+    with pytest.raises(ConfigError, match="seed: should be"):
+        make_config(seed=seed)
+
+
 def test_weighing_the_tools_tokens_needs_tools(make_config):
     with pytest.raises(ConfigError, match=r"functional_token_weight \(5\.0\) is read with tools only"):
         make_config(functional_token_weight=5.0)

@@ -24,6 +24,8 @@ BASE = {"output": "out", "documents": ["text"], "tokenizer": "tokenizer"}
         ({"training": {"sequence_length": 4096}}, "max_position_embeddings"),
         ({"documents": [{"path": "a", "weight": 0}]}, "weight"),
         ({"training": {"learningrate": 1}}, "learning_rate"),
+        ({"seed": -1}, "seed: should be greater than or equal to 0"),
+        ({"seed": 2**63}, "seed: should be less than"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_runs(data, words):

@@ -63,7 +63,7 @@ class FinetuneConfig(Config):
     """Train a small change beside the frozen model. None: train the whole model. `adapter={}` is LoRA everywhere."""
     training: FinetuneTraining = FinetuneTraining()
     """Steps, batch, learning rate, precision, checkpoints."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data."""
 
     @model_validator(mode="after")

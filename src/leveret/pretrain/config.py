@@ -119,7 +119,7 @@ class PretrainConfig(Config):
     """A model to go on from instead of random weights: a folder or a hub name."""
     training: TrainingConfig = TrainingConfig()
     """Steps, batch, learning rate, precision, checkpoints."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the fresh weights and the order of the data."""
 
     @model_validator(mode="after")
