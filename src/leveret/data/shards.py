@@ -136,11 +136,12 @@ def build_shards(
     add_bos: bool = False,
     shard_characters: int = SHARD_CHARACTERS,
     on_progress: Callable[[int, int], None] | None = None,
+    source: Path | None = None,
 ) -> TokenShards:
     """Tokenize `documents` into `directory`, keeping the shards that are already right.
 
-    `on_progress(documents, tokens)` is called after each shard. DataError if there is no document; TokenizerError if
-    the tokenizer has no EOS (or no BOS, with `add_bos`).
+    `on_progress(documents, tokens)` is called after each shard. `source`: where they come from, for the DataError if
+    there is no document. TokenizerError if the tokenizer has no EOS (or no BOS, with `add_bos`).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,11 @@ def build_shards(
         if on_progress is not None:
             on_progress(sum(r.num_documents for r in records), sum(r.num_tokens for r in records))
     if not names:
-        raise DataError("there are no documents to tokenize")
+        raise DataError(
+            "there are no documents to tokenize",
+            path=source,
+            hint="is it the right file? take out of the config what is empty",
+        )
     atomic_write(directory / "index.json", json.dumps({"format": _FORMAT, "shards": names}, indent=1) + "\n")
     _remove_others(directory, set(names))
     report = BuildReport(num_shards=len(names), num_reused=num_reused, num_repaired=num_repaired)

@@ -156,6 +156,7 @@ def _shards(
             tokenizer,
             config.output / "shards" / name,
             on_progress=lambda documents, tokens: progress.update(documents, tokens=tokens),
+            source=path,
         )
     for line in report.lines():
         console.info(f"{path}: {line}")
@@ -208,7 +209,7 @@ def _introduce(
         tokens["tokens"] += shards.num_tokens
         shown = range(min(_XRAY_DOCUMENTS, shards.num_documents))
         documents = [shards.document(i)[-_XRAY_TOKENS:].tolist() for i in shown]
-        samples[f"{data.path.name} (first documents)"] = [
+        samples[f"{data.path} (first documents)"] = [
             Sample(ids=ids, mask=[True] * len(ids), key=f"document {i}") for i, ids in enumerate(documents)
         ]
     console.info(
