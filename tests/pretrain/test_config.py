@@ -19,6 +19,7 @@ BASE = {"output": "out", "documents": ["text"], "tokenizer": "tokenizer"}
         ({"model": {"family": "mixtral"}}, "a mixtral has experts"),
         ({"model": {"num_attention_heads": 6, "num_key_value_heads": 4}}, "multiple of num_key_value_heads"),
         ({"model": {"hidden_size": 100}}, "multiple of num_attention_heads"),
+        ({"model": {"experts_per_token": 4}}, "experts_per_token .4. is read by family: mixtral only"),
         ({"model": {"family": "llama", "sliding_window": 8}}, "a llama model cannot have sliding_window 8"),
         ({"model": {"head_dim": 15}}, "head_dim is 15, it must be even"),
         ({"training": {"sequence_length": 4096}}, "max_position_embeddings"),

@@ -80,6 +80,8 @@ class ModelShape(Config):
                 f"num_experts is {self.num_experts} and family is {self.family}: a mixtral has experts, "
                 "the other families have none"
             )
+        if self.num_experts is None and self.experts_per_token != type(self).model_fields["experts_per_token"].default:
+            raise ValueError(f"experts_per_token ({self.experts_per_token}) is read by family: mixtral only")
         if self.num_experts is not None and self.experts_per_token > self.num_experts:
             raise ValueError(f"experts_per_token ({self.experts_per_token}) is above num_experts ({self.num_experts})")
         if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
