@@ -169,6 +169,8 @@ def test_conversations_without_a_reply_are_left_out_and_counted(tmp_path: Path) 
     [
         ({"instructions": "x", "output": "y"}, "'instructions' looks like 'instruction'"),
         ({"messages": [{"role": "user"}]}, r'"messages"\[0\].content must be a text, not missing'),
+        ({"messages": [{"role": "asistant", "content": "x"}]}, "did you mean 'assistant'"),
+        ({"messages": [{"role": "User", "content": "x"}]}, "did you mean 'user'"),
         ({"conversations": [{"from": "humen", "value": "x"}]}, "did you mean 'human'"),
         ({"conversations": [{"value": "x"}]}, r'"conversations"\[0\] must be'),
         ({"conversations": [{"from": "gpt", "value": "x", "loss": "no"}]}, r'"conversations"\[0\].loss must be true'),
@@ -191,6 +193,15 @@ def test_a_wrong_record_is_named_by_file_line_and_key(record: Any, message: str,
     with pytest.raises(DataError, match=message) as caught:
         list(read_conversations(path))
     assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_roles_of_a_template_s_own_are_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    roles = ("developer", "ipython", "user_info", "用户", "assistant")
+    path.write_text(json.dumps({"messages": [{"role": role, "content": "x"} for role in roles]}))
+    (conversation,) = read_conversations(path)
+    found = [message.role for message in conversation.messages]
+    assert found == ["system", "ipython", "user_info", "user", "assistant"]
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ import leveret
 from leveret.console import Console
 from leveret.errors import ConfigError, HubError
 from leveret.finetune import run as finetune
+from leveret.model.config import MoeConfig
+from leveret.model.decoder import Decoder
+from leveret.model.init import init_weights
 from leveret.paths import hash_tree
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.swap import quantize_linears
@@ -193,6 +196,7 @@ def test_what_is_not_there_is_refused_before_training(make):
         ({"targets": ["q_porj"]}, r"did you mean q_proj"),
         ({"modules_to_save": ["emb"]}, r"modules_to_save names 'emb', which is not there"),
         ({"modules_to_save": ["q_proj"]}, r"'q_proj', which has an adapter already"),
+        ({"base": "nf4", "targets": ["q_proj"], "modules_to_save": ["down_proj"]}, r"'down_proj', which is quantized"),
     ):
         with pytest.raises(ConfigError) as caught:
             finetune.run(make(adapter=adapter), QUIET)
@@ -200,6 +204,18 @@ def test_what_is_not_there_is_refused_before_training(make):
     finetune.run(make(), QUIET)
     with pytest.raises(HubError, match=r"holds an adapter; fine-tuning needs a whole model"):
         finetune.run(make("next", model=str(make.folder / "run" / "adapter")), QUIET)
+
+
+@pytest.mark.parametrize("adapter", [{"targets": ["gate"]}, {"targets": ["q_proj"], "modules_to_save": ["gate"]}])
+def test_routers_are_frozen_or_trained_by_an_adapter_but_not_both(make, adapter):
+    base, folder = make.folder / "base", make.folder / "mixture"
+    config = replace(load_model(base).config, family="mixtral", moe=MoeConfig(num_experts=4, experts_per_token=2))
+    mixture = Decoder(config)
+    init_weights(mixture, 0)
+    save_model(mixture, folder)
+    Tokenizer.load(base).save(folder)
+    with pytest.raises(ConfigError, match=r"names the routers, but training\.freeze_router leaves them"):
+        finetune.run(make(adapter=adapter, model=str(folder), training={"freeze_router": True}), QUIET)
 
 
 def with_template_tokens(make_config, *, tied=True):

@@ -11,15 +11,16 @@ from leveret.data.packing import Sample
 from leveret.data.sample_rows import pack_samples
 from leveret.finetune import run as finetune
 from leveret.finetune.neftune import NoisyLoss, noise_for
-from leveret.model.config import ModelConfig
+from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.paths import hash_tree
 from leveret.trainer import loop
-from leveret.trainer.batches import batch_of, nothing_like
+from leveret.trainer.batches import Batch, batch_of, nothing_like
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.objective import CausalLoss, summed_loss
 from leveret.trainer.recompute import recomputed_layers
+from leveret.trainer.world import World
 
 HIDDEN, ALPHA = 64, 5.0
 QUIET = Console(quiet=True)
@@ -83,6 +84,33 @@ def test_the_loss_is_that_of_noisy_embeddings(model, recompute):
     assert loss.item() == by_hand.item()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad)
+
+
+def test_experts_are_balanced_over_the_step_by_the_choices_that_noise_leads_to():
+    moe = MoeConfig(num_experts=8, experts_per_token=2, router_aux_loss_coef=1.0)
+    mixture = Decoder(ModelConfig(family="mixtral", vocab_size=50, hidden_size=HIDDEN, intermediate_size=64, moe=moe,
+                                  num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                  max_position_embeddings=64))  # fmt: skip
+    init_weights(mixture, 0)
+    training = TrainingConfig(router_balance="step")
+    rows = [packed(length, keys=[f"row {length}"]) for length in (40, 30, 20, 44)]
+    whole = batch_of_batches(rows)
+    torch.manual_seed(0)
+    world = World(torch.device("cpu"))
+    sums = []
+    for batches in ([whole], rows):
+        loss = NoisyLoss(CausalLoss(mixture, training), 50.0)
+        loss.start_step(batches, world)
+        sums.append(sum(loss(batch).item() for batch in batches))
+    assert sums[0] == pytest.approx(sums[1], rel=1e-6)
+
+
+def batch_of_batches(rows):
+    """The rows of batches of one row each, in one batch."""
+    names = ("input_ids", "targets", "positions", "document_ids")
+    stacked = {name: torch.cat([getattr(row, name) for row in rows]) for name in names}
+    keys = tuple(key for row in rows for key in row.keys)
+    return Batch(**stacked, keys=keys, trained_tokens=sum(row.trained_tokens for row in rows))
 
 
 def test_measuring_sees_no_noise(model):

@@ -243,11 +243,34 @@ def test_a_template_that_marks_nothing_for_training_is_refused(make_config):
         finetune.run(make_config(template=str(plain)), QUIET)
 
 
+def test_a_template_file_may_end_replies_with_the_tokenizer_s_own_token(make_config):
+    file = make_config.folder / "eos.jinja"
+    file.write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}"
+        "{% endgeneration %}{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
+    )
+    finetune.run(make_config(template=str(file)), QUIET)
+    folder = make_config.folder / "run" / "model"
+    stop = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert stop == Tokenizer.load(folder).eos_id
+
+
 def test_a_template_file_that_is_not_text_is_named(make_config):
     plain = make_config.folder / "plain.jinja"
     plain.write_bytes(b"{% for m in messages %}\xff{% endfor %}")
     with pytest.raises(TemplateError, match=r"plain.jinja is not UTF-8: .* at byte 23"):
         finetune.run(make_config(template=str(plain)), QUIET)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(make_config, seed):
+    with pytest.raises(ConfigError, match="seed: should be"):
+        make_config(seed=seed)
+
+
+def test_weighing_the_tools_tokens_needs_tools(make_config):
+    with pytest.raises(ConfigError, match=r"functional_token_weight \(5\.0\) is read with tools only"):
+        make_config(functional_token_weight=5.0)
 
 
 def test_rows_longer_than_the_model_s_context_are_refused(make_config):

@@ -19,9 +19,14 @@ BASE = {"output": "out", "documents": ["text"], "tokenizer": "tokenizer"}
         ({"model": {"family": "mixtral"}}, "a mixtral has experts"),
         ({"model": {"num_attention_heads": 6, "num_key_value_heads": 4}}, "multiple of num_key_value_heads"),
         ({"model": {"hidden_size": 100}}, "multiple of num_attention_heads"),
+        ({"model": {"experts_per_token": 4}}, "experts_per_token .4. is read by family: mixtral only"),
+        ({"model": {"family": "llama", "sliding_window": 8}}, "a llama model cannot have sliding_window 8"),
+        ({"model": {"head_dim": 15}}, "head_dim is 15, it must be even"),
         ({"training": {"sequence_length": 4096}}, "max_position_embeddings"),
         ({"documents": [{"path": "a", "weight": 0}]}, "weight"),
         ({"training": {"learningrate": 1}}, "learning_rate"),
+        ({"seed": -1}, "seed: should be greater than or equal to 0"),
+        ({"seed": 2**63}, "seed: should be less than"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_runs(data, words):

@@ -34,6 +34,25 @@ def test_a_run_leaves_a_model_folder_a_record_and_an_x_ray_and_no_checkpoints(ma
     assert read_metrics(config.output / "metrics.jsonl")[-1]["step"] == 6
 
 
+def test_sources_of_one_name_are_each_shown_in_the_x_ray(make_config, texts):
+    for name in ("train", "other"):
+        (texts / name).mkdir()
+        (texts / f"{name}.jsonl").rename(texts / name / "part.jsonl")
+    files = [texts / name / "part.jsonl" for name in ("train", "other")]
+    run(make_config(documents=[str(file) for file in files]), QUIET)
+    page = (texts / "run" / "xray.html").read_text(encoding="utf-8")
+    assert all(f"<td>{file} (first documents)" in page for file in files)
+
+
+def test_a_source_without_a_text_is_named(make_config, texts):
+    (texts / "empty.txt").write_text(" \n")
+    sources = [str(texts / "train.jsonl"), str(texts / "empty.txt")]
+    with pytest.raises(DataError, match=r"empty\.txt: there are no documents"):
+        run(make_config(documents=sources), QUIET)
+    with pytest.raises(DataError, match=r"empty\.txt: there are no documents"):
+        run(make_config(validation=[str(texts / "empty.txt")]), QUIET)
+
+
 def test_the_same_command_again_does_nothing(make_config, monkeypatch):
     config = make_config()
     first = run(config, QUIET)
@@ -107,26 +126,13 @@ def test_held_out_text_that_is_also_trained_on_is_refused(make_config, texts):
         run(make_config(), QUIET)
 
 
-def test_an_output_among_the_texts_and_a_source_without_text_are_refused(make_config, texts):
+def test_an_output_among_the_texts_is_refused(make_config, texts):
     config = make_config(output="in/run", documents=[str(texts)])
     with pytest.raises(ConfigError, match=r"the output .* lies in"):
         run(config, QUIET)
     with pytest.raises(ConfigError, match=r"the output .* lies in"):
         run(make_config(output="in/run", validation=[str(texts)]), QUIET)
     assert not config.output.exists()
-    (texts / "empty.jsonl").touch()
-    with pytest.raises(DataError, match=r"empty\.jsonl: there are no documents"):
-        run(make_config(validation=[str(texts / "empty.jsonl")]), QUIET)
-
-
-def test_sources_of_one_name_are_all_in_the_x_ray(make_config, texts):
-    (texts / "more").mkdir()
-    (texts / "other.jsonl").rename(texts / "more/train.jsonl")
-    sources = [str(texts / "train.jsonl"), str(texts / "more/train.jsonl")]
-    config = make_config(documents=sources)
-    run(config, QUIET)
-    page = (config.output / "xray.html").read_text(encoding="utf-8")
-    assert all(f"{source} (first documents)" in page for source in sources)
 
 
 def test_a_model_is_taken_further_with_its_own_tokenizer(make_config):

@@ -17,7 +17,7 @@ from leveret.model.config import ModelConfig, MoeConfig
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.model.lora import LoraSettings, lora_modules
-from leveret.model.lora_targets import add_lora
+from leveret.model.lora_targets import add_lora, train_whole
 from leveret.model.token_rows import TokenRows, train_rows
 from leveret.weights.adapter import save_adapter
 from leveret.weights.adapter_load import load_adapter
@@ -113,6 +113,8 @@ FORMS: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
     ("llama", {}, "all-linear", {"dora": True}),
     ("mixtral", {}, ATTENTION, {}),
     ("mixtral", {}, ["w1", "w2", "w3"], {}),
+    ("mixtral", {}, "all-linear", {"rslora": True}),
+    ("mixtral", {}, ["q_proj", "gate"], {}),
 ]
 
 
@@ -190,6 +192,26 @@ def test_modules_trained_whole_are_saved_so_that_peft_gives_the_same(tmp_path: P
     assert torch.equal(loaded(base, folder)(IDS), wanted)
     torch.testing.assert_close(by_peft(base, folder)(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
     assert loaded(base, folder).config.tie_word_embeddings == tied
+
+
+@torch.no_grad()
+def test_routers_trained_whole_mean_the_same_to_peft_both_ways(tmp_path: Path) -> None:
+    base, folder = make_base(tmp_path / "base", "mixtral"), tmp_path / "adapter"
+    routers = tuple(f"model.layers.{layer}.block_sparse_moe.gate" for layer in range(2))
+    model = load_model(base)
+    add_lora(model, LoraSettings(rank=4, alpha=8), ["q_proj"], seed=0)
+    train_whole(model, ["gate"])
+    disturb(model)
+    save_adapter(model, folder, base=str(base), saved_modules=routers)
+    wanted = model(IDS)
+    assert torch.equal(loaded(base, folder)(IDS), wanted)
+    torch.testing.assert_close(by_peft(base, folder)(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
+    options = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["gate"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(theirs, options).eval()
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(loaded(base, tmp_path / "theirs")(IDS), theirs(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from leveret.chat.messages import Message, ToolCall, checked_text, messages_from
 from leveret.config import suggest
 from leveret.data.files import Record
 from leveret.errors import RequestError
+from leveret.spelling import mistyped
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -37,7 +38,8 @@ SHAREGPT_ROLES = {
     "function_call": "assistant",
 }
 
-_ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles that every template may be given; others are left to the template."""
 
 Reader = Callable[[Record], list[Message]]
 
@@ -73,14 +75,14 @@ def tools_of(record: Record) -> tuple[dict[str, Any], ...] | None:
 
 
 def read_messages(record: Record, value: Any, key: str) -> list[Message]:
-    """OpenAI messages under `key`."""
+    """OpenAI messages under `key`. Templates write any role, so a mistyped one would be read and never trained."""
     try:
         messages = messages_from(value)
     except RequestError as error:
         raise record.error(error.message.replace("messages", f'"{key}"', 1), hint=error.hint) from error
     for index, message in enumerate(messages):
-        near = None if message.role in _ROLES else SHAREGPT_ROLES.get(message.role) or suggest(message.role, _ROLES)
-        if near is not None and message.role != "observation":  # others are the template's affair
+        near = SHAREGPT_ROLES.get(message.role) or mistyped(message.role, ROLES)
+        if near is not None and message.role not in (*ROLES, "observation"):
             raise record.error(
                 f'"{key}"[{index}] has "role": {message.role!r}, which is no role of a message',
                 hint=f"did you mean {near!r}?",
@@ -98,7 +100,7 @@ def read_turns(record: Record, turns: Any, key: str) -> list[Message]:
 def read_turn(record: Record, turn: Any, place: str) -> Message:
     """One ShareGPT turn."""
     if isinstance(turn, Mapping) and "role" in turn:  # some files mix the two spellings
-        if turn["role"] in _ROLES:
+        if turn["role"] in ROLES:
             return _message(record, turn, place)
         turn = {**turn, "from": turn["role"], "value": turn.get("content")}
     if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:

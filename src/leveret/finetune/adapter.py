@@ -22,6 +22,7 @@ from leveret.finetune.adapter_config import AdapterTraining
 from leveret.model.decoder import Decoder
 from leveret.model.lora import LoraLinear, LoraSettings
 from leveret.model.lora_targets import add_lora, train_whole
+from leveret.model.moe import SparseMixture
 from leveret.model.prefix import add_prefix
 from leveret.model.token_rows import train_rows
 from leveret.paths import atomic_directory, atomic_write, sha256_file
@@ -148,6 +149,17 @@ def refuse_merging_into_quantized(config: AdapterTraining, start: Path) -> None:
             f"adapter.merge asks to merge into {start}, which is quantized: the change would be rounded away",
             hint="train on the model it was quantized from, or leave merge out and load the adapter",
         )
+
+
+def refuse_trained_routers(model: Decoder) -> None:
+    """ConfigError when the adapter trains routers, which `freeze_router` would leave at their start."""
+    for module in model.modules():
+        if isinstance(module, SparseMixture) and any(part.requires_grad for part in module.gate.parameters()):
+            raise ConfigError(
+                "adapter.targets or adapter.modules_to_save names the routers, but training.freeze_router leaves them "
+                "as they are",
+                hint="take the routers (gate) out of the adapter, or leave freeze_router out",
+            )
 
 
 def merge_beside(output: Path, adaptation: AdapterTraining, start: Path, console: Console) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leveret.config import Config, Positional, Rehearsal
 from leveret.data.masks import Mask
@@ -63,5 +63,14 @@ class FinetuneConfig(Config):
     """Train a small change beside the frozen model. None: train the whole model. `adapter={}` is LoRA everywhere."""
     training: FinetuneTraining = FinetuneTraining()
     """Steps, batch, learning rate, precision, checkpoints."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FinetuneConfig:
+        if self.tools is None and self.functional_token_weight != 1:
+            raise ValueError(
+                f"functional_token_weight ({self.functional_token_weight}) is read with tools only, whose tokens it "
+                "weighs"
+            )
+        return self

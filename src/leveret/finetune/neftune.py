@@ -15,9 +15,10 @@ gradients; measuring, serving and the saved weights never see any.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,12 @@ class NoisyLoss:
         """The summed loss of one micro-batch; with noise as long as gradients are taken."""
         if not torch.is_grad_enabled():
             return self.loss(batch)
+        with self._noise_on(batch):
+            return self.loss(batch)
+
+    @contextlib.contextmanager
+    def _noise_on(self, batch: Batch) -> Iterator[None]:
+        """Within the block, the model reads `batch` with its noise."""
         first = self.loss.model.layers[0]
 
         def add_noise(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -51,14 +58,14 @@ class NoisyLoss:
 
         hook = first.register_forward_pre_hook(add_noise)
         try:
-            return self.loss(batch)
+            yield
         finally:
             hook.remove()
 
     def start_step(self, batches: Sequence[Batch], world: World) -> None:
         """What the loss underneath does before a step; all processes draw by the seed of the first."""
         self._seed = world.agree(torch.initial_seed())
-        self.loss.start_step(batches, world)
+        self.loss.start_step(batches, world, around=self._noise_on)
 
     def record(self, world: World, console: Console) -> dict[str, Any]:
         """What the loss underneath has to say."""

@@ -21,7 +21,14 @@ from leveret.console import Console
 from leveret.data.files import refuse_output_within
 from leveret.data.mixture import Mixture
 from leveret.errors import TemplateError
-from leveret.finetune.adapter import ADAPTER, Adaptation, adapt, merge_beside, refuse_merging_into_quantized
+from leveret.finetune.adapter import (
+    ADAPTER,
+    Adaptation,
+    adapt,
+    merge_beside,
+    refuse_merging_into_quantized,
+    refuse_trained_routers,
+)
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.neftune import NoisyLoss
 from leveret.finetune.new_tokens import add_rows, add_tokens
@@ -151,10 +158,9 @@ def _template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
     """The template asked for: a built-in one, a file, or the model's own."""
     if name is None:
         return template_for(tokenizer)
-    if name not in BUILTIN_NAMES and Path(name).is_file():
-        return ChatTemplate(_source_of(name), name=name)
-    template = builtin_template(name)
-    return ChatTemplate(template.source, name=name, variables=tokenizer.special_tokens)
+    is_file = name not in BUILTIN_NAMES and Path(name).is_file()
+    source = _source_of(name) if is_file else builtin_template(name).source
+    return ChatTemplate(source, name=name, variables=tokenizer.special_tokens)
 
 
 def _source_of(file: str) -> str:
@@ -183,6 +189,8 @@ def _model(
         model, config.adapter, tokenizer, new_rows,
         start=start, reference=reference, seed=config.seed, console=console,
     )  # fmt: skip
+    if config.training.freeze_router:
+        refuse_trained_routers(model)
     return model, adaptation
 
 

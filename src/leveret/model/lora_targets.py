@@ -53,9 +53,8 @@ def train_whole(model: Decoder, names: Sequence[str]) -> list[str]:
     for wanted in names:
         found = [stored for stored in there if ends(stored, wanted)]
         if not found:
-            taken = any(ends(stored, wanted) for stored in linears_by_stored_name(model))
             raise ConfigError(
-                f"modules_to_save names {wanted!r}, which " + ("has an adapter already" if taken else "is not there"),
+                f"modules_to_save names {wanted!r}, which {_why_not_there(model, wanted)}",
                 hint=f"there are {listed(there)}",
             )
         chosen += found
@@ -65,6 +64,15 @@ def train_whole(model: Decoder, names: Sequence[str]) -> list[str]:
             for parameter in module.parameters():
                 parameter.data = parameter.data.float()
     return list(dict.fromkeys(chosen))
+
+
+def _why_not_there(model: Decoder, wanted: str) -> str:
+    """Why a module cannot be trained whole."""
+    for stored, ours in linears_by_stored_name(model).items():
+        if ends(stored, wanted):
+            adapted = isinstance(model.get_submodule(ours[0]), LoraLinear)
+            return "has an adapter already" if adapted else "is quantized, so only an adapter can be trained on it"
+    return "is not there"
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from leveret.config import Config, Positional, Rehearsal
+from leveret.errors import ConfigError
 from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
+from leveret.model.families import family_for
 from leveret.trainer.config import DataSource, TrainingConfig
 
 
@@ -78,6 +80,8 @@ class ModelShape(Config):
                 f"num_experts is {self.num_experts} and family is {self.family}: a mixtral has experts, "
                 "the other families have none"
             )
+        if self.num_experts is None and self.experts_per_token != type(self).model_fields["experts_per_token"].default:
+            raise ValueError(f"experts_per_token ({self.experts_per_token}) is read by family: mixtral only")
         if self.num_experts is not None and self.experts_per_token > self.num_experts:
             raise ValueError(f"experts_per_token ({self.experts_per_token}) is above num_experts ({self.num_experts})")
         if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
@@ -90,6 +94,10 @@ class ModelShape(Config):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads}) when head_dim is not given"
             )
+        try:  # a shape that the family's config.json could not say would be found when the trained model is saved
+            family_for(self.family).check(self.decoder_config(vocab_size=1))
+        except ConfigError as error:
+            raise ValueError(error.message) from error
         return self
 
 
@@ -113,7 +121,7 @@ class PretrainConfig(Config):
     """A model to go on from instead of random weights: a folder or a hub name."""
     training: TrainingConfig = TrainingConfig()
     """Steps, batch, learning rate, precision, checkpoints."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the fresh weights and the order of the data."""
 
     @model_validator(mode="after")

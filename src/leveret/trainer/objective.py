@@ -22,7 +22,7 @@ from leveret.model.decoder import Decoder
 from leveret.model.moe import RouterLogits
 from leveret.trainer.batches import Batch
 from leveret.trainer.config import TrainingConfig
-from leveret.trainer.routing import routing_of
+from leveret.trainer.routing import Around, nothing_around, routing_of
 from leveret.trainer.world import World
 
 MOST_TRAINED = 0.8
@@ -47,10 +47,10 @@ class CausalLoss:
         loss = summed_loss(self.model, batch, router=router)
         return torch.add(loss, self.routing.loss(router, batch))
 
-    def start_step(self, batches: Sequence[Batch], world: World) -> None:
-        """Let the routers' losses know what they are part of."""
+    def start_step(self, batches: Sequence[Batch], world: World, *, around: Around = nothing_around) -> None:
+        """Let the routers' losses know what they are part of. around: what `__call__` is surrounded by."""
         if self.routing is not None:
-            self.routing.start_step(batches, world)
+            self.routing.start_step(batches, world, around=around)
 
     def record(self, world: World, console: Console) -> dict[str, Any]:
         """The load of the experts."""

@@ -19,7 +19,8 @@ With `step`, weights do not depend on the cut into micro-batches nor on the numb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,14 @@ from leveret.trainer.world import World
 
 KEYS = ("router_aux_loss_coef", "router_z_loss_coef", "router_balance", "freeze_router")
 """What of TrainingConfig is about routers."""
+
+Around = Callable[[Batch], AbstractContextManager[None]]
+"""What a forward pass over a batch is surrounded by, such as noise on what the model reads."""
+
+
+def nothing_around(batch: Batch) -> AbstractContextManager[None]:
+    """A forward pass as it is."""
+    return nullcontext()
 
 
 @dataclass(kw_only=True)
@@ -63,15 +72,18 @@ class Routing:
         self.load = ExpertLoad()
         self._step: _Step | None = None
 
-    def start_step(self, batches: Sequence[Batch], world: World) -> None:
-        """Count what the step holds; these are this process's micro-batches, and all processes have as many."""
+    def start_step(self, batches: Sequence[Batch], world: World, *, around: Around = nothing_around) -> None:
+        """Count what the step holds; these are this process's micro-batches, and all processes have as many.
+
+        around: what surrounds the forward pass of a micro-batch.
+        """
         self.load.start_step()
         weight, tokens = world.sum(
             sum(batch.total_weight for batch in batches), sum(_count_tokens(batch) for batch in batches)
         )
         self._step = _Step(weight=weight, tokens=tokens, world=world)
         if self.over_step and len(batches) > 1:
-            self._step.share = self._share(self._choices(batches), self._step)
+            self._step.share = self._share(self._choices(batches, around), self._step)
 
     def loss(self, router: RouterLogits, batch: Batch) -> Tensor:
         """What the logits of one micro-batch add to its summed loss."""
@@ -92,16 +104,17 @@ class Routing:
         return (self.aux_loss_coef * balance + self.z_loss_coef * z) * (step.weight * tokens / step.tokens)
 
     @torch.no_grad()
-    def _choices(self, batches: Sequence[Batch]) -> Tensor:
+    def _choices(self, batches: Sequence[Batch], around: Around) -> Tensor:
         """How many tokens will choose each expert, (L, E); the random numbers drawn here are drawn again later."""
         device = self.model.norm.weight.device
         counts = []
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for batch in batches:
                 router, placed = RouterLogits(), batch.to(device)
-                self.model.hidden(
-                    placed.input_ids, positions=placed.positions, document_ids=placed.document_ids, router=router
-                )
+                with around(batch):
+                    self.model.hidden(
+                        placed.input_ids, positions=placed.positions, document_ids=placed.document_ids, router=router
+                    )
                 counts.append(expert_choices(router, self.moe, _counted(batch).to(device)))
         return torch.stack(counts).sum(0)
 

@@ -82,7 +82,7 @@ def _lora_files(model: Decoder, base: str | None, saved_modules: Sequence[str]) 
     for stored, ours in there.items():
         parts = [model.get_submodule(name) for name in ours]
         if isinstance(parts[0], LoraLinear):
-            settings[stored] = parts[0].settings
+            settings[stored] = _plainly_scaled(parts[0].settings) if model.config.moe else parts[0].settings
             tensors |= _of_one_matrix(stored, [part for part in parts if isinstance(part, LoraLinear)])
     token_ids: dict[str, tuple[int, ...]] = {}
     for name in ("embed_tokens", "lm_head"):
@@ -92,10 +92,17 @@ def _lora_files(model: Decoder, base: str | None, saved_modules: Sequence[str]) 
             if name == "embed_tokens" or not model.config.tie_word_embeddings:
                 tensors[f"{PREFIX}{family.stored_module(name)}.{ROWS}"] = _plain(table.rows)
     whole = _with_both_of_tied(model, family, saved_modules)
-    tensors |= {f"{PREFIX}{stored}.{WHOLE}": _whole(model, family, stored) for stored in whole}
-    config = _described(settings, there, base=base, modules_to_save=whole, token_ids=token_ids)
+    saved = {family.whole_module(stored): stored for stored in whole}
+    tensors |= {f"{PREFIX}{name}.{WHOLE}": _whole(model, family, stored) for name, stored in saved.items()}
+    config = _described(settings, there, base=base, modules_to_save=list(saved), token_ids=token_ids)
     config = replace(config, ties_saved=model.config.tie_word_embeddings and "lm_head" in whole)
     return tensors, config.to_json()
+
+
+def _plainly_scaled(settings: LoraSettings) -> LoraSettings:
+    """The same factor as alpha / rank. peft joins w1 and w3 of an expert with twice the rank and twice alpha, which
+    keeps alpha / rank and not alpha / sqrt(rank)."""
+    return replace(settings, alpha=settings.scale * settings.rank, rslora=False) if settings.rslora else settings
 
 
 def _of_one_matrix(stored: str, parts: list[LoraLinear]) -> dict[str, Tensor]:

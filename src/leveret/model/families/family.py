@@ -80,6 +80,9 @@ class Family:
     """Modules of the file that hold several of ours, stacked along the outputs: the file's name, ours in order."""
     aliases: tuple[tuple[str, str], ...] = ()
     """Other names of a module seen in files, and the name in `names` or `fused`; read, never written."""
+    modules: tuple[tuple[str, str], ...] = ()
+    """What transformers calls a module whose tensor has another name in the files, and that name: adapters that hold
+    such a module whole have it by the first; both are read."""
     has_window: bool = False
     """Reads `sliding_window`."""
     has_experts: bool = False
@@ -153,10 +156,17 @@ class Family:
         """The file's name of our module (a Linear); several of ours share one if they are fused."""
         return self.stored_name(f"{ours}.weight").removesuffix(".weight")
 
+    def whole_module(self, stored: str) -> str:
+        """The name by which an adapter holds a module whole, given its name in the model's files."""
+        for module, in_files in self.modules:
+            if found := _pattern(in_files).fullmatch(f"{stored}.weight"):
+                return module.format(**{key: value for key, value in found.groupdict().items() if key != "rest"})
+        return stored
+
     @cached_property
     def _readers(self) -> list[tuple[re.Pattern[str], tuple[str, ...]]]:
         held = {stored: (ours,) for ours, stored in self.names} | dict(self.fused)
-        held |= {alias: held[name] for alias, name in self.aliases}
+        held |= {alias: held[name] for alias, name in (*self.aliases, *self.modules)}
         return [(_pattern(stored), ours) for stored, ours in held.items()]
 
     @cached_property

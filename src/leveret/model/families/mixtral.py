@@ -9,6 +9,7 @@ from leveret.model.families.family import Family
 from leveret.model.families.llama import ATTENTION_NAMES, OTHER_NAMES
 
 _EXPERT = "model.layers.{layer}.block_sparse_moe.experts.{expert}"
+_ROUTER = "model.layers.{layer}.block_sparse_moe.gate"
 
 FAMILY = Family(
     name="mixtral",
@@ -23,11 +24,12 @@ FAMILY = Family(
     names=(
         *OTHER_NAMES,
         *ATTENTION_NAMES,
-        ("layers.{layer}.mlp.gate", "model.layers.{layer}.block_sparse_moe.gate"),
+        ("layers.{layer}.mlp.gate", _ROUTER),
         ("layers.{layer}.mlp.experts.{expert}.gate_proj", f"{_EXPERT}.w1"),
         ("layers.{layer}.mlp.experts.{expert}.up_proj", f"{_EXPERT}.w3"),
         ("layers.{layer}.mlp.experts.{expert}.down_proj", f"{_EXPERT}.w2"),
     ),
+    modules=(("model.layers.{layer}.mlp.gate", _ROUTER),),
     has_window=True,
     has_experts=True,
 )
