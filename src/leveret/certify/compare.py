@@ -19,6 +19,7 @@ from leveret.certify.form import Form
 from leveret.certify.greedy import compare_greedy
 from leveret.certify.parting import Culprit, find_culprit
 from leveret.certify.rows import compare_rows
+from leveret.certify.sampling import compare_sampling
 from leveret.certify.stops import compare_stops
 from leveret.certify.thresholds import BOUNDS, Bounds, kind_of
 from leveret.certify.token_ids import Encoded, compare_ids
@@ -37,7 +38,7 @@ def compare_forms(
     kind = kind_of(first.numerics, second.numerics)
     bounds = BOUNDS[kind]
     ids_check, encoded, ids_parting = compare_ids(first, second, fixtures)
-    said_checks = (compare_stops(first, second), compare_context(first, second))
+    said_checks = (compare_stops(first, second), compare_sampling(first, second), compare_context(first, second))
     shorter = min(first, second, key=lambda form: form.context_tokens)
     too_long, encoded = len(encoded), room_for(encoded, shorter, greedy_tokens)
     too_long -= len(encoded)
