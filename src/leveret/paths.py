@@ -56,6 +56,16 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def permit_as_new(path: Path) -> None:
+    """Give a file the permissions that a new file gets here; some libraries write theirs for the owner alone."""
+    probe = path.with_name(f".{path.name}.{_process_tag()}")  # to ask for the umask is to change it, for all threads
+    probe.touch()
+    try:
+        path.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink()
+
+
 def require_outside(output: str | Path, *read: Path) -> None:
     """ConfigError if a folder that is written, and replaces what is there, would take away one of those it is made of.
 

@@ -59,7 +59,9 @@ def test_a_gguf_file_is_the_model_by_llama_cpp_and_by_our_reader(
     certify(tmp_path / "a", by_llama_cpp(file), file, text=[text], output=tmp_path / "out")
     assert [form["reader"] for form in content(tmp_path / "out")["forms"]] == ["leveret", "llama.cpp", "leveret"]
     for pair in (0, 1):
-        assert set(verdicts(tmp_path / "out", pair).values()) == {"same"}
+        found = verdicts(tmp_path / "out", pair)
+        assert found.pop("sampling") == "not compared", "a file says nothing of it"
+        assert set(found.values()) == {"same"}
         assert content(tmp_path / "out")["comparisons"][pair]["kind"] == "exact"
     assert content(tmp_path / "out")["comparisons"][1]["figures"]["largest_logit_difference"] == 0
 
@@ -93,9 +95,11 @@ def test_a_shorter_context_cuts_the_windows_and_what_is_too_long_is_counted(
     path = make_form("b")
     values = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(values | {"max_position_embeddings": 64}))
-    certify(make_form("a"), by_llama_cpp(gguf(path)), text=[text], output=tmp_path / "out")
+    with pytest.raises(CertificateError, match="context differ"):
+        certify(make_form("a"), by_llama_cpp(gguf(path)), text=[text], output=tmp_path / "out")
     checks = {check["name"]: check for check in content(tmp_path / "out")["comparisons"][0]["checks"]}
     assert "left out, longer than the context" in checks["logits"]["measured"]
+    assert [name for name, check in checks.items() if check["verdict"] == "different"] == ["context"]
 
 
 def test_one_wrong_weight_in_a_gguf_file_is_named_though_llama_cpp_runs_it(make_form: MakeForm, tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_one_perturbed_weight_fails_and_its_layer_is_named(make_form: MakeForm, 
     assert verdicts(tmp_path / "out") == {
         "token ids": "same",
         "stop ids": "same",
+        "sampling": "same",
+        "context": "same",
         "embedding rows": "same",
         "logits": "different",
         "KL divergence": "different",

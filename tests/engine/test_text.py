@@ -256,6 +256,27 @@ def test_one_request_is_not_taken_for_a_list_of_its_characters(model: TextModel)
         model.call_tools("Set a timer")
 
 
+@pytest.mark.parametrize(
+    ("keys", "param"),
+    [
+        ({"tools": "set_timer"}, "tools"),
+        ({"tools": {"type": "function", "function": {"name": "set_timer"}}}, "tools"),
+        ({"tools": "all", "tool_choice": "maybe"}, "tool_choice"),
+    ],
+)
+def test_one_tool_is_no_list_of_tools_and_a_choice_is_a_known_one(
+    model: TextModel, keys: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        model.chat([{"role": "user", "content": "hello"}], **keys)
+    assert caught.value.param == param
+
+
+def test_a_backend_that_is_none_is_named(model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"backend 'lama.cpp' is not known \(did you mean llama.cpp\?\)"):
+        leveret.load(model_dir, backend="lama.cpp")
+
+
 def test_a_temperature_without_do_sample_stays_greedy_as_in_transformers(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.8}')
     assert read_defaults(tmp_path).greedy

@@ -86,6 +86,17 @@ def test_the_model_that_is_read_is_not_replaced(directory: Path, tmp_path: Path,
     assert (tmp_path / "models/hopper/model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", " ", ".hidden"])
+def test_a_name_that_names_no_file_here_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="beginning of a file's name"):
+        parse_config(ExportConfig, {"model": "m", "output": "o", "name": name}, source="test")
+
+
+def test_types_may_be_written_as_llama_cpp_writes_them() -> None:
+    config = parse_config(ExportConfig, {"model": "m", "output": "o", "type": "Q4_K_M"}, source="test")
+    assert config.type == "q4_k_m"
+
+
 def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_path: Path) -> None:
     exported(directory, tmp_path / "out")
     written = open_gguf(tmp_path / "out/hopper-bf16.gguf").keys["tokenizer.chat_template"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,6 +45,14 @@ def test_openai_json_is_read_back_to_the_same_tools(phone: ToolSet) -> None:
         ({"enum": ["a", "b"]}, Parameter(name="p", type="enum", choices=("a", "b"))),
         ({"const": "a"}, Parameter(name="p", type="enum", choices=("a",))),
         ({"type": "integer", "exclusiveMinimum": 0}, Parameter(name="p", type="integer", minimum=1)),
+        ({"type": "integer", "minimum": 10, "exclusiveMinimum": 5}, Parameter(name="p", type="integer", minimum=10)),
+        ({"type": "integer", "minimum": 0, "exclusiveMinimum": True}, Parameter(name="p", type="integer", minimum=1)),
+        ({"type": "integer", "maximum": 9, "exclusiveMaximum": False}, Parameter(name="p", type="integer", maximum=9)),
+        (
+            {"type": "integer", "exclusiveMinimum": 0.5, "maximum": 7.5},
+            Parameter(name="p", type="integer", minimum=1, maximum=7),
+        ),
+        ({"type": ["string"]}, Parameter(name="p", type="string")),
         (
             {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None, "title": "P"},
             Parameter(name="p", type="integer", required=False),
@@ -90,6 +99,16 @@ def test_references_into_defs_are_followed() -> None:
         ({"type": "integer", "minimum": 5, "maximum": 4}, "greater than maximum"),
         ({"type": "integer", "maximum": 4, "default": 5}, "its default is out of range"),
         ("string", "must be a JSON object"),
+        ({"type": ["string", "integer"]}, "a choice between types"),
+        ({"type": {}}, "type {} is not supported"),
+        ({"anyOf": "string"}, "anyOf must be a list of schemas"),
+        ({"oneOf": ["string"]}, "oneOf must be a list of schemas"),
+        ({"type": "integer", "exclusiveMinimum": "5"}, "exclusiveMinimum must be a number"),
+        ({"type": "integer", "minimum": float("nan")}, "minimum must be a number"),
+        ({"type": "integer", "minimum": 0.1, "maximum": 0.9}, "greater than maximum"),
+        ({"type": "string", "minLength": "3"}, "minLength must be a whole number"),
+        ({"type": "string", "maxLength": True}, "maxLength must be a whole number"),
+        ({"type": "string", "format": ["date"]}, "format must be a word"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_tool_and_parameter(schema: Any, reason: str) -> None:
@@ -106,6 +125,9 @@ def test_what_cannot_be_expressed_is_refused_by_tool_and_parameter(schema: Any, 
         ("nowhere.json", "does not exist"),
         ([{"name": "t", "parameters": {"type": "array"}}], "of type object"),
         ([{"name": "t", "parameters": {"properties": {}, "required": ["q"]}}], "'q' is not among"),
+        ([{"name": "t", "parameters": {"properties": ["q"]}}], "tool t: properties must be an object"),
+        ([{"name": "t", "parameters": {"properties": {}, "$defs": [1]}}], "tool t: .defs must be an object"),
+        ([{"name": "t", "parameters": {"properties": {"q": {"type": "string"}}, "required": "q"}}], "a list of names"),
     ],
 )
 def test_declarations_that_are_none_are_refused(content: Any, reason: str) -> None:
@@ -160,6 +182,15 @@ def test_a_function_with_an_unfit_signature_is_refused_by_name() -> None:
     def untyped(x) -> None: ...
 
     for function, reason in [(takes_list, "items: the type list"), (takes_all, r"\* and \*\*"), (untyped, "no type")]:
+        with pytest.raises(ToolError, match=reason):
+            tool_from_function(function)
+
+
+def test_what_is_no_function_with_known_arguments_is_refused() -> None:
+    def half(x: "int |") -> None: ...  # noqa: F722  # the annotation that is wrong
+
+    cases = [(half, "cannot be resolved"), (functools.partial(paint), "no name"), (dict, "arguments are not known")]
+    for function, reason in cases:
         with pytest.raises(ToolError, match=reason):
             tool_from_function(function)
 

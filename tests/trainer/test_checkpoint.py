@@ -42,6 +42,11 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
         assert torch.equal(tensor, loaded.state()[name])
 
 
+def test_who_may_read_new_files_may_read_a_checkpoint(tmp_path):
+    saved = make_checkpoints(tmp_path).save(7, make_optimizer(0))
+    assert len({file.stat().st_mode for file in saved.iterdir()}) == 1
+
+
 def test_without_checkpoints_there_is_nothing_to_resume(tmp_path):
     assert make_checkpoints(tmp_path).resume(make_optimizer()) is None
 

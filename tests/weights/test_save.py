@@ -56,6 +56,16 @@ def test_old_weights_go_and_other_files_stay(model: Decoder, sharded: Path) -> N
     load_model(sharded)
 
 
+def test_weights_may_be_read_by_whom_new_files_may_be(model: Decoder, tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        save_model(model, tmp_path / "model", shard_bytes=20_000)
+    finally:
+        os.umask(old)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
+
+
 @pytest.mark.parametrize("fail_at", range(1, 12))
 def test_a_crash_at_any_write_leaves_the_old_model_the_new_one_or_none(
     fail_at: int, model: Decoder, sharded: Path, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ class LeveretForm:
     own_tokenizer: Tokenizer
     template: ChatTemplate | None
     stops: Stops
+    sampling: SamplingParams | None = None
     remark: str = ""
 
     @property
@@ -99,7 +100,8 @@ def from_directory(reference: str, path: Path, adapter: Path | None = None) -> L
         model,
         Tokenizer.load(_first_with("tokenizer.json", folders)),
         numerics_of(model.norm.weight.dtype, stored_bits(quantization)),
-        _declared_stops(_first_with("generation_config.json", folders), model),
+        _declared_stops(settings := _first_with("generation_config.json", folders), model),
+        read_defaults(settings),
     )
 
 
@@ -148,8 +150,9 @@ def from_checkpoint(reference: str, path: Path) -> LeveretForm:
         places[name].copy_(masters[name])
     folders = (beside, model_under(beside))
     tokenizer = Tokenizer.load(_first_with("tokenizer.json", folders))
-    declared = _declared_stops(_first_with("generation_config.json", folders), model)
-    form = _form(reference, path, model, tokenizer, numerics_of(torch.float32, None), declared)
+    settings = _first_with("generation_config.json", folders)
+    declared, numerics = _declared_stops(settings, model), numerics_of(torch.float32, None)
+    form = _form(reference, path, model, tokenizer, numerics, declared, read_defaults(settings))
     return replace(form, reader="checkpoint")
 
 
@@ -192,6 +195,7 @@ def _form(
     tokenizer: Tokenizer,
     numerics: Numerics,
     declared_stops: frozenset[int],
+    sampling: SamplingParams | None = None,
 ) -> LeveretForm:
     template = None if tokenizer.chat_template is None else template_for(tokenizer)
     implied = {tokenizer.eos_id} if tokenizer.eos_id is not None else set[int]()
@@ -205,6 +209,7 @@ def _form(
         own_tokenizer=tokenizer,
         template=template,
         stops=Stops(declared=declared_stops, implied=frozenset(implied)),
+        sampling=sampling,
     )
 
 

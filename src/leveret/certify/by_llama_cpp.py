@@ -26,6 +26,7 @@ from leveret.certify.gguf_model import model_in, numerics_in, tokenizer_in
 from leveret.certify.thresholds import Numerics
 from leveret.certify.zoo import Fixture
 from leveret.chat.messages import messages_from
+from leveret.engine.request import SamplingParams
 from leveret.errors import ConfigError, LeveretError
 from leveret.extras import require
 from leveret.model.decoder import Decoder
@@ -48,6 +49,7 @@ class LlamaCppForm:
     llama: Any
     template: Any
     reader: Reader = "llama.cpp"
+    sampling: SamplingParams | None = None
 
     @property
     def context_tokens(self) -> int:

@@ -15,6 +15,8 @@ from leveret.certify.form import Reader, Stops, numerics_of
 from leveret.certify.thresholds import Numerics
 from leveret.certify.zoo import Fixture
 from leveret.chat.messages import messages_from
+from leveret.engine.defaults import read_defaults
+from leveret.engine.request import SamplingParams
 from leveret.errors import LeveretError
 from leveret.extras import require
 from leveret.hub import model_under
@@ -33,6 +35,7 @@ class TransformersForm:
     model: Any
     tokenizer: Any
     own_tokenizer: Tokenizer
+    sampling: SamplingParams | None
     reader: Reader = "transformers"
     remark: str = ""
 
@@ -73,19 +76,24 @@ class TransformersForm:
 
     def continue_greedily(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[tuple[int, ...]]:
         """By `generate`, one prompt at a time."""
-        continued = []
-        for prompt in prompts:
-            ids = torch.tensor([list(prompt)])
-            answer = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=max_tokens,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-            continued.append(tuple(answer[0, ids.shape[1] :].tolist()))
-        return continued
+        own = self.model.generation_config
+        self.model.generation_config = type(own)()  # a penalty, suppressed tokens ... of the model would count as well
+        try:
+            return [self._continued(prompt, max_tokens) for prompt in prompts]
+        finally:
+            self.model.generation_config = own
+
+    def _continued(self, prompt: Sequence[int], max_tokens: int) -> tuple[int, ...]:
+        ids = torch.tensor([list(prompt)])
+        answer = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        return tuple(answer[0, ids.shape[1] :].tolist())
 
     def close(self) -> None:
         """Nothing to do."""
@@ -107,6 +115,7 @@ def from_transformers(reference: str, path: Path) -> TransformersForm:
         model=model,
         tokenizer=tokenizer,
         own_tokenizer=Tokenizer.load(path),
+        sampling=read_defaults(path),
     )
 
 
@@ -132,6 +141,7 @@ def from_peft(reference: str, adapter: Path, base: Path | None = None) -> Transf
         model=adapted if adapted.peft_config["default"].is_prompt_learning else adapted.get_base_model(),
         tokenizer=tokenizer,
         own_tokenizer=Tokenizer.load(spoken),
+        sampling=read_defaults(under),  # peft reads none beside an adapter
         reader="peft",
     )
 

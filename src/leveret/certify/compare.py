@@ -1,4 +1,4 @@
-"""Compare two loaded forms: ids, embedding, logits, KL, perplexity, greedy text; each a check with bound and verdict.
+"""Compare two loaded forms: ids, what they say, weights, logits, perplexity, greedy text; each a check with a verdict.
 
 The order matters. Different token ids explain everything that follows, so they are looked at first; logits are then
 compared on the first form's ids, so that a changed tokenizer and changed weights are told apart. When a check fails,
@@ -11,12 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from leveret.certify.context import compare_context
 from leveret.certify.divergence import SequenceDivergence, compare_logits, mean_kl, perplexities, worst_position
+from leveret.certify.experts import compare_experts
 from leveret.certify.findings import Check, Comparison, Parting, verdict
 from leveret.certify.form import Form
 from leveret.certify.greedy import compare_greedy
 from leveret.certify.parting import Culprit, find_culprit
 from leveret.certify.rows import compare_rows
+from leveret.certify.sampling import compare_sampling
 from leveret.certify.stops import compare_stops
 from leveret.certify.thresholds import BOUNDS, Bounds, kind_of
 from leveret.certify.token_ids import Encoded, compare_ids
@@ -35,7 +38,7 @@ def compare_forms(
     kind = kind_of(first.numerics, second.numerics)
     bounds = BOUNDS[kind]
     ids_check, encoded, ids_parting = compare_ids(first, second, fixtures)
-    stops_check = compare_stops(first, second)
+    said_checks = (compare_stops(first, second), compare_sampling(first, second), compare_context(first, second))
     shorter = min(first, second, key=lambda form: form.context_tokens)
     too_long, encoded = len(encoded), room_for(encoded, shorter, greedy_tokens)
     too_long -= len(encoded)
@@ -45,7 +48,7 @@ def compare_forms(
         measured = f"logits over {sizes[0]:,} and {sizes[1]:,} ids: not two forms of one model"
         checks = [
             ids_check,
-            stops_check,
+            *said_checks,
             Check(name="vocabulary", measured=measured, bound="equal", verdict="different"),
         ]
         return Comparison(
@@ -60,7 +63,10 @@ def compare_forms(
     tolerance = logit_tolerance(sequences, bounds)
     numeric = [_logits_check(sequences, tolerance, too_long), kl_check(sequences, bounds)]
     numeric.append(perplexity_check(sequences, bounds))
-    rows_check = compare_rows(first, second, bounds.row_error, sizes[0])
+    weights_checks = (
+        compare_rows(first, second, bounds.row_error, sizes[0]),
+        *compare_experts(first, second, bounds.expert_error),
+    )
     parting = ids_parting
     if parting is None and any(check.verdict == "different" for check in numeric):
         parting = _numeric_parting(first, second, sequences, tolerance)
@@ -69,7 +75,7 @@ def compare_forms(
         first=first.name,
         second=second.name,
         kind=kind,
-        checks=(ids_check, stops_check, rows_check, *numeric, greedy_check),
+        checks=(ids_check, *said_checks, *weights_checks, *numeric, greedy_check),
         figures=figures_of(sequences),
         parting=told_in_text(parting or greedy_parting, first),
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from leveret.certify.thresholds import Numerics
 from leveret.certify.zoo import Fixture
+from leveret.engine.request import SamplingParams
 from leveret.errors import ConfigError
 from leveret.tokenizer.files import Tokenizer
 
@@ -68,6 +69,10 @@ class Form(Protocol):
     @property
     def stops(self) -> Stops:
         """Where it ends a reply."""
+
+    @property
+    def sampling(self) -> SamplingParams | None:
+        """How its files say that tokens are chosen; None of a form whose files cannot say it."""
 
     @property
     def remark(self) -> str:

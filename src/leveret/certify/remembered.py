@@ -14,6 +14,7 @@ from torch import nn
 from leveret.certify.form import Form, Reader, Stops
 from leveret.certify.thresholds import Numerics
 from leveret.certify.zoo import Fixture
+from leveret.engine.request import SamplingParams
 from leveret.tokenizer.files import Tokenizer
 
 MOST_BYTES = 512 * 2**20
@@ -67,6 +68,11 @@ class Remembered:
     def stops(self) -> Stops:
         """The form's."""
         return self.form.stops
+
+    @property
+    def sampling(self) -> SamplingParams | None:
+        """The form's."""
+        return self.form.sampling
 
     @property
     def remark(self) -> str:

@@ -90,7 +90,11 @@ class TextModel(JobMaker):
             engine: how our own engine works; None: the defaults of `EngineConfig`.
         Raises HubError, WeightsError, TokenizerError, TemplateError or ToolError, naming the file that is wrong.
         """
-        if checked_name(backend) != OWN:
+        try:
+            checked_name(backend)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if backend != OWN:
             if adapter is not None or quantize is not None:
                 raise ConfigError(
                     "an adapter, or quantizing at load, is for our own engine",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate
@@ -73,6 +73,7 @@ def offer_from(
     tools: OfferedTools, toolset: ToolSet | None, *, tool_choice: ToolChoice = "auto", parallel: bool = True
 ) -> Offer:
     """The offer of a request. RequestError for a bare name without a token, and for a declaration that is none."""
+    _require_known(tools, tool_choice)
     if isinstance(tools, ToolSet):
         tools = tools.to_openai()
     if tools is None or isinstance(tools, str) or tool_choice == "none":
@@ -86,6 +87,20 @@ def offer_from(
     rest = [tool for place, tool in enumerate(tools) if own[place]]
     functional = offered_names(rest, toolset, tool_choice if not declared else "auto")
     return Offer(functional=functional, declared=declared, required=tool_choice == "required", parallel=parallel)
+
+
+def _require_known(tools: object, tool_choice: object) -> None:
+    """RequestError for one tool where a list belongs (a text is a list of its letters), and for a strange choice."""
+    if isinstance(tools, Mapping) or (isinstance(tools, str) and tools != "all"):
+        raise RequestError(
+            f"tools is {str(tools)[:40]!r}, one tool and no list", param="tools", code="invalid_value",
+            hint="put it in a list, or say 'all'",
+        )  # fmt: skip
+    if tool_choice not in get_args(ToolChoice):
+        raise RequestError(
+            f"tool_choice is {tool_choice!r}; it must be one of {', '.join(get_args(ToolChoice))}",
+            param="tool_choice", code="invalid_value",
+        )  # fmt: skip
 
 
 def writing_of(template: ChatTemplate) -> Writing:

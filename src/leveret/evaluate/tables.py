@@ -8,6 +8,9 @@ from typing import Any
 from leveret.console import Console
 from leveret.tools.checker import ERROR_CLASSES
 
+MOST_SHOWN = 300
+"""Characters of a request, and of its calls, that a row of failures shows."""
+
 _CUTS = {"kinds": "kind", "languages": "language", "groups": "group", "tools": "tool"}
 
 
@@ -36,7 +39,10 @@ def show_failures(failures: list[dict[str, Any]], limit: int, console: Console) 
     """Print the first failures, one a row."""
     if failures and limit:
         rows = [
-            [failure["error"], failure["query"], _calls(failure["expected"]), _calls(failure["predicted"])]
+            [
+                failure["error"],
+                *map(_cut, (failure["query"], _calls(failure["expected"]), _calls(failure["predicted"]))),
+            ]
             for failure in failures[:limit]
         ]
         title = f"Failures: {min(limit, len(failures))} of {len(failures)}"
@@ -65,6 +71,11 @@ def _error_rows(entry: Mapping[str, Any]) -> Iterator[list[object]]:
 
 def _kinds(entry: Mapping[str, Any]) -> list[str]:
     return list(entry["kinds"])
+
+
+def _cut(text: str) -> str:
+    """The beginning of what would fill the screen; failures.jsonl has all of it."""
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
 
 
 def _calls(calls: list[dict[str, Any]] | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from leveret.config import Config, Positional
 
@@ -47,6 +47,19 @@ class ExportConfig(Config):
     """A README.md that is to mention this export as well; the folder written has a card of its own."""
     repository: str = "OWNER/NAME"
     """Where the printed upload commands go to. Nothing is uploaded."""
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _may_be_written_large(cls, value: object) -> object:
+        """llama.cpp and the names of files write Q4_K_M."""
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_file(cls, name: str | None) -> str | None:
+        if name is not None and (not name.strip() or "/" in name or "\0" in name or name.startswith(".")):
+            raise ValueError(f"{name!r} cannot be the beginning of a file's name; where it lies is `output`")
+        return name
 
     @model_validator(mode="after")
     def _fits(self) -> ExportConfig:

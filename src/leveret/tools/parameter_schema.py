@@ -6,6 +6,7 @@ dropped; keywords that would restrict a value and that `Parameter` cannot carry 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def read_parameter(
     schema_type = schema.get("type")
     if schema_type is None and isinstance(schema.get("enum"), list):
         schema_type = "string"
-    if schema_type not in _TYPES:
+    if not isinstance(schema_type, str) or schema_type not in _TYPES:
         raise ToolError(
             f"{where}: type {schema_type!r} is not supported",
             hint="use string, integer, number, boolean or an enum of strings; turn lists and objects into parameters",
@@ -53,11 +54,11 @@ def read_parameter(
         description=str(schema.get("description") or ""),
         required=required and not nullable,
         choices=_choices(where, schema["enum"]) if "enum" in schema else words,
-        minimum=_bound(where, schema, "minimum", "exclusiveMinimum", 1),
-        maximum=_bound(where, schema, "maximum", "exclusiveMaximum", -1),
-        min_length=schema.get("minLength", 0),
-        max_length=schema.get("maxLength"),
-        format=schema.get("format") if schema_type == "string" else None,
+        minimum=_bound(where, schema, "minimum", "exclusiveMinimum", upward=True),
+        maximum=_bound(where, schema, "maximum", "exclusiveMaximum", upward=False),
+        min_length=_length(where, schema, "minLength") or 0,
+        max_length=_length(where, schema, "maxLength"),
+        format=_format(where, schema) if schema_type == "string" else None,
         pattern=_pattern(where, schema.get("pattern")),
         extractive=bool(schema.get("x-extractive", False)),
         default=schema.get("default"),
@@ -71,7 +72,7 @@ def _flatten(
 ) -> tuple[dict[str, Any], bool, tuple[str, ...]]:
     """Resolve $ref, const, null and anyOf: the plain schema, whether null is allowed, and words besides the format."""
     schema = _resolve(where, schema, definitions)
-    alternatives = [*schema.pop("anyOf", []), *schema.pop("oneOf", [])]
+    alternatives = [*_branches(where, schema, "anyOf"), *_branches(where, schema, "oneOf")]
     branches = [_resolve(where, dict(branch), definitions) for branch in alternatives]
     concrete = [branch for branch in branches if branch.get("type") != "null"]
     nullable = len(concrete) < len(branches)
@@ -85,15 +86,24 @@ def _flatten(
         raise ToolError(f"{where}: a choice between {len(concrete)} schemas is not supported", hint="declare one type")
     schema = {**concrete[0], **schema} if concrete else schema
     kinds = schema.get("type")
-    if isinstance(kinds, list) and "null" in kinds:
-        nullable, schema["type"] = True, next(iter(kind for kind in kinds if kind != "null"), None)
-        if len(kinds) > 2:
+    if isinstance(kinds, list):
+        named = [kind for kind in kinds if kind != "null"]
+        if len(named) > 1:
             raise ToolError(f"{where}: a choice between types {kinds} is not supported", hint="declare one type")
+        nullable, schema["type"] = nullable or len(named) < len(kinds), next(iter(named), None)
     if "const" in schema:
         schema["enum"] = [schema.pop("const")]
     if schema.get("default", 0) is None:
         del schema["default"]
     return schema, nullable, words
+
+
+def _branches(where: str, schema: dict[str, Any], keyword: str) -> list[Mapping[str, Any]]:
+    """The schemas of an anyOf or oneOf, which is taken out."""
+    branches = schema.pop(keyword, [])
+    if not isinstance(branches, list) or not all(isinstance(branch, Mapping) for branch in branches):
+        raise ToolError(f"{where}: {keyword} must be a list of schemas, not {branches!r}")
+    return branches
 
 
 def _resolve(where: str, schema: dict[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,13 +124,43 @@ def _choices(where: str, values: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _bound(where: str, schema: Mapping[str, Any], keyword: str, exclusive: str, step: int) -> float | None:
-    bound = schema.get(keyword)
-    if exclusive in schema:
-        bound = schema[exclusive] + step
-    if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
-        raise ToolError(f"{where}: {keyword} must be a number, not {bound!r}")
-    return bound
+def _bound(where: str, schema: Mapping[str, Any], keyword: str, exclusive: str, *, upward: bool) -> float | None:
+    """The bound that a value may reach. Of an integer it is a whole number, and the tighter of two counts.
+
+    `upward`: a lower bound. OpenAPI 3.0 writes `"exclusiveMinimum": true` beside a minimum, and means that one.
+    """
+    bound, beyond = _number(where, schema, keyword), schema.get(exclusive)
+    if isinstance(beyond, bool):
+        bound, beyond = (None, bound) if beyond else (bound, None)
+    elif exclusive in schema:
+        beyond = _number(where, schema, exclusive)
+    if schema.get("type") != "integer":  # of others, exclusive bounds are refused
+        return bound
+    reached = [] if bound is None else [math.ceil(bound) if upward else math.floor(bound)]
+    reached += [] if beyond is None else [math.floor(beyond) + 1 if upward else math.ceil(beyond) - 1]
+    return None if not reached else max(reached) if upward else min(reached)
+
+
+def _number(where: str, schema: Mapping[str, Any], keyword: str) -> float | None:
+    value = schema.get(keyword)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None and not number:
+        raise ToolError(f"{where}: {keyword} must be a number, not {value!r}")
+    return value
+
+
+def _length(where: str, schema: Mapping[str, Any], keyword: str) -> int | None:
+    value = schema.get(keyword)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ToolError(f"{where}: {keyword} must be a whole number from 0 on, not {value!r}")
+    return value
+
+
+def _format(where: str, schema: Mapping[str, Any]) -> str | None:
+    value = schema.get("format")
+    if value is not None and not isinstance(value, str):
+        raise ToolError(f"{where}: format must be a word, not {value!r}")
+    return value
 
 
 def _pattern(where: str, pattern: Any) -> str | None:

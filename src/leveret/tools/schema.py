@@ -143,10 +143,15 @@ def _read_tool(entry: Any, number: int) -> Tool:
     schema = function.get("parameters", function.get("inputSchema")) or {"type": "object", "properties": {}}
     if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
         raise ToolError(f"tool {name}: parameters must be a schema of type object")
-    properties, required = schema.get("properties", {}), schema.get("required", [])
+    properties, required = schema.get("properties") or {}, schema.get("required") or []
+    definitions = schema.get("$defs") or schema.get("definitions") or {}
+    for keyword, part in (("properties", properties), ("$defs", definitions)):
+        if not isinstance(part, Mapping):
+            raise ToolError(f"tool {name}: {keyword} must be an object of schemas, not {part!r}")
+    if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+        raise ToolError(f"tool {name}: required must be a list of names, not {required!r}")
     for missing in set(required) - set(properties):
         raise ToolError(f"tool {name}: required parameter {missing!r} is not among its properties")
-    definitions = schema.get("$defs") or schema.get("definitions") or {}
     parameters = tuple(
         read_parameter(name, key, value, required=key in required, definitions=definitions)
         for key, value in properties.items()

@@ -32,14 +32,21 @@ _SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Return|Yields|Raises
 
 def tool_from_function(function: Callable[..., Any]) -> Tool:
     """The tool that calls `function`. Raises ToolError naming a parameter whose type cannot be expressed."""
-    name = function.__name__
+    name = getattr(function, "__name__", None)
+    if not isinstance(name, str):
+        raise ToolError(f"{function!r} has no name to be called by", hint="write a function with `def`")
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
+        signature = inspect.signature(function)
+    except (NameError, SyntaxError, AttributeError) as error:
         raise ToolError(f"tool {name}: its annotations cannot be resolved: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ToolError(
+            f"tool {name}: its arguments are not known: {error}", hint="write a function with `def`"
+        ) from None
     summary, notes = _read_docstring(inspect.getdoc(function) or "")
     parameters = []
-    for key, argument in inspect.signature(function).parameters.items():
+    for key, argument in signature.parameters.items():
         where = f"tool {name}, parameter {key}"
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             raise ToolError(f"{where}: * and ** arguments are not supported", hint="name every argument")

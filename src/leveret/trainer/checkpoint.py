@@ -41,7 +41,7 @@ from torch import Tensor
 
 from leveret.console import Console
 from leveret.errors import CheckpointError
-from leveret.paths import atomic_directory, free_bytes, sha256_file, sweep_drafts
+from leveret.paths import atomic_directory, free_bytes, permit_as_new, sha256_file, sweep_drafts
 from leveret.trainer.optimizer import Optimizer
 from leveret.trainer.snapshot import MANIFEST, Damaged, Manifest, Snapshot
 from leveret.trainer.world import World
@@ -89,6 +89,7 @@ class Checkpoints:
         try:
             with atomic_directory(target) as draft:
                 save_file({name: tensor.contiguous() for name, tensor in snapshot.state.items()}, draft / _STATE)
+                permit_as_new(draft / _STATE)
                 fields = {key: value for key, value in vars(snapshot).items() if key != "state"}
                 files = {_STATE: sha256_file(draft / _STATE)}
                 manifest = Manifest(identity=self.identity, files=files, **fields)

@@ -19,7 +19,7 @@ from torch import Tensor
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
-from leveret.paths import atomic_write
+from leveret.paths import atomic_write, permit_as_new
 from leveret.precision.swap import is_quantized_linear
 from leveret.weights.placing import fuse, stacked
 
@@ -91,6 +91,7 @@ def _write_drafts(grouped: dict[str, list[Tensor]], directory: Path, shard_bytes
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())
         draft = directory / f".{final}.draft"
         save_file(tensors, draft, metadata={"format": "pt"})
+        permit_as_new(draft)
         _flush(draft)
         drafts[draft] = final
         file_of |= dict.fromkeys(names, final)
