@@ -76,7 +76,7 @@ class GrammarBook:
         if problem:
             raise self._refusal(structure, problem)
         constraint = self.constraint_from(grammar, stop_ids, goes_on=goes_on)
-        if not len(constraint.allowed_ids()):
+        if not len(constraint.allowed_ids()) or constraint.problem is not None:
             raise self._refusal(structure, "no text that the model could begin to write fits it")
         return constraint
 

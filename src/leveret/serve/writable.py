@@ -1,8 +1,8 @@
-"""What Python reads in a body though no JSON can hold it: half a character, NaN, an infinity. It is refused by its place.
+"""What Python reads in a body though no JSON can hold it (half a character, NaN, an infinity) is refused by its place.
 
-Half a character (a lone surrogate, written as an escape) cannot be encoded, so neither a prompt nor an answer could hold
-it; numbers that are not finite (`NaN`, `1e999`) would be written into prompts and schemas as what is no JSON. A body is
-searched for only where its text looks like it: token ids come by the hundred thousand.
+Half a character (a lone surrogate, written as an escape) cannot be encoded: neither a prompt nor an answer could hold
+it. Numbers that are not finite (`NaN`, `1e999`) would be written into prompts and schemas as what is no JSON. A body is
+searched only where its text looks like it: token ids come by the hundred thousand.
 """
 
 from __future__ import annotations
