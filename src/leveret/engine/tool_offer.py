@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate
@@ -73,6 +73,19 @@ def offer_from(
     tools: OfferedTools, toolset: ToolSet | None, *, tool_choice: ToolChoice = "auto", parallel: bool = True
 ) -> Offer:
     """The offer of a request. RequestError for a bare name without a token, and for a declaration that is none."""
+    if tool_choice not in get_args(ToolChoice):
+        raise RequestError(
+            f"tool_choice is {tool_choice!r}; it must be one of {', '.join(get_args(ToolChoice))}",
+            param="tool_choice",
+            code="invalid_value",
+            hint="to have one function called, offer it alone and set tool_choice to required",
+        )
+    if isinstance(tools, Mapping) or (isinstance(tools, str) and tools != "all"):
+        raise RequestError(
+            f'tools must be "all" or a list of names and declarations, not {tools!r}',
+            param="tools",
+            code="invalid_value",
+        )
     if isinstance(tools, ToolSet):
         tools = tools.to_openai()
     if tools is None or isinstance(tools, str) or tool_choice == "none":
