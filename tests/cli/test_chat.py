@@ -175,6 +175,8 @@ def test_a_saved_conversation_goes_on_as_if_it_had_not_ended(
     file.write_text("[1]\n")
     _, err, _ = talk(f"/load {file}\n/load {file}x\n/save\n", model_dir, monkeypatch, capsys, **keys)
     assert err.count("holds no conversation") == 2 and "/save takes a file" in err
+    _, err, _ = talk(f"/save {tmp_path}\n", model_dir, monkeypatch, capsys, **keys)
+    assert f"{tmp_path} cannot be written: Is a directory" in err.replace("\n", " ")
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(

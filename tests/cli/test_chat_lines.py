@@ -54,7 +54,7 @@ def test_ctrl_c_drops_what_was_begun_and_does_not_leave(capsys: pytest.CaptureFi
 
 
 def test_a_piped_backslash_is_a_backslash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO('C:\\\nnext\n"""\ntwo\nlines\n"""\n'))
+    monkeypatch.setattr("sys.stdin", io.StringIO('\ufeffC:\\\nnext\n"""\ntwo\nlines\n"""\n'))
     assert list(messages()) == ["C:\\", "next", "two\nlines"]
 
 

@@ -21,7 +21,7 @@ def config_from(*words: str) -> GenerateConfig:
 
 def test_a_form_is_given_by_a_file_or_in_words(tmp_path: Path) -> None:
     schema, grammar = tmp_path / "person.json", tmp_path / "g.lark"
-    schema.write_text('{"type": "object"}')
+    schema.write_text('{"type": "object"}', "utf-8-sig")
     grammar.write_text('start: "a"')
     common = ("models/tiny", "Well:")
     assert json.loads(config_from(*common, f"schema={schema}").form()["schema"]) == {"type": "object"}

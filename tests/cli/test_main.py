@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,16 @@ def test_the_first_page_lists_all_commands(capsys: Capture) -> None:
     assert "pretrain   Train a model" in page and "Exit codes: 0 done" in page
     assert main([]) == 2
     assert "Commands:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk"])
+def test_a_terminal_that_lacks_characters_shows_question_marks(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "🐢.json").write_text("{}")
+    command = [sys.executable, "-m", "leveret", "inspect", str(tmp_path / "🐢.json")]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    shown = (done.stdout + done.stderr).decode(encoding)
+    assert "?.json" in shown and "Traceback" not in shown
 
 
 def test_the_version_is_printed(capsys: Capture) -> None:

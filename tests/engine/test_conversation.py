@@ -99,6 +99,7 @@ def test_a_file_brings_everything_back(model: TextModel, tmp_path: Path) -> None
     talk.save(tmp_path / "talk.jsonl")
     assert len((tmp_path / "talk.jsonl").read_text("utf-8").splitlines()) == 1
     other = Conversation(model=model, system="to be replaced")
+    (tmp_path / "talk.jsonl").write_text((tmp_path / "talk.jsonl").read_text("utf-8"), "utf-8-sig")
     other.load(tmp_path / "talk.jsonl")
     assert other.turns == talk.turns and other.system == talk.system
 

@@ -55,6 +55,14 @@ def test_a_base_model_continues_and_base_can_be_asked_for(model_dir: Path) -> No
         base.predict("Once upon", base=False)
 
 
+def test_a_text_that_is_continued_has_no_history(model_dir: Path) -> None:
+    model = leveret.load(model_dir)
+    assert model.predict("Hello", history=None, max_tokens=4) == model.predict("Hello", max_tokens=4)
+    for options in ({"history": [{"role": "user", "content": "Hi"}]}, {"system": "Be brief."}):
+        with pytest.raises(RequestError, match="continued as a base model"):
+            model.predict("Hello", base=True, **options)  # type: ignore[arg-type]
+
+
 def test_the_same_seed_gives_the_same_text(model_dir: Path) -> None:
     model = leveret.load(model_dir)
     options = {"temperature": 1.0, "top_p": 0.9, "top_k": 15, "max_tokens": 12}

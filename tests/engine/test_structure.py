@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pydantic
 import pytest
@@ -57,6 +58,13 @@ def test_formats_that_only_describe_are_left_out_and_ours_become_patterns() -> N
     }
 
 
+def test_a_schema_of_many_parts_is_read_in_a_moment() -> None:
+    parts = {f"p{number}": {"x-guidance": 1} for number in range(30_000)}
+    started = time.monotonic()
+    assert readable({"$defs": parts})["$defs"]["p29999"] == {} and parts["p29999"] == {"x-guidance": 1}
+    assert time.monotonic() - started < 2
+
+
 @pytest.mark.parametrize(
     ("options", "param", "words"),
     [
@@ -70,6 +78,12 @@ def test_formats_that_only_describe_are_left_out_and_ours_become_patterns() -> N
         ({"regex": ""}, "regex", "not empty"),
         ({"grammar": 3}, "grammar", "not empty"),
         ({"schema": {}, "regex": "a"}, "regex", "give one"),
+        ({"schema": {"minimum": float("nan")}}, "schema", "not JSON"),
+        ({"schema": {"items": {"properties": {str(n): {} for n in range(5001)}}}}, "schema", "5,001 properties"),
+        ({"schema": {"enum": ["x" * 1_000_001]}}, "schema", "1,000,0.. characters"),
+        ({"regex": "\ud83d"}, "regex", "lone surrogate"),
+        ({"grammar": 'start: "\ud83d"'}, "grammar", "lone surrogate"),
+        ({"choice": ["a", "\ud83d"]}, "choice", "lone surrogate"),
     ],
 )
 def test_what_cannot_be_a_form_is_refused_by_name(options: dict, param: str, words: str) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -310,6 +311,59 @@ def test_bad_requests_name_the_parameter(
     with pytest.raises(RequestError) as caught:
         model.chat(messages, **arguments)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("max_tokens", value) for value in (None, "3", 2.5, True)],
+        *[("temperature", value) for value in (None, "1", False)],
+        *[("top_k", 3.0), ("top_p", "0.5"), ("seed", 1.5), ("logprobs", True), ("repetition_penalty", None)],
+        *[
+            ("stop", None),
+            ("stop", [1]),
+            ("stop_ids", 5),
+            ("stop_ids", None),
+            ("stop_ids", ["a"]),
+            ("banned_ids", None),
+        ],
+        *[("logit_bias", None), ("logit_bias", {"5": 1}), ("logit_bias", [(5, 1)]), ("logit_bias", {5: "1"})],
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(model: TextModel, name: str, value: object) -> None:
+    with pytest.raises(RequestError, match=f"{name} is ") as caught:
+        model.generate("a", **{"max_tokens": 2, name: value})  # type: ignore[arg-type]
+    assert caught.value.param == name
+
+
+def test_numbers_of_numpy_are_numbers(model: TextModel) -> None:
+    options = {"max_tokens": np.int64(3), "temperature": np.float32(0.5), "seed": np.int64(1), "top_k": np.int32(5)}
+    plain = {name: number.item() for name, number in options.items()}
+    assert model.generate("a", **options) == model.generate("a", **plain)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"abc", ["a", "b"], {1: 2}])
+def test_a_prompt_is_a_text_or_token_ids(model: TextModel, prompt: object) -> None:
+    with pytest.raises(RequestError, match="a text or a list of token ids"):
+        model.generate(prompt, max_tokens=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        *[({"tools": "all", "tool_choice": choice}, "tool_choice") for choice in ("always", "set_timer", {}, None)],
+        *[({"tools": tools}, "tools") for tools in ("set_timer", {"name": "set_timer"})],
+    ],
+)
+def test_a_choice_or_an_offer_that_is_none_is_refused(model: TextModel, options: dict, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        model.chat([{"role": "user", "content": "x"}], max_tokens=2, **options)
+    assert caught.value.param == param
+
+
+def test_an_unknown_backend_is_a_mistake_of_the_caller(model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean transformers"):
+        TextModel.load(model_dir, backend="transformer")
 
 
 def test_a_base_model_has_no_chat_and_says_so(model: TextModel) -> None:

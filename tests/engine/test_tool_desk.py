@@ -431,3 +431,10 @@ def test_a_template_that_writes_calls_in_a_way_of_its_own_still_does(native: Tex
     model = TextModel(native.model, native.tokenizer, template=ChatTemplate(own))
     prompt = model.tokenizer.decode(model.prepare_chat(ROUND).request.prompt_ids)
     assert '<call>\n{"name": "find_route"' in prompt and "<|tool|>no way<|end|>" in prompt
+
+
+def test_a_function_that_could_not_be_called_is_refused(model: TextModel) -> None:
+    tool = {"name": "<api_0>", "description": "?", "parameters": {"type": "object", "properties": {}}}
+    with pytest.raises(RequestError, match="holds a special token") as caught:
+        model.chat([{"role": "user", "content": "x"}], tools=[tool], max_tokens=2)
+    assert caught.value.param == "tools"

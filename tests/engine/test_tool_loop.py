@@ -112,6 +112,16 @@ def test_an_act_needs_a_yes_and_a_refusal_is_told(talk_of: Any) -> None:
         assert (("tool", f"error: {NOT_ALLOWED.text}") in model.shown[1]) is not allowed
 
 
+def test_a_question_that_fails_on_the_way_is_taken_back(talk_of: Any) -> None:
+    _, talk = talk_of("Hi.", [ToolCall("add", {})])
+    loop = ToolLoop(Runner(), confirm=lambda call: True)
+    loop.reply(talk, "hello")
+    before = list(talk.turns)
+    with pytest.raises(IndexError):  # the scripted model has nothing more to say
+        loop.reply(talk, "2 + 3?")
+    assert talk.turns == before
+
+
 def test_ctrl_c_ends_a_call_and_not_the_loop(talk_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(call: ToolCall) -> Outcome:
         raise KeyboardInterrupt

@@ -135,14 +135,32 @@ def test_what_takes_longer_than_the_limit_ends_with_an_error(model: TextModel, m
         assert not thread.is_alive()
 
 
+def test_who_does_not_read_is_cut_off_when_the_time_is_over(model: TextModel) -> None:
+    with serving(model, small_buffers=True, drain_seconds=0.2) as (server, url, thread):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((urlsplit(url).hostname, urlsplit(url).port))
+        body = json.dumps(LONG | {"n": 8, "max_tokens": 150, "logprobs": 9}).encode()
+        client.sendall(
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        )
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(timeout=4)
+        assert not thread.is_alive()
+        client.close()
+
+
 def test_told_twice_it_stops_at_once(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
     slowed(model, monkeypatch)
     with serving(model) as (server, url, thread):
-        connection, _ = begun(url, LONG | {"max_tokens": 1500})
+        connection, response = begun(url, LONG | {"max_tokens": 1500})
         for _ in range(2):
             server.handle_exit(signal.SIGINT, None)
+        last = response.read().decode().strip().splitlines()[-1].removeprefix("data: ")
         connection.close()
-        thread.join(timeout=60)
+        assert json.loads(last)["error"]["code"] == "shutting_down"
+        thread.join(timeout=4)
         assert not thread.is_alive()
 
 

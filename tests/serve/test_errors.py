@@ -22,6 +22,13 @@ def called_with(arguments: str) -> dict[str, Any]:
     return {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
 
 
+def declared_with(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
+HUGE = {"properties": {f"p{number}": {} for number in range(5001)}}
+
+
 def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     connection.request(method, path, body, headers)
@@ -45,7 +52,16 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": True}]}, "messages[0].tool_calls"),
         ({"messages": [called_with("[" * 100_000)]}, "messages[0].tool_calls[0]"),
+        ({"messages": [called_with('{"a": NaN}')]}, "messages[0].tool_calls[0]"),
+        ({"messages": [called_with('{"a": 1e999}')]}, "messages[0].tool_calls[0]"),
+        ({"messages": [called_with('{"a": "\\ud83d"}')]}, "messages"),
         ({"guided_json": "[" * 100_000}, "guided_json"),
+        ({"guided_regex": "\ud83d"}, "guided_regex"),
+        ({"\ud83d": 1}, None),
+        ({"tools": [declared_with({"properties": {"\ud83d": {}}})]}, "tools[0].function.parameters.properties"),
+        ({"tools": [declared_with({"description": "\ud83d"})]}, "tools[0].function.parameters.description"),
+        ({"tools": [declared_with({"minimum": -float("inf")})]}, "tools[0].function.parameters.minimum"),
+        ({"tools": [declared_with(HUGE)]}, "tools[0].function.parameters"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),

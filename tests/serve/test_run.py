@@ -15,10 +15,12 @@ import pytest
 
 from leveret.config import fingerprint
 from leveret.console import Console
+from leveret.engine.text import TextModel
 from leveret.errors import ConfigError, LeveretError, MissingExtra
-from leveret.serve.client import ask
+from leveret.serve.client import Answer, ask
 from leveret.serve.config import ServeConfig
-from leveret.serve.run import run
+from leveret.serve.models import configured
+from leveret.serve.run import run, shown
 
 
 def test_ask_answers_through_the_endpoint_and_stops(
@@ -32,6 +34,20 @@ def test_ask_answers_through_the_endpoint_and_stops(
     assert f"leveret chat {model_dir}" in shown.err
     lines = [json.loads(line) for line in (tmp_path / "answers" / "answers.jsonl").read_text("utf-8").splitlines()]
     assert [line["query"] for line in lines] == questions and lines == result.summary["answers"]
+
+
+def test_what_ask_prints_says_why_there_is_nothing(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(ServeConfig(model=str(model_dir), ask=["call Alice"], max_answer_tokens=1), Console())
+    assert "(cut off)" in capsys.readouterr().out
+    silent = Answer(content="", tool_calls=(), finish_reason="stop")
+    assert (shown(silent, with_tools=True), shown(silent, with_tools=False)) == ("(no tool fits)", "(nothing)")
+
+
+def test_a_template_may_begin_with_a_byte_order_mark(model: TextModel, model_dir: Path, tmp_path: Path) -> None:
+    assert model.template is not None
+    (tmp_path / "own.jinja").write_text(model.template.source, "utf-8-sig")
+    served = configured(model, ServeConfig(model=str(model_dir), chat_template=tmp_path / "own.jinja"))
+    assert served.template is not None and served.template.source == model.template.source
 
 
 def test_the_client_reports_the_servers_refusal(url: str) -> None:

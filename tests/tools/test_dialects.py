@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ MALFORMED = {
         '[TOOL_CALLS] [{"name": "x"}',
         '[TOOL_CALLS] [{"name": x}]',
         "[TOOL_CALLS]",
+        '[TOOL_CALLS] [{"name": "x", "arguments": {"a": -Infinity}}]',
     ],
     "hermes": [
         '<tool_call>{"name": "x"',
@@ -39,8 +41,16 @@ MALFORMED = {
         '<tool_call>{"name": x}</tool_call>',
         '<tool_call>{"name": "x"} and</tool_call>',
         '<tool_call>{"name": "x"}',
+        '<tool_call>{"name": "x", "arguments": {"a": NaN}}</tool_call>',
     ],
 }
+
+
+@pytest.mark.parametrize("name", dialect_names())
+def test_a_number_beyond_all_measure_is_still_one_of_json(name: str) -> None:
+    text = RENDERED[name].replace("{}", '{"a": 9e999, "b": [-9e999, 1.5]}')
+    [call] = dialect_named(name).parse(text)[1]
+    assert call.arguments == {"a": sys.float_info.max, "b": [-sys.float_info.max, 1.5]}
 
 
 def test_every_dialect_has_its_rows() -> None:

@@ -71,6 +71,22 @@ def write(path: str) -> str:
 def long() -> str:
     return "哈" * 20_000
 
+async def later(x: int) -> int:
+    return x + 1
+
+def each(x: int) -> list:
+    yield x
+    yield -x
+
+def odd_name() -> str:
+    return os.fsdecode(b"a\\xff.txt")
+
+def odd_mistake() -> str:
+    raise ValueError(odd_name())
+
+def wait() -> str:
+    time.sleep(60)
+
 def _hidden() -> str:
     return ""
 '''
@@ -103,6 +119,10 @@ def test_public_functions_of_the_file_are_declared_and_acts_are_known(tools: San
         ("leave", {}, "SystemExit: 3", True),
         ("vanish", {}, "ended without an answer", True),
         ("write", {"path": "note.txt"}, "written", False),
+        ("later", {"x": 1}, "2", False),
+        ("each", {"x": 1}, "[1, -1]", False),
+        ("odd_name", {}, "a?.txt", False),
+        ("odd_mistake", {}, "ValueError: a?.txt", True),
     ],
 )
 def test_a_call_and_its_mistakes_come_back_as_text(
@@ -127,6 +147,12 @@ def test_memory_time_and_children_are_bounded(tools: Sandbox, monkeypatch: pytes
     monkeypatch.setattr("leveret.tools.sandbox._START_SECONDS", 0)
     spun = tools.run(ToolCall("spin", {}))
     assert spun.failed and "did not finish within 1 s" in spun.text
+
+
+def test_a_call_that_only_waits_has_no_more_time_than_one_that_works(tools: Sandbox) -> None:
+    started = time.monotonic()
+    waited = tools.run(ToolCall("wait", {}))
+    assert waited.failed and "did not finish within 1 s" in waited.text and time.monotonic() - started < 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")

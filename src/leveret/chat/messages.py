@@ -141,11 +141,12 @@ def _call(call: Any, place: str) -> ToolCall:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RequestError(f'{place} must be {{"function": {{"name": ..., "arguments": ...}}}}', param=place)
     arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
+    try:
+        if isinstance(arguments, str):
             arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"{place}.function.arguments is not valid JSON: {error}", param=place) from error
+        json.dumps(arguments, allow_nan=False)  # what Python reads or holds and JSON does not
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"{place}.function.arguments is not valid JSON: {error}", param=place) from error
     if not isinstance(arguments, Mapping):
         raise RequestError(f"{place}.function.arguments must be a JSON object", param=place)
     return ToolCall(str(function["name"]), dict(arguments), id=_optional_text(call, "id", place))

@@ -222,7 +222,9 @@ class ChatTemplate:
 
     def _run(self, inputs: Mapping[str, Any], marks: Marks) -> Rendered:
         try:
-            return without_marks(self._compiled.render(inputs), marks)
+            rendered = without_marks(self._compiled.render(inputs), marks)
+            rendered.text.encode()  # half a character, of a tool's description or a variable, is no text
+            return rendered
         except jinja2.TemplateError as error:
             raise TemplateError(f"chat template {self.name!r}: {error.message or error}") from error
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:

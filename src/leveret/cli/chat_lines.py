@@ -101,7 +101,7 @@ def _write(readline: ModuleType, path: Path) -> None:
 
 def _piped_line(inside: bool) -> str | None:
     line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
+    return line.rstrip("\n").removeprefix("\ufeff") if line else None  # a byte order mark, as PowerShell's pipes have
 
 
 def _typed_line(inside: bool) -> str | None:

@@ -90,7 +90,7 @@ class Session:
             return True
         try:
             commands[word](rest.strip())
-        except (LeveretError, OSError) as error:
+        except LeveretError as error:
             self._console.error(str(error))
         return True
 
@@ -212,7 +212,11 @@ class Session:
         if not file:
             self._console.warn("/save takes a file")
             return
-        self._talk.save(Path(file).expanduser())
+        try:
+            self._talk.save(Path(file).expanduser())
+        except OSError as error:
+            self._console.error(f"{file} cannot be written: {error.strerror}")
+            return
         self._console.info(f"{len(self._talk.turns)} messages are in {file}")
 
     def _load(self, file: str) -> None:

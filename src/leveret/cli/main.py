@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,10 +44,11 @@ _EPILOG = (__doc__ or "").partition("Exit codes: ")[2]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (that of the process by default) and return its exit code."""
-    console = Console()
     _let_waiting_threads_sleep()
     if arguments is None:
+        _show_what_can_be_shown()
         atexit.register(gc.freeze)  # else the last collection looks at all that PyTorch is made of: half a second
+    console = Console()
     try:
         if Ranks.from_environment() is not None:
             end_with_parent()  # torchrun itself may be killed
@@ -72,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report_bug(console, error)
         return BUG_EXIT_CODE
     return 0
+
+
+def _show_what_can_be_shown() -> None:
+    """Write ? for characters that the terminal's encoding does not have: a model may write any there is."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every program that calls us has one
+            stream.reconfigure(errors="replace")
 
 
 def _let_waiting_threads_sleep() -> None:

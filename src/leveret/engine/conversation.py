@@ -113,7 +113,7 @@ class Conversation:
     def load(self, path: str | Path) -> None:
         """Go on with a conversation from the first line of a file. RequestError, and no change, if it holds none."""
         try:
-            line = Path(path).read_text(encoding="utf-8").lstrip().partition("\n")[0]
+            line = Path(path).read_text(encoding="utf-8-sig").lstrip().partition("\n")[0]
             messages = messages_from(json.loads(line)["messages"])
         except (OSError, ValueError, KeyError, TypeError, RequestError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)

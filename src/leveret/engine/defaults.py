@@ -8,7 +8,7 @@ are absent are off. What a caller gives goes over these defaults field by field.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -68,15 +68,15 @@ def with_options(params: SamplingParams, options: SamplingOptions) -> SamplingPa
             near = suggest(name, known)
             hint = f"did you mean {near!r}?" if near else f"options: {', '.join(known)}"
             raise RequestError(f"unknown sampling option {name!r}", param=name, code="unknown_parameter", hint=hint)
-    if "stop_ids" in changes:
-        changes["stop_ids"] = _merged(params.stop_ids, changes["stop_ids"])
-    if "logit_bias" in changes:
-        changes["logit_bias"] = tuple(sorted(changes["logit_bias"].items()))
     if isinstance(changes.get("stop"), str):
         changes["stop"] = (changes["stop"],)
-    for name in ("stop", "banned_ids"):
+    for name in ("stop", "stop_ids", "banned_ids"):
         if name in changes:
-            changes[name] = tuple(changes[name])
+            changes[name] = _listed(name, changes[name])
+    if "stop_ids" in changes:
+        changes["stop_ids"] = tuple(dict.fromkeys((*params.stop_ids, *changes["stop_ids"])))
+    if "logit_bias" in changes:
+        changes["logit_bias"] = _pairs(changes["logit_bias"])
     return replace(params, **changes)
 
 
@@ -103,5 +103,15 @@ def _ids(value: int | list[int] | None) -> tuple[int, ...]:
     return ids
 
 
-def _merged(first: tuple[int, ...], second: tuple[int, ...] | list[int]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys((*first, *second)))
+def _listed(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise RequestError(f"{name} is {value!r}; it must be a list", param=name, code="invalid_value")
+    return tuple(value)
+
+
+def _pairs(bias: Any) -> tuple[tuple[Any, Any], ...]:
+    if not isinstance(bias, Mapping) or any(isinstance(key, str) for key in bias):
+        raise RequestError(
+            f"logit_bias is {bias!r}; it must be numbers by token ids", param="logit_bias", code="invalid_value"
+        )
+    return tuple(sorted(bias.items()))

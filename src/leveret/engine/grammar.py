@@ -28,7 +28,7 @@ import numpy as np
 
 from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.engine.grammar_vocabulary import GrammarVocabulary
-from leveret.engine.structure import Structure, subschemas
+from leveret.engine.structure import MAX_CHARACTERS, Structure, subschemas
 from leveret.errors import RequestError
 from leveret.extras import require
 from leveret.tokenizer.files import Tokenizer
@@ -76,7 +76,7 @@ class GrammarBook:
         if problem:
             raise self._refusal(structure, problem)
         constraint = self.constraint_from(grammar, stop_ids, goes_on=goes_on)
-        if not len(constraint.allowed_ids()):
+        if not len(constraint.allowed_ids()) or constraint.problem is not None:
             raise self._refusal(structure, "no text that the model could begin to write fits it")
         return constraint
 
@@ -86,14 +86,22 @@ class GrammarBook:
             raise self._refusal(structure, problem)
 
     def constraint_from(
-        self, grammar: str, stop_ids: Iterable[int], *, tokens: Iterable[int] = (), goes_on: bool = False
+        self,
+        grammar: str,
+        stop_ids: Iterable[int],
+        *,
+        parts: Iterable[Structure] = (),
+        tokens: Iterable[int] = (),
+        goes_on: bool = False,
     ) -> GrammarConstraint:
-        """Keeps one request to a grammar in the library's notation, made of parts that are known to be right.
+        """Keeps one request to a grammar in the library's notation that was made of `parts`.
 
-        `tokens`: special tokens that it may use; `goes_on`: grammar_constraint.py. RequestError when the parts are too
-        large together.
+        `tokens`: special tokens that it may use; `goes_on`: grammar_constraint.py. RequestError when a part cannot be
+        compiled, naming its place, or all are too large together.
         """
         if problem := self._problem(grammar):
+            for part in parts:
+                self.check(part)
             raise RequestError(
                 f"the functions together cannot be turned into a grammar: {problem}",
                 param="tools",
@@ -139,6 +147,8 @@ class GrammarBook:
 
     def _problem(self, grammar: str) -> str:
         """Why the grammar cannot be compiled; empty when it can."""
+        if len(grammar) > MAX_CHARACTERS:
+            return f"it has {len(grammar):,} characters; at most {MAX_CHARACTERS:,} are compiled"
         with self._lock:
             prototype = self._prototype(grammar)
             return _in_words(prototype.get_error()) if prototype.is_error() else ""
@@ -191,6 +201,7 @@ def json_rule(schema: Mapping[str, Any]) -> str:
 def _in_words(message: str) -> str:
     """An error of the library without the grammar that it quotes."""
     message = re.sub(r"^ *[0-9]+ \|.*$\n?|^ *\^+ *$\n?", "", message, flags=re.MULTILINE)
+    message = message.partition("<backtrace>")[0]  # a limit of the library that it does not expect to meet
     message = re.sub(r"^at [0-9]+\([0-9]+\): ", "", " ".join(message.split()))
     message = message.removeprefix("failed to compile JSON schema: ")
     if unimplemented := re.fullmatch(r"Unimplemented keys: \[(.*)\]", message):

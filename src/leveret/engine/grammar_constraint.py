@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ class GrammarConstraint:
         if self.finished:
             return self._stop_ids
         if not self._forced:
-            self._forced = [index for index in self._matcher.compute_ff_tokens() if not self._special[index]]
+            forced = self._matcher.compute_ff_tokens()
+            self._forced = list(takewhile(lambda index: not self._special[index], forced))
         if self._forced:
             return np.array(self._forced[:1], dtype=np.int64)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from numbers import Integral
 from typing import Any, Unpack
 
 import tokenizers
@@ -111,7 +112,7 @@ class JobMaker:
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(checked_text(prompt, "prompt"), add_bos=self._adds_bos)
         else:
-            ids = list(prompt)
+            ids = _ids(prompt)
         structure, sampling = split_options(options)
         return self._text_prompt(ids, self._params(ids, sampling), structure=structure)
 
@@ -188,15 +189,14 @@ class JobMaker:
         stop_ids = [*self.defaults.stop_ids, *(() if template is None else template.stop_ids(self.tokenizer))]
         if self.tokenizer.eos_id is not None:
             stop_ids.append(self.tokenizer.eos_id)
-        given = options.get("stop", ())
         words = [stop for stop in stops if stop not in self.tokenizer.special_ids]
-        words += [given] if isinstance(given, str) else given
+        given = with_options(SamplingParams(), {"stop": options["stop"]}).stop if "stop" in options else ()
         defaults = replace(
             self.defaults,
             max_tokens=min(self.defaults.max_tokens, room),
             stop_ids=tuple(stop_ids),
         )
-        return self._ending(with_options(defaults, {**options, "stop": tuple(dict.fromkeys(words))}))
+        return self._ending(with_options(defaults, {**options, "stop": tuple(dict.fromkeys((*words, *given)))}))
 
     def _ending(self, params: SamplingParams) -> SamplingParams:
         return replace(params, stop_ids=self._known(params.stop_ids))
@@ -241,6 +241,20 @@ def _messages(messages: Messages) -> list[Message]:
                 code="invalid_value",
             )
     return conversation
+
+
+def _ids(prompt: Any) -> list[int]:
+    """A prompt that is no text: token ids."""
+    ids: list[Any] = (
+        list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping) else [None]
+    )
+    if not all(issubclass(kind, Integral) for kind in set(map(type, ids))):
+        raise RequestError(
+            f"the prompt must be a text or a list of token ids, not {type(prompt).__name__}",
+            param="prompt",
+            code="invalid_value",
+        )
+    return ids
 
 
 def _adds_bos(tokenizer: Tokenizer) -> bool:

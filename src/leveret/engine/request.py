@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal, Protocol
 
 import numpy as np
@@ -32,6 +33,12 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 MIN_TEMPERATURE = 1e-5
 """Below it an answer is greedy: logits divided by less leave the range of numbers (vLLM draws the same line)."""
+
+
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+
+OPTIONAL = frozenset(["top_k", "top_p", "min_p", "logprobs", "seed"])
+"""Numbers of `SamplingParams` that may be None."""
 
 
 class Constraint(Protocol):
@@ -90,6 +97,7 @@ class SamplingParams:
     """Leave special tokens out of the text. For the text layer."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _check(0 <= self.temperature < float("inf"), "temperature", self.temperature, "a finite number of at least 0")
         _check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1")
@@ -106,6 +114,19 @@ class SamplingParams:
         _check(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, wanted)
         _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
         _check(all(self.stop), "stop", self.stop, "strings that are not empty")
+
+    def _check_types(self) -> None:
+        for name in ("max_tokens", "top_k", "logprobs", "seed"):
+            _check(_is(getattr(self, name), Integral, name), name, getattr(self, name), "a whole number")
+        for name in ("temperature", "top_p", "min_p", *PENALTIES):
+            _check(_is(getattr(self, name), Real, name), name, getattr(self, name), "a number")
+        _check(all(isinstance(stop, str) for stop in self.stop), "stop", self.stop, "texts")
+        for name in ("stop_ids", "banned_ids"):
+            ids = getattr(self, name)
+            _check(all(isinstance(index, Integral) for index in ids), name, ids, "token ids")
+        for token_id, bias in self.logit_bias:
+            right = isinstance(token_id, Integral) and isinstance(bias, Real)
+            _check(right, "logit_bias", {token_id: bias}, "numbers by token ids")
 
     @property
     def greedy(self) -> bool:
@@ -146,6 +167,11 @@ class Completion:
     def num_generated_tokens(self) -> int:
         """Ids the model produced, the stop id included."""
         return len(self.ids) + (self.stop_id is not None)
+
+
+def _is(value: object, kind: type, name: str) -> bool:
+    """Whether a value is a number of a kind, or None where that means something."""
+    return name in OPTIONAL if value is None else isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check(good: bool, name: str, value: object, wanted: str) -> None:

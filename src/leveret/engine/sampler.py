@@ -53,7 +53,7 @@ class RowSampler:
         if params.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(params.seed)
+            self._generator.manual_seed(int(params.seed))
 
     def fork(self) -> RowSampler:
         """A sampler for guesses: it chooses as this one would from here on, without the constraint and the record."""

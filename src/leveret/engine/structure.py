@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
+from leveret.chat.messages import checked_text
 from leveret.engine.defaults import SamplingOptions
 from leveret.errors import RequestError
 from leveret.tools.tool import FORMATS
@@ -29,6 +30,12 @@ GRAMMAR_FORMATS = frozenset(
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"]
 )
 """Formats of strings that the grammar library enforces."""
+
+MAX_CHARACTERS = 1_000_000
+"""Longest form that is compiled: the grammar library may need many seconds to say that one is too large."""
+
+MAX_PROPERTIES = 5000
+"""Most properties of an object; the time to compile grows with their square. OpenAI draws the same line."""
 
 _ONE = (
     *("additionalProperties", "items", "not", "if", "then", "else", "contains", "propertyNames"),
@@ -87,9 +94,18 @@ class Structure:
             raise RequestError(f"{param} is false: nothing fits it", param=param, code="invalid_schema")
         read = {} if schema is True else dict(schema)
         try:
-            return cls(kind="json", source=json.dumps(readable(read)), param=param)
+            source = json.dumps(readable(read), allow_nan=False)
+            most = _most_properties(read)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"{param} is not JSON: {error}", param=param, code="invalid_schema") from None
+        if len(source) > MAX_CHARACTERS or most > MAX_PROPERTIES:
+            raise RequestError(
+                f"{param} is too large: it has {len(source):,} characters and an object with {most:,} properties; "
+                f"at most {MAX_CHARACTERS:,} and {MAX_PROPERTIES:,} are compiled",
+                param=param,
+                code="invalid_schema",
+            )
+        return cls(kind="json", source=source, param=param)
 
     @classmethod
     def json_object(cls, *, param: str = "response_format") -> Structure:
@@ -104,6 +120,8 @@ class Structure:
             raise RequestError(
                 f"{param} must be a list of texts that are not empty, not {choice!r}", param=param, code="invalid_value"
             )
+        for text in texts:
+            checked_text(text, param)
         return cls(kind="choice", source=json.dumps(texts), param=param)
 
     @classmethod
@@ -165,10 +183,20 @@ def readable(schema: Any) -> Any:
     for path, inner in subschemas(schema):
         holder: Any = changed
         for key in path[:-1]:
-            holder[key] = holder[key].copy()  # a list or a mapping of schemas
+            if holder[key] is schema[key]:  # a list or a mapping of schemas, which is copied once
+                holder[key] = holder[key].copy()
             holder = holder[key]
         holder[path[-1]] = readable(inner)
     return changed
+
+
+def _most_properties(schema: Any) -> int:
+    """How many properties the largest object in a schema has."""
+    if not isinstance(schema, Mapping):
+        return 0
+    own = schema.get("properties")
+    inner = (_most_properties(each) for _, each in subschemas(schema))
+    return max(len(own) if isinstance(own, Mapping) else 0, *inner, 0)
 
 
 def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -191,4 +219,4 @@ def _text(value: object, param: str) -> str:
         raise RequestError(
             f"{param} must be a text that is not empty, not {value!r}", param=param, code="invalid_value"
         )
-    return value
+    return checked_text(value, param)

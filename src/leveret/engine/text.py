@@ -91,10 +91,10 @@ class TextModel(JobMaker):
         Raises HubError, WeightsError, TokenizerError, TemplateError or ToolError, naming the file that is wrong.
         """
         try:
-            checked_name(backend)
+            is_own = checked_name(backend) == OWN
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        if backend != OWN:
+        if not is_own:
             if adapter is not None or quantize is not None:
                 raise ConfigError(
                     "an adapter, or quantizing at load, is for our own engine",
@@ -133,19 +133,25 @@ class TextModel(JobMaker):
         self,
         text: str,
         *,
-        history: Messages = (),
+        history: Messages | None = None,
         system: str | None = None,
         base: bool | None = None,
         **options: Unpack[AnswerOptions],
     ) -> str:
         """The answer to one message after what was said before (`history`, oldest first, which is not changed).
 
-        base: True continues the text instead; None does so for a model without a chat template.
+        base: True continues the text instead, which has no history; None does so for a model without a chat template.
         """
         if self.template is None if base is None else base:
+            if history or system is not None:
+                raise RequestError(
+                    "history and system are of a conversation, and the text is continued as a base model does",
+                    param="history" if history else "system",
+                    code="invalid_value",
+                )
             return self.generate(text, **options)
         leading = [] if system is None else [Message("system", system)]
-        return self.chat([*leading, *history, Message("user", text)], **options).content
+        return self.chat([*leading, *(history or ()), Message("user", text)], **options).content
 
     def chat(
         self,

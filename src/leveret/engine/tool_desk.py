@@ -135,14 +135,11 @@ class ToolDesk:
         if not offer.declared:
             assert form is not None
             return self.form(form, params, prefix)
-        for declared in offer.declared:
-            book.check(declared.schema)
-        if form is not None:
-            if form.kind != "json":
-                raise RequestError(
-                    f"{form.param} cannot be combined with tools; JSON can", param=form.param, code="invalid_value"
-                )
-            book.check(form)
+        if form is not None and form.kind != "json":
+            raise RequestError(
+                f"{form.param} cannot be combined with tools; JSON can", param=form.param, code="invalid_value"
+            )
+        self._check_names(offer)
         parallel = offer.parallel and bool(params.stop_ids)  # where nothing can end an answer, its first call does
         grammar = call_grammar(
             replace(offer, parallel=parallel),
@@ -151,7 +148,19 @@ class ToolDesk:
             prefix=book.prefix + prefix,
             form=form,
         )
-        return book.constraint_from(grammar, params.stop_ids, tokens=self._markers, goes_on=True)
+        parts = [declared.schema for declared in offer.declared] + ([] if form is None else [form])
+        return book.constraint_from(grammar, params.stop_ids, parts=parts, tokens=self._markers, goes_on=True)
+
+    def _check_names(self, offer: Offer) -> None:
+        """No text can spell a special token, so such a function could be offered and never be called."""
+        tokens = [token for token in self._tokenizer.special_ids if token]
+        for declared in offer.declared:
+            if any(token in declared.name for token in tokens):
+                raise RequestError(
+                    f"the tool's name {declared.name!r} holds a special token of the model",
+                    param="tools",
+                    code="invalid_value",
+                )
 
     def _calls(self, offer: Offer, query: str) -> CallConstraint:
         grammar = self._call_grammar

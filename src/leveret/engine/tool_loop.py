@@ -74,9 +74,20 @@ class ToolLoop:
         return bool(calls) and self._rounds < self._max_rounds and asked != self._before
 
     def reply(self, talk: Conversation, text: str, **options: Unpack[SamplingOptions]) -> Reply:
-        """Ask, and go on until the last answer, which is returned; the conversation holds them all."""
+        """Ask, and go on until the last answer, which is returned; the conversation holds them all.
+
+        A question that cannot be answered to its end is taken back, with all that came of it.
+        """
         self.begin()
         talk.ask(text)
+        try:
+            return self._last_answer(talk, options)
+        except BaseException:
+            talk.take_back_answer()
+            talk.take_back_question()
+            raise
+
+    def _last_answer(self, talk: Conversation, options: SamplingOptions) -> Reply:
         while True:
             reply = talk.model.run([talk.prepare(**options)])[0]
             talk.record(reply.content, reply.tool_calls)

@@ -100,6 +100,7 @@ def _require_known(tools: object, tool_choice: object) -> None:
         raise RequestError(
             f"tool_choice is {tool_choice!r}; it must be one of {', '.join(get_args(ToolChoice))}",
             param="tool_choice", code="invalid_value",
+            hint="to have one function called, offer it alone and set tool_choice to required",
         )  # fmt: skip
 
 

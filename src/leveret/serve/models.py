@@ -143,7 +143,7 @@ def _engine(model: TextModel, config: ServeConfig) -> Backend:
 
 def _template(path: Path, model: TextModel) -> ChatTemplate:
     try:
-        source = path.read_text("utf-8")
+        source = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"chat_template: {path} cannot be read: {error}") from None
     return ChatTemplate(source, name=path.name, variables=model.tokenizer.special_tokens)

@@ -28,6 +28,7 @@ from leveret.engine.tool_calls import ToolChoice
 from leveret.errors import RequestError
 from leveret.serve.sampling_fields import SamplingFields, listed
 from leveret.serve.structured import StructuredFields
+from leveret.serve.writable import MAY_BE_UNWRITABLE, check_writable
 
 IGNORED = frozenset(
     [
@@ -281,11 +282,14 @@ def parse_body(model: type[BodyType], raw: bytes) -> BodyType:
 
 def _json_object(raw: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(raw)
+        text = raw.decode(json.detect_encoding(raw))
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(data, dict):
         raise RequestError(f"the body must be a JSON object, not {type(data).__name__}", code="invalid_json")
+    if MAY_BE_UNWRITABLE.search(text):
+        check_writable(data)
     return data
 
 

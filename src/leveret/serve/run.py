@@ -66,7 +66,7 @@ def _answer(model: TextModel, config: ServeConfig, console: Console) -> StageRes
             started = time.monotonic()
             answer = ask(url, question, tools=tools, api_key=next(iter(config.api_keys), None))
             console.print(f"> {question}")
-            console.print(f"  {shown(answer)}   ({(time.monotonic() - started) * 1000:.0f} ms)")
+            console.print(f"  {shown(answer, with_tools=bool(tools))}   ({(time.monotonic() - started) * 1000:.0f} ms)")
             calls = [{"name": call.name, "arguments": call.arguments} for call in answer.tool_calls]
             answers.append({"query": question, "content": answer.content, "calls": calls})
     if config.output is not None:
@@ -78,10 +78,11 @@ def _answer(model: TextModel, config: ServeConfig, console: Console) -> StageRes
     return StageResult(output=config.output, summary={"answers": answers})
 
 
-def shown(answer: Answer) -> str:
+def shown(answer: Answer, *, with_tools: bool) -> str:
     """An answer on one line: its calls as a programmer would write them, or its text."""
     if not answer.tool_calls:
-        return answer.content or "(no tool fits)"
+        nothing = "(cut off)" if answer.finish_reason == "length" else "(no tool fits)" if with_tools else "(nothing)"
+        return answer.content or nothing
     return "; ".join(f"{call.name}({_arguments(call)})" for call in answer.tool_calls)
 
 

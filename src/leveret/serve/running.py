@@ -9,6 +9,7 @@ port 0 can be told.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -44,6 +45,10 @@ def running(model: TextModel, config: ServeConfig) -> Iterator[str]:
             thread.join()
 
 
+LAST_WORDS_SECONDS = 1
+"""How long clients whose answers are cut off have to read that they are."""
+
+
 class DrainingServer(uvicorn.Server):
     """A server that, told to stop by a signal, first lets the answers under way end and reach their clients.
 
@@ -51,27 +56,32 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, *, drain_seconds: float) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LAST_WORDS_SECONDS))
         self._handlers: Handlers = app.state.handlers
         self._drain_seconds = drain_seconds
         self._last_moment: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; uvicorn's own way would end the open answers."""
-        if self._last_moment is not None:
-            self.should_exit = True
-            return
+        again = self._last_moment is not None
         self._handlers.drain()
-        self._last_moment = time.monotonic() + self._drain_seconds
+        self._last_moment = time.monotonic() + (0 if again else self._drain_seconds)
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn several times a second; True ends the server."""
         if self._last_moment is not None and not self.should_exit:
-            late = time.monotonic() > self._last_moment
+            late = time.monotonic() >= self._last_moment
             self.should_exit = late or not (self._handlers.busy or self._is_sending)
             if late:
                 self._handlers.close()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; a connection whose client still does not read is cut off."""
+        await super().shutdown(sockets)
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # which closes their sockets
 
     @property
     def _is_sending(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 from leveret.chat.messages import CallPiece, ToolCall
 from leveret.errors import ToolError
@@ -100,13 +101,22 @@ class _Scan:
 
 def _read_call(text: str) -> ToolCall:
     try:
-        entry = json.loads(text)
+        entry = json.loads(text, parse_float=_number, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ToolError(f"a tool call is not JSON: {error}") from None
     name, arguments = entry.get("name"), entry.get("arguments", {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ToolError('a tool call needs a "name" and an object "arguments"', hint=f"it was {text.strip()[:80]!r}")
     return ToolCall(name=name, arguments=arguments)
+
+
+def _number(text: str) -> float:
+    """A number; one beyond all measure (9e999) is the largest there is, since what holds an infinity is no JSON."""
+    return max(-sys.float_info.max, min(sys.float_info.max, float(text)))
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def possible_start(text: str, marker: str) -> int:

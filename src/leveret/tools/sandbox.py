@@ -29,7 +29,7 @@ from leveret.errors import ToolError
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from leveret.tools.sandbox_runner import main; main({fd})"
 _START_SECONDS = 5
-"""What a process may take to begin, beside the time that a call has."""
+"""What a process may take to begin, beside the time that a call has, which the process keeps by itself."""
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
 
 
@@ -153,7 +153,7 @@ def _failure(text: str) -> dict[str, Any]:
 
 
 def _why_ended(code: int, seconds: int, complaints: bytes) -> str:
-    if -code == signal.SIGXCPU:
+    if -code in (signal.SIGXCPU, signal.SIGALRM):
         return f"it did not finish within {seconds} s"
     if code < 0:
         return f"the process was ended by {signal.Signals(-code).name}"

@@ -3,7 +3,8 @@
     stdin   {"file", "folder", "memory_mib", "seconds", "network", "call": null | {"name", "arguments"}}
     fd      {"tools": [...], "acts": [...], "held": [...]}  or  {"text": ..., "failed": ...}
 
-Started by `sandbox.py`; what the functions print is their result when they return nothing.
+Started by `sandbox.py`; what the functions print is their result when they return nothing. One that is `async` is
+awaited, and one that yields gives a list.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import runpy
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -37,6 +39,7 @@ def main(answer_fd: int) -> None:
     held = confine(
         folder=Path(task["folder"]), memory_mib=task["memory_mib"], seconds=task["seconds"], network=task["network"]
     )
+    signal.setitimer(signal.ITIMER_REAL, task["seconds"])  # what only waits uses no processor time
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -74,6 +77,12 @@ def _call(functions: Mapping[str, Callable[..., Any]], call: Mapping[str, Any], 
     arguments = tool.validate(call["arguments"])
     hints = typing.get_type_hints(function)
     value = function(**{name: _as_declared(hints[name], given) for name, given in arguments.items()})
+    if inspect.iscoroutine(value):
+        import asyncio  # as long to import as the whole call takes
+
+        value = asyncio.run(value)
+    elif inspect.isgenerator(value):
+        value = list(value)
     if value is None:
         return _cut(printed.getvalue().strip() or "done")
     return _cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
@@ -94,6 +103,7 @@ def _in_words(error: BaseException) -> str:
 
 
 def _cut(text: str) -> str:
+    text = text.encode(errors="replace").decode()  # names of files may hold bytes that are no text
     if len(text) <= MAX_RESULT_CHARACTERS:
         return text
     return f"{text[:MAX_RESULT_CHARACTERS]} ... (cut; {len(text):,} characters)"

@@ -98,7 +98,7 @@ def test_weights_are_asked_of_our_own_engine_only(other: TextModel) -> None:
 def test_each_program_names_the_files_that_it_reads(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reads GGUF files.*is a directory"):
         leveret.load(model_dir, backend="llama.cpp")
-    with pytest.raises(ValueError, match=r"did you mean transformers"):
+    with pytest.raises(ConfigError, match=r"did you mean transformers"):
         leveret.load(model_dir, backend="transformer")
     with pytest.raises(ConfigError, match="for our own engine"):
         leveret.load(model_dir, backend="transformers", adapter=tmp_path)
