@@ -24,6 +24,8 @@ class ToolCall:
     name: str
     arguments: dict[str, Any]
     id: str | None = None
+    written: str | None = field(default=None, compare=False, kw_only=True, repr=False)
+    """The arguments as JSON text, where the call was given out piece by piece; else they are written when needed."""
 
 
 @dataclass(frozen=True)
