@@ -94,11 +94,18 @@ class Backend(ABC):
         return self._followed(request)
 
     def check(self, request: Request) -> None:
-        """Raise RequestError, with the numbers, when the prompt is empty, foreign to the model or too long."""
+        """Raise RequestError, with the numbers, when the prompt is empty, foreign to the model or too long.
+
+        Also when no token is left to choose, or one that is named is none of the model's.
+        """
         prompt, params = request.prompt_ids, request.params
         if not prompt:
             raise RequestError("the prompt has no tokens", param="prompt", code="empty_prompt")
-        for param, ids in (("prompt", (*prompt, *params.banned_ids)), ("logit_bias", dict(params.logit_bias))):
+        for param, ids in (
+            ("prompt", prompt),
+            ("banned_ids", params.banned_ids),
+            ("logit_bias", dict(params.logit_bias)),
+        ):
             foreign = [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]
             if foreign:
                 raise RequestError(
@@ -106,6 +113,12 @@ class Backend(ABC):
                     param=param,
                     code="invalid_token_id",
                 )
+        if len(params.banned_ids) >= self.vocab_size and len(set(params.banned_ids)) == self.vocab_size:
+            raise RequestError(
+                f"banned_ids holds all {self.vocab_size} tokens of the model: none is left to choose",
+                param="banned_ids",
+                code="invalid_value",
+            )
         if len(prompt) + params.max_tokens > self.context_tokens:
             holder, way_out = self._limit()
             raise RequestError(

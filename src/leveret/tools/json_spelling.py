@@ -3,10 +3,10 @@
     {"a" : 0e27,"b":"\\u000a\\/"}        what a model may write
     {"a": 0.0, "b": "\\n/"}              what a client is sent, piece by piece
 
-So a call that is streamed has the very text of a call that is sent whole, however the model has spelled it. A number is
-given out once its end is there; one beyond all measure (9e999) is the largest there is, since what holds an infinity is
-no JSON. Half a character (an escaped lone surrogate), which no encoding can write, is U+FFFD. Text that is no JSON comes
-out as something: whoever reads the whole refuses it.
+So a call that is streamed has the very text of a call that is sent whole, however the model has spelled it. A number
+is given out once its end is there; one beyond all measure (9e999) is the largest there is, since what holds an infinity
+is no JSON. Half a character (an escaped lone surrogate), which no encoding can write, is U+FFFD. Text that is no JSON
+comes out as something: whoever reads the whole refuses it.
 """
 
 from __future__ import annotations
