@@ -98,7 +98,7 @@ class Backend(ABC):
 
         Also when no token is left to choose, or one that is named is none of the model's.
         """
-        prompt, params = request.prompt_ids, request.params
+        prompt, params, size = request.prompt_ids, request.params, self.vocab_size
         if not prompt:
             raise RequestError("the prompt has no tokens", param="prompt", code="empty_prompt")
         for param, ids in (
@@ -106,16 +106,16 @@ class Backend(ABC):
             ("banned_ids", params.banned_ids),
             ("logit_bias", dict(params.logit_bias)),
         ):
-            foreign = [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]
+            foreign = [token_id for token_id in ids if not 0 <= token_id < size]
             if foreign:
                 raise RequestError(
-                    f"token id {foreign[0]} is outside the model's vocabulary of {self.vocab_size}",
+                    f"token id {foreign[0]} is outside the model's vocabulary of {size}",
                     param=param,
                     code="invalid_token_id",
                 )
-        if len(params.banned_ids) >= self.vocab_size and len(set(params.banned_ids)) == self.vocab_size:
+        if len(params.banned_ids) >= size and len(set(params.banned_ids)) == size:
             raise RequestError(
-                f"banned_ids holds all {self.vocab_size} tokens of the model: none is left to choose",
+                f"banned_ids holds all {size} tokens of the model: none is left to choose",
                 param="banned_ids",
                 code="invalid_value",
             )

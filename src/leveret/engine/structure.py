@@ -89,7 +89,9 @@ class Structure:
             raise RequestError(f"{param} is false: nothing fits it", param=param, code="invalid_schema")
         read = {} if schema is True else dict(schema)
         try:
-            source = json.dumps(readable(read, EndlessParts(read)), allow_nan=False)
+            source = json.dumps(readable(read), allow_nan=False)
+            if '"$ref"' in source:
+                source = json.dumps(readable(read, EndlessParts(read)))
             most = _most_properties(read)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"{param} is not JSON: {error}", param=param, code="invalid_schema") from None
