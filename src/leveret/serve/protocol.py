@@ -104,6 +104,20 @@ class NamedChoice(_Part):
     function: NamedFunction
 
 
+class AllowedTools(_Part):
+    """Some of the functions, of which one may or must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedChoice]
+
+
+class AllowedChoice(_Part):
+    """`tool_choice` that names several functions."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class StreamOptions(_Part):
     """Options of a streamed answer."""
 
@@ -196,7 +210,7 @@ class ChatBody(Body):
     max_completion_tokens: int | None = None
     tools: list[ToolBody] | Literal["all"] | None = None
     """Functions offered; "all" (our addition) offers those that the model has a token for."""
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
 
     logprobs: bool | None = None
@@ -241,15 +255,26 @@ class ChatBody(Body):
         """The functions that may be called, as OpenAI declares them, and whether one must be."""
         every = self.tools == "all"
         tools = [] if isinstance(self.tools, str) else [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
-        if not isinstance(self.tool_choice, NamedChoice):
-            return "all" if every else [*tools], self.tool_choice or "auto"
-        chosen = self.tool_choice.function.name
-        named: list[str | dict[str, Any]] = [tool for tool in tools if tool["function"]["name"] == chosen]
-        if not every and not named:
+        mode: ToolChoice
+        match self.tool_choice:
+            case NamedChoice():
+                chosen, mode = [self.tool_choice.function.name], "required"
+            case AllowedChoice(allowed_tools=allowed):
+                chosen, mode = list(dict.fromkeys(tool.function.name for tool in allowed.tools)), allowed.mode
+            case _:
+                return "all" if every else [*tools], self.tool_choice or "auto"
+        known = [tool["function"]["name"] for tool in tools]
+        if not every and (unknown := [name for name in chosen if name not in known]):
             raise RequestError(
-                f"tool_choice names {chosen!r}, which is not among the tools", param="tool_choice", code="invalid_value"
+                f"tool_choice names {unknown[0]!r}, which is not among the tools",
+                param="tool_choice",
+                code="invalid_value",
             )
-        return [chosen] if every else named, "required"
+        if not chosen and mode == "required":
+            raise RequestError(
+                "tool_choice requires a call and allows no function", param="tool_choice", code="invalid_value"
+            )
+        return [*chosen] if every else [tool for tool in tools if tool["function"]["name"] in chosen], mode
 
 
 class AdapterBody(_Part):
