@@ -129,6 +129,10 @@ class Backend(ABC):
                 hint="shorten the prompt or lower max_tokens" + way_out,
             )
 
+    def check_form(self, param: str) -> None:
+        """Raise RequestError when no answer can be kept to a form here; `param`: what the caller calls the form."""
+        return
+
     def _limit(self) -> tuple[str, str]:
         """What sets `context_tokens`, and what else than a shorter request would help."""
         return "model's context", ""

@@ -162,11 +162,13 @@ class Completion:
     """The stop id that ended it, if one did."""
     num_prompt_tokens: int
     """Length of the prompt."""
+    num_counted: int | None = None
+    """Ids that another program says it produced, where `ids` may be others of the same text."""
 
     @property
     def num_generated_tokens(self) -> int:
         """Ids the model produced, the stop id included."""
-        return len(self.ids) + (self.stop_id is not None)
+        return len(self.ids) + (self.stop_id is not None) if self.num_counted is None else self.num_counted
 
 
 def _is(value: object, kind: type, name: str) -> bool:
