@@ -120,6 +120,8 @@ class SamplingParams:
             _check(_is(getattr(self, name), Integral, name), name, getattr(self, name), "a whole number")
         for name in ("temperature", "top_p", "min_p", *PENALTIES):
             _check(_is(getattr(self, name), Real, name), name, getattr(self, name), "a number")
+        for name in ("ignore_eos", "skip_special_tokens"):
+            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         _check(all(isinstance(stop, str) for stop in self.stop), "stop", self.stop, "texts")
         for name in ("stop_ids", "banned_ids"):
             ids = getattr(self, name)

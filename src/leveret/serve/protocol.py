@@ -44,6 +44,9 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "best_of": (1,),
     "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
     "functions": ([],),
     "function_call": ("none",),
     "reasoning_effort": ("none",),
@@ -60,6 +63,9 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "detokenize": (True,),
 }
 """Accepted only with one of these values, or null."""
+
+OTHER_DOORS = {"messages": "a conversation goes to /v1/chat/completions", "prompt": "a text goes to /v1/completions"}
+"""Where a field belongs that another endpoint knows."""
 
 MAX_CHOICES = 128
 """Most choices (`n`) a request may ask for."""
@@ -221,7 +227,7 @@ class ChatBody(Body):
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: it needs logprobs: true")
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message: a turn cannot be continued and a new one opened")
@@ -300,7 +306,7 @@ def parse_body(model: type[BodyType], raw: bytes) -> BodyType:
     for key in known:
         if key not in model.model_fields:
             near = suggest(key, [*model.model_fields, *IGNORED])
-            hint = f"did you mean {near!r}?" if near else None
+            hint = OTHER_DOORS.get(key) or (f"did you mean {near!r}?" if near else None)
             raise RequestError(f"unknown field {key!r}", param=key, code="unknown_parameter", hint=hint)
     return _validated(model, known)
 
