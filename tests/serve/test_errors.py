@@ -79,6 +79,7 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, None),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "function", "function": {"name": f"f{place}"}} for place in range(1025)]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": 5}}]}, "tools[0].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": "all", "tool_choice": "always"}, "tool_choice"),

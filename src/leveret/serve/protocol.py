@@ -73,6 +73,9 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 128
 """Most prompts a completion request may have."""
 
+MAX_TOOLS = 1024
+"""Most functions a chat request may declare; OpenAI's is 128."""
+
 MAX_TEXT_LOGPROBS = 20
 """Most alternatives a completion request may ask for; OpenAI's is 5."""
 
@@ -214,7 +217,7 @@ class ChatBody(Body):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """Read by `chat/messages.py`; roles may be Chinese (系统, 用户, 助手) or `developer`."""
     max_completion_tokens: int | None = None
-    tools: list[ToolBody] | Literal["all"] | None = None
+    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | Literal["all"] | None = None
     """Functions offered; "all" (our addition) offers those that the model has a token for."""
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
