@@ -30,6 +30,8 @@ class StageResult:
     """The folder it wrote, if it wrote one."""
     summary: dict[str, Any] = field(default_factory=dict)
     """A few figures worth keeping (JSON values): tokens, loss, exact calls ..."""
+    failure: str | None = None
+    """What went wrong on the way, where the command went on to its end; the shell then sees exit code 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from leveret.cli.chat_config import ChatConfig
 from leveret.cli.chat_session import Session, stopping
 from leveret.cli.generate import run as generate
 from leveret.cli.generate_config import GenerateConfig
+from leveret.cli.main import main
 from leveret.console import Console
 from leveret.engine.jobs import Job
 from leveret.engine.reply import Delta
@@ -117,6 +118,19 @@ def test_an_outgrown_conversation_forgets_its_oldest_turns(
     assert answers == 6 and "its oldest turn is forgotten" in err
     _, err, answers = talk("x " * 400 + "\nHi\n", model_dir, monkeypatch, capsys, **keys)
     assert answers == 1 and "context holds 256" in err
+
+
+def test_a_pipe_with_a_message_that_cannot_be_answered_ends_with_an_error(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for script, code, words in (
+        ("x " * 400 + "\nHi\n", 1, "1 message was not answered"),
+        (f"{'x ' * 400}\n" * 2, 1, "2 messages were"),
+        ("Hi\n", 0, ""),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO(script))
+        assert main(["chat", str(model_dir), "tools=false", "max_tokens=4"]) == code
+        assert words in capsys.readouterr().err
 
 
 @pytest.fixture

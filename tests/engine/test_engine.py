@@ -150,6 +150,39 @@ def test_banned_ids_are_never_chosen(decoder: Decoder) -> None:
     assert not set(completion.ids) & set(free[:3])
 
 
+class Two:
+    """A constraint that allows two ids, then one of them."""
+
+    finished = False
+
+    def __init__(self) -> None:
+        self.allowed = [7, 9]
+
+    def allowed_ids(self) -> np.ndarray:
+        return np.array(self.allowed)
+
+    def advance(self, token_id: int) -> None:
+        self.allowed = [9]
+
+
+def test_where_every_id_is_banned_nothing_is_made_up(decoder: Decoder) -> None:
+    size = decoder.config.vocab_size
+    engine = Engine(decoder)
+    with pytest.raises(RequestError, match=f"all {size} tokens") as caught:
+        engine.generate([request(PROMPTS[0], banned_ids=tuple(range(size)))])
+    assert caught.value.param == "banned_ids"
+    one = tuple(each for each in range(size) if each != 8)
+    assert engine.generate([request(PROMPTS[0], banned_ids=one, max_tokens=2)])[0].ids == (8, 8)
+    for banned in ((7, 9), (9,), one):
+        asked = dataclasses.replace(request(PROMPTS[0], banned_ids=banned), constraint=Two())
+        with pytest.raises(RequestError, match="banned_ids leaves none"):
+            engine.generate([asked])
+    assert engine.generate([request(PROMPTS[0], max_tokens=2)]) and not engine.stats.running_requests
+    with pytest.raises(RequestError) as caught:
+        engine.generate([request(PROMPTS[0], banned_ids=(size,))])
+    assert caught.value.param == "banned_ids"
+
+
 def test_watch_sees_every_id_and_can_end_the_answer(decoder: Decoder) -> None:
     seen: list[int] = []
 

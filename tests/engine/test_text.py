@@ -327,6 +327,7 @@ def test_bad_requests_name_the_parameter(
             ("stop_ids", ["a"]),
             ("banned_ids", None),
         ],
+        *[("ignore_eos", "no"), ("ignore_eos", None), ("skip_special_tokens", "false")],
         *[("logit_bias", None), ("logit_bias", {"5": 1}), ("logit_bias", [(5, 1)]), ("logit_bias", {5: "1"})],
     ],
 )

@@ -29,7 +29,8 @@ async def connected(
 
 def request_bytes(raw: bytes, path: str = COMPLETIONS) -> bytes:
     return (
-        f"POST {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(raw)}\r\n\r\n".encode()
+        + raw
     )
 
 

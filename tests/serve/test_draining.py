@@ -103,7 +103,7 @@ def test_who_reads_slowly_gets_the_whole_answer_too(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((urlsplit(url).hostname, urlsplit(url).port))
         body = json.dumps(LONG | {"n": 8, "max_tokens": 150, "logprobs": 9, "stream": stream}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
         got = client.recv(1000)
         assert got.startswith(b"HTTP/1.1 200")
@@ -142,7 +142,7 @@ def test_who_does_not_read_is_cut_off_when_the_time_is_over(model: TextModel) ->
         client.connect((urlsplit(url).hostname, urlsplit(url).port))
         body = json.dumps(LONG | {"n": 8, "max_tokens": 150, "logprobs": 9}).encode()
         client.sendall(
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         )
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
         server.handle_exit(signal.SIGTERM, None)

@@ -79,6 +79,7 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, None),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "function", "function": {"name": f"f{place}"}} for place in range(1025)]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": 5}}]}, "tools[0].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": "all", "tool_choice": "always"}, "tool_choice"),
@@ -102,6 +103,12 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"use_beam_search": True}, "use_beam_search"),
         ({"temprature": 1}, "temprature"),
         ({"prompt": "hi"}, "prompt"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"prediction": {"type": "content", "content": "a"}}, "prediction"),
+        (
+            {"messages": [{**MESSAGES[0], "function_call": {"name": "f", "arguments": "{}"}}]},
+            "messages[0].function_call",
+        ),
         ({"max_tokens": 100_000}, "max_tokens"),
         ({"messages": [{"role": "user", "content": "call Alice " * 2000}]}, "messages"),
     ],
@@ -124,6 +131,15 @@ def test_unknown_fields_come_with_a_suggestion(url: str) -> None:
     _, content = send(url, "POST", CHAT, json.dumps({"messages": MESSAGES, "temprature": 1}).encode())
     assert "did you mean 'temperature'?" in content["error"]["message"]
     assert content["error"]["code"] == "unknown_parameter"
+    _, content = send(url, "POST", CHAT, json.dumps({"prompt": "a"}).encode())
+    assert "a text goes to /v1/completions" in content["error"]["message"]
+
+
+def test_fields_that_ask_for_nothing_are_taken(url: str) -> None:
+    nothing = {"top_logprobs": 0, "logprobs": False, "audio": None, "prediction": None, "web_search_options": None}
+    said = {**MESSAGES[0], "role": "assistant", "content": "x", "function_call": None, "tool_calls": None}
+    body = {"messages": [MESSAGES[0], said, MESSAGES[0]], "max_tokens": 2, **nothing}
+    assert send(url, "POST", CHAT, json.dumps(body).encode())[0] == 200
 
 
 def test_over_long_prompts_name_the_numbers(url: str) -> None:

@@ -67,6 +67,29 @@ def test_pages_elsewhere_cost_us_nothing_unless_they_are_on_the_list(model: Text
         assert status == 403 and "access-control-allow-origin" not in headers
 
 
+def test_a_name_that_was_let_point_here_is_refused(model: TextModel, url: str) -> None:
+    port = urlsplit(url).port
+    for host in (f"evil.example:{port}", "evil.example", "10.0.0.5", "127.0.0.1.evil.example", "[::1", ""):
+        for method, path, body in (("POST", CHAT, BODY), ("GET", "/v1/models", b""), ("GET", "/gradio", b"")):
+            status, content = send(url, method, path, body, Host=host, Origin=f"http://{host}")
+            assert status == 403 and content["error"]["code"] == "forbidden", host
+    for host in (f"localhost:{port}", "LOCALHOST", f"127.0.0.1:{port}", "[::1]:8000", "127.0.1.1"):
+        assert send(url, "POST", CHAT, BODY, Host=host, Origin=f"http://{host}")[0] == 200
+    for config in ({"allow_origins": ["https://chat.example"]}, {"allow_origins": ["*"]}, {"api_key": "key"}):
+        with running(model, ServeConfig(model="x", port=0, page=False, **config)) as open_url:
+            headers = {"Host": "chat.example", "Authorization": "Bearer key"}
+            assert send(open_url, "POST", CHAT, BODY, **headers)[0] == 200
+    with running(model, ServeConfig(model="x", port=0, page=False, host="0.0.0.0")) as open_url:
+        assert send(open_url.replace("0.0.0.0", "127.0.0.1"), "POST", CHAT, BODY, Host="box.lan")[0] == 200
+
+
+def test_a_head_is_that_of_the_answer_to_get(url: str) -> None:
+    for path in ("/health", "/version", "/metrics", "/v1/models", "/v1/models/phone"):
+        status, headers = headers_of(url, "HEAD", path)
+        assert status == 200 and headers["content-type"] == headers_of(url, "GET", path)[1]["content-type"]
+    assert headers_of(url, "HEAD", CHAT)[0] == 405
+
+
 def test_answers_longer_than_the_server_gives_are_refused_with_the_number(model: TextModel) -> None:
     with running(model, ServeConfig(model="x", port=0, max_answer_tokens=8)) as url:
         assert send(url, "POST", CHAT, json.dumps({"messages": MESSAGES, "max_tokens": 8}).encode())[0] == 200
@@ -82,7 +105,7 @@ def test_a_body_that_does_not_come_is_given_up(model: TextModel) -> None:
     with running(model, ServeConfig(model="x", port=0, max_body_seconds=0.2)) as url:
         host, _, port = urlsplit(url).netloc.partition(":")
         with socket.create_connection((host, int(port)), timeout=60) as connection:
-            connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+            connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{".encode())
             assert b" 408 " in connection.recv(1000).splitlines()[0]
 
 

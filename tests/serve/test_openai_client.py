@@ -99,6 +99,30 @@ def test_tool_calls_whole_and_streamed(client: openai.OpenAI, model: TextModel) 
         assert sorted(parts) == list(range(len(found))) and reason == "tool_calls"
 
 
+def test_tool_choice_may_allow_some_of_the_functions(client: openai.OpenAI, model: TextModel) -> None:
+    def allowed(mode: str, *names: str) -> Any:
+        named = [{"type": "function", "function": {"name": name}} for name in names]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+
+    request: dict[str, Any] = {"model": "phone", "messages": [USER], "temperature": 1.5}
+    names = {"set_timer", "take_photo"}
+    for offered in (tools(model), "all"):
+        called = set()
+        for seed in range(8):
+            choice = allowed("required", *sorted(names), "take_photo")
+            given = {"tools": offered} if offered != "all" else {"extra_body": {"tools": "all"}}
+            [answer] = client.chat.completions.create(**request, **given, seed=seed, tool_choice=choice).choices
+            called |= {call.function.name for call in answer.message.tool_calls}
+        assert called == names
+    request["tools"] = tools(model)
+    [answer] = client.chat.completions.create(**request, tool_choice=allowed("auto")).choices
+    assert not answer.message.tool_calls
+    for choice in (allowed("required"), allowed("auto", "set_timer", "unknown"), allowed("none", "set_timer")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(**request, tool_choice=choice)
+        assert str(caught.value.param).startswith("tool_choice")
+
+
 def test_tool_choice_named_none_and_one_call_only(client: openai.OpenAI, model: TextModel) -> None:
     request: dict[str, Any] = {"model": "phone", "messages": [USER], "tools": tools(model), "max_tokens": 60}
     named = {"type": "function", "function": {"name": "take_photo"}}

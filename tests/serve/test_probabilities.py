@@ -8,9 +8,12 @@ import openai
 import pytest
 import torch
 
+from leveret.engine.assembler import TextAssembler
+from leveret.engine.reply import TextAnswer
 from leveret.engine.text import TextModel
+from leveret.engine.token_score import TokenScore
 from leveret.serve import wire
-from leveret.serve.probabilities import shown
+from leveret.serve.probabilities import shown, text_logprobs
 
 from .test_openai_client import tools
 
@@ -192,3 +195,20 @@ def test_penalties_and_biases_change_answers_as_the_model_in_python(client: open
 def test_bytes_of_a_part_of_a_character_stay_apart() -> None:
     assert shown("明".encode()) == "明"
     assert shown("明".encode()[:1]) == "bytes:\\xe6" and shown("明".encode()[1:]) == "bytes:\\x98\\x8e"
+
+
+def test_what_follows_half_a_character_has_its_place_behind_it(model: TextModel) -> None:
+    tokenizer = model.tokenizer
+    half, rest, letter = (
+        next(index for index in range(256) if tokenizer.token_bytes(index) == data) for data in (b"\xe6", b"\x98", b"a")
+    )
+    ids = [letter, half, letter, half, rest, half, letter]
+    scores = [TokenScore(id=index, logprob=-1.0) for index in ids]
+    expected = [0, 1, 2, 3, 3, 4, 5]
+    assert text_logprobs((), tokenizer, prompt=scores)["text_offset"] == expected
+    answer = TextAnswer(assembler=TextAssembler(tokenizer))
+    for score in scores:
+        answer.record(score)
+        answer.watch(score.id)
+    placed = [each.start for delta in answer.drain() for each in delta.scores]
+    assert placed == expected

@@ -53,6 +53,29 @@ def test_a_number_beyond_all_measure_is_still_one_of_json(name: str) -> None:
     assert call.arguments == {"a": sys.float_info.max, "b": [-sys.float_info.max, 1.5]}
 
 
+@pytest.mark.parametrize("name", dialect_names())
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (r'{"a" : 0e27,"b":"\u000a\/\u00e9"}', '{"a": 0.0, "b": "\\n/é"}'),
+        (r'{"a": 9e999, "b": -1E400}', f'{{"a": {sys.float_info.max!r}, "b": {-sys.float_info.max!r}}}'),
+        (r'{"\u0061": "\ud83d\udc22 \ud83d \udc22\ud83d"}', '{"a": "🐢 \ufffd \ufffd\ufffd"}'),
+        (r'{ "a" : [ 1 , -0, 12 ,{ } ,[]], "b":null}', '{"a": [1, 0, 12, {}, []], "b": null}'),
+        (r'{"a": 1, "a": 2}', '{"a": 1, "a": 2}'),
+    ],
+)
+def test_a_streamed_call_has_the_text_of_a_whole_one(name: str, written: str, meant: str) -> None:
+    text = RENDERED[name].replace("{}", written)
+    for size in (1, 2, 3, 5, 7, len(text)):
+        stream, calls = dialect_named(name).stream(), []
+        streamed = ""
+        for position in range(0, len(text), size):
+            calls += stream.push(text[position : position + size])[1]
+            streamed += "".join(piece.arguments for piece in stream.pieces())
+        assert streamed == calls[0].written == meant
+        assert calls[0].arguments == json.loads(meant)
+
+
 def test_every_dialect_has_its_rows() -> None:
     assert set(dialect_names()) == set(RENDERED) == set(MALFORMED)
 

@@ -24,6 +24,8 @@ class ToolCall:
     name: str
     arguments: dict[str, Any]
     id: str | None = None
+    written: str | None = field(default=None, compare=False, kw_only=True, repr=False)
+    """The arguments as JSON text, where the call was given out piece by piece; else they are written when needed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise RequestError(f"{place}.role is missing", param=f"{place}.role")
+    if message.get("function_call"):
+        raise RequestError(
+            f"{place}.function_call is not read: tool_calls took its place", param=f"{place}.function_call"
+        )
     given = message.get("tool_calls") or ()
     if not isinstance(given, list | tuple):
         raise RequestError(f"{place}.tool_calls must be a list, not {_kind(given)}", param=f"{place}.tool_calls")

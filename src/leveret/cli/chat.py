@@ -36,4 +36,8 @@ def run(config: ChatConfig, console: Console) -> StageResult:
         for line in messages():
             if line and not session.handle(line):
                 break
-    return StageResult(output=None, summary={"answers": session.num_answers})
+    failed = session.num_failed
+    failure = None
+    if failed and not sys.stdin.isatty():
+        failure = f"{failed} {'messages were' if failed > 1 else 'message was'} not answered"
+    return StageResult(output=None, summary={"answers": session.num_answers}, failure=failure)

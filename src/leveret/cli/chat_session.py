@@ -56,6 +56,8 @@ class Session:
         self._offer = offer
         self._loop = TerminalLoop(offer, console)
         self.num_answers = 0
+        self.num_failed = 0
+        """Messages that could not be answered."""
         self._settle()
         if not base:
             model.prepare_chat([{"role": "user", "content": "Hello"}], tools=offer.offered if tools else None)
@@ -111,6 +113,7 @@ class Session:
             text, calls, ended = self._stream(job)
         except RequestError as error:
             self._console.error(str(error))
+            self.num_failed += 1
             return False
         if not (text or calls or ended):
             return False

@@ -153,6 +153,8 @@ def _run(command: Command, config: Config, console: Console) -> None:
     if result.output is not None:
         figures = ", ".join(f"{name} {value}" for name, value in result.summary.items() if not isinstance(value, dict))
         console.info(f"{result.output}" + (f" ({figures})" if figures else ""))
+    if result.failure is not None:
+        raise LeveretError(result.failure)
 
 
 def _as_yaml(command: Command, config: Config) -> str:

@@ -39,8 +39,16 @@ class TextAssembler:
 
     @property
     def num_read(self) -> int:
-        """Characters given out or held back: the place in the text where the next token begins."""
+        """Characters given out or held back: the place in the text where the next token begins.
+
+        If it breaks off a character that is not all there, it begins `num_before` (StreamDecoder) further on.
+        """
         return self.num_given + len(self._held)
+
+    @property
+    def num_before(self) -> int:
+        """Characters that the last token added to the text before its own."""
+        return self._decoder.num_before
 
     def push(self, token_id: int) -> str:
         """Take one id; returns the text that has become certain, often one token's, sometimes none."""

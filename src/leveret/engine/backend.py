@@ -94,18 +94,31 @@ class Backend(ABC):
         return self._followed(request)
 
     def check(self, request: Request) -> None:
-        """Raise RequestError, with the numbers, when the prompt is empty, foreign to the model or too long."""
-        prompt, params = request.prompt_ids, request.params
+        """Raise RequestError, with the numbers, when the prompt is empty, foreign to the model or too long.
+
+        Also when no token is left to choose, or one that is named is none of the model's.
+        """
+        prompt, params, size = request.prompt_ids, request.params, self.vocab_size
         if not prompt:
             raise RequestError("the prompt has no tokens", param="prompt", code="empty_prompt")
-        for param, ids in (("prompt", (*prompt, *params.banned_ids)), ("logit_bias", dict(params.logit_bias))):
-            foreign = [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]
+        for param, ids in (
+            ("prompt", prompt),
+            ("banned_ids", params.banned_ids),
+            ("logit_bias", dict(params.logit_bias)),
+        ):
+            foreign = [token_id for token_id in ids if not 0 <= token_id < size]
             if foreign:
                 raise RequestError(
-                    f"token id {foreign[0]} is outside the model's vocabulary of {self.vocab_size}",
+                    f"token id {foreign[0]} is outside the model's vocabulary of {size}",
                     param=param,
                     code="invalid_token_id",
                 )
+        if len(params.banned_ids) >= size and len(set(params.banned_ids)) == size:
+            raise RequestError(
+                f"banned_ids holds all {size} tokens of the model: none is left to choose",
+                param="banned_ids",
+                code="invalid_value",
+            )
         if len(prompt) + params.max_tokens > self.context_tokens:
             holder, way_out = self._limit()
             raise RequestError(
@@ -115,6 +128,10 @@ class Backend(ABC):
                 code="context_length_exceeded",
                 hint="shorten the prompt or lower max_tokens" + way_out,
             )
+
+    def check_form(self, param: str) -> None:
+        """Raise RequestError when no answer can be kept to a form here; `param`: what the caller calls the form."""
+        return
 
     def _limit(self) -> tuple[str, str]:
         """What sets `context_tokens`, and what else than a shorter request would help."""

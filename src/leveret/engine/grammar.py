@@ -28,7 +28,8 @@ import numpy as np
 
 from leveret.engine.grammar_constraint import GrammarConstraint
 from leveret.engine.grammar_vocabulary import GrammarVocabulary
-from leveret.engine.structure import MAX_CHARACTERS, Structure, subschemas
+from leveret.engine.structure import MAX_CHARACTERS, Structure
+from leveret.engine.subschemas import subschemas
 from leveret.errors import RequestError
 from leveret.extras import require
 from leveret.tokenizer.files import Tokenizer

@@ -114,6 +114,8 @@ class JobMaker:
         else:
             ids = _ids(prompt)
         structure, sampling = split_options(options)
+        if structure is not None:
+            self.engine.check_form(structure.param)
         return self._text_prompt(ids, self._params(ids, sampling), structure=structure)
 
     def prepare_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> Job:
@@ -138,6 +140,16 @@ class JobMaker:
         shown, entries = self._desk.shown(offer, conversation)
         ids = chat_ids(template, self.tokenizer, shown, shape=shape, tools=entries)
         structure, sampling = split_options(options)
+        if structure is not None:
+            self.engine.check_form(structure.param)
+        if structure is not None and not (constrained or offer.empty):
+            raise RequestError(
+                f"{structure.param} keeps an answer to a form, and constrained is false",
+                param=structure.param,
+                code="invalid_value",
+            )
+        if constrained and not offer.empty:
+            self.engine.check_form("tools")
         params = self._params(ids, sampling, template, structured=structure is not None)
         prefix = template.reply_prefix if shape == USUAL else ""
         if offer.empty:

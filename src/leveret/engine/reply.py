@@ -117,8 +117,9 @@ class TextAnswer:
         self._scores.record(score)
 
     def watch(self, token_id: int) -> bool:
-        self._scores.place(self.assembler.num_read)
+        start = self.assembler.num_read
         self._fresh.append(self.assembler.push(token_id))
+        self._scores.place(start + self.assembler.num_before)
         return self.assembler.stopped
 
     def drain(self) -> list[Delta]:

@@ -120,6 +120,8 @@ class SamplingParams:
             _check(_is(getattr(self, name), Integral, name), name, getattr(self, name), "a whole number")
         for name in ("temperature", "top_p", "min_p", *PENALTIES):
             _check(_is(getattr(self, name), Real, name), name, getattr(self, name), "a number")
+        for name in ("ignore_eos", "skip_special_tokens"):
+            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         _check(all(isinstance(stop, str) for stop in self.stop), "stop", self.stop, "texts")
         for name in ("stop_ids", "banned_ids"):
             ids = getattr(self, name)
@@ -162,11 +164,13 @@ class Completion:
     """The stop id that ended it, if one did."""
     num_prompt_tokens: int
     """Length of the prompt."""
+    num_counted: int | None = None
+    """Ids that another program says it produced, where `ids` may be others of the same text."""
 
     @property
     def num_generated_tokens(self) -> int:
         """Ids the model produced, the stop id included."""
-        return len(self.ids) + (self.stop_id is not None)
+        return len(self.ids) + (self.stop_id is not None) if self.num_counted is None else self.num_counted
 
 
 def _is(value: object, kind: type, name: str) -> bool:

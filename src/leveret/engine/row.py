@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from leveret.engine.blocks import chained
 from leveret.engine.request import Completion, FinishReason, Request
 from leveret.engine.sampler import RowSampler
+from leveret.errors import RequestError
 
 
 class Row:
@@ -38,6 +39,8 @@ class Row:
         """How many later requests were begun while this one waited for room in the cache."""
         self.finish_reason: FinishReason | None = None
         self.stop_id: int | None = None
+        self.num_counted: int | None = None
+        """How many ids another program that answers says it generated."""
         self.error: Exception | None = None
         """Why the row was given up, where it was taken on and could not be served after all; a mistake of ours, too."""
         self.sampler = RowSampler(request.params, request.prompt_ids, request.constraint, request.record)
@@ -102,6 +105,8 @@ class Row:
         """Whatever goes wrong inside ends this row, and no other one of the step."""
         try:
             yield
+        except RequestError as error:  # its own mistake, which shows only now
+            self.fail(error)
         except Exception as error:
             logging.getLogger(__name__).exception("a request failed; the others go on")
             self.fail(error)
@@ -116,6 +121,7 @@ class Row:
             finish_reason=self.finish_reason,
             stop_id=self.stop_id,
             num_prompt_tokens=len(self.request.prompt_ids),
+            num_counted=self.num_counted,
         )
 
 

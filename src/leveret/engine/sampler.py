@@ -26,6 +26,7 @@ from torch import Tensor
 from leveret.engine.logprobs import score_token
 from leveret.engine.request import Constraint, SamplingParams
 from leveret.engine.token_score import TokenScore
+from leveret.errors import RequestError
 
 
 class RowSampler:
@@ -42,6 +43,7 @@ class RowSampler:
         self._params = params
         self._record = None if params.logprobs is None else record
         self._constraint = constraint
+        self._banned_ids = frozenset(params.banned_ids)
         self._banned = torch.tensor(params.banned_ids, dtype=torch.long)
         self._seen = set(prompt_ids) if params.repetition_penalty != 1 else None
         penalized = params.presence_penalty != 0 or params.frequency_penalty != 0
@@ -64,18 +66,23 @@ class RowSampler:
         return twin
 
     def forced(self) -> int | None:
-        """The next id when the constraint leaves no choice: no logits are needed for it."""
+        """The next id when the constraint leaves no choice: no logits are needed for it.
+
+        RequestError when it is banned.
+        """
         if self._constraint is None:
             return None
         allowed = self._constraint.allowed_ids()
         if len(allowed) != 1:
             return None
+        if int(allowed[0]) in self._banned_ids:
+            raise _nothing_left()
         if self._record is not None:
             self._record(TokenScore(id=int(allowed[0]), logprob=0.0))
         return int(allowed[0])
 
     def choose(self, logits: Tensor) -> int:
-        """The next id, from the logits (V,) of any float type."""
+        """The next id, from the logits (V,) of any float type. RequestError when each that may come is banned."""
         scores = logits.float().cpu()
         chosen = self._chosen(self._adjusted(scores))
         if self._record is not None:
@@ -105,8 +112,19 @@ class RowSampler:
     def _chosen(self, scores: Tensor) -> int:
         if self._constraint is None:
             return draw(scores, self._params, self._generator)
-        allowed = torch.tensor(self._constraint.allowed_ids())
+        ids = self._constraint.allowed_ids()
+        if self._banned_ids and len(ids) <= len(self._banned_ids) and self._banned_ids.issuperset(ids.tolist()):
+            raise _nothing_left()
+        allowed = torch.tensor(ids)
         return int(allowed[draw(scores[allowed], self._params, self._generator)])
+
+
+def _nothing_left() -> RequestError:
+    return RequestError(
+        "banned_ids leaves none of the tokens that the form of the answer allows here",
+        param="banned_ids",
+        code="invalid_value",
+    )
 
 
 def penalize(scores: Tensor, seen: set[int], penalty: float) -> Tensor:

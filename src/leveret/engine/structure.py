@@ -15,12 +15,14 @@ formats of `tools/tool.py` (HH:MM, phone) do. Keywords that would restrict and c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from leveret.chat.messages import checked_text
 from leveret.engine.defaults import SamplingOptions
+from leveret.engine.endless_schema import EndlessParts
+from leveret.engine.subschemas import subschemas
 from leveret.errors import RequestError
 from leveret.tools.tool import FORMATS
 
@@ -36,13 +38,6 @@ MAX_CHARACTERS = 1_000_000
 
 MAX_PROPERTIES = 5000
 """Most properties of an object; the time to compile grows with their square. OpenAI draws the same line."""
-
-_ONE = (
-    *("additionalProperties", "items", "not", "if", "then", "else", "contains", "propertyNames"),
-    *("unevaluatedItems", "unevaluatedProperties", "additionalItems"),
-)
-_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_MAPS = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
 
 
 class StructureOptions(TypedDict, total=False):
@@ -95,6 +90,8 @@ class Structure:
         read = {} if schema is True else dict(schema)
         try:
             source = json.dumps(readable(read), allow_nan=False)
+            if '"$ref"' in source:
+                source = json.dumps(readable(read, EndlessParts(read)))
             most = _most_properties(read)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"{param} is not JSON: {error}", param=param, code="invalid_schema") from None
@@ -167,10 +164,10 @@ def split_options(options: AnswerOptions) -> tuple[Structure | None, SamplingOpt
     return Structure.from_options(form), sampling
 
 
-def readable(schema: Any) -> Any:
+def readable(schema: Any, endless: Container[object] = ()) -> Any:
     """The schema with formats that only describe left out, our own ones written as patterns, and no `x-guidance`.
 
-    (`x-guidance` would switch checks of the grammar library off.)
+    (`x-guidance` would switch checks of the grammar library off.) `endless`: parts of it that become `false`.
     """
     if not isinstance(schema, Mapping):
         return schema
@@ -186,7 +183,7 @@ def readable(schema: Any) -> Any:
             if holder[key] is schema[key]:  # a list or a mapping of schemas, which is copied once
                 holder[key] = holder[key].copy()
             holder = holder[key]
-        holder[path[-1]] = readable(inner)
+        holder[path[-1]] = inner not in endless and readable(inner, endless)
     return changed
 
 
@@ -197,21 +194,6 @@ def _most_properties(schema: Any) -> int:
     own = schema.get("properties")
     inner = (_most_properties(each) for _, each in subschemas(schema))
     return max(len(own) if isinstance(own, Mapping) else 0, *inner, 0)
-
-
-def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """The schemas directly inside a schema, each with its path of one or two keys; definitions first."""
-    for keyword in _MAPS:
-        inner = schema.get(keyword)
-        if isinstance(inner, Mapping):
-            yield from (((keyword, name), each) for name, each in inner.items())
-    for keyword in _ONE:
-        if isinstance(schema.get(keyword), Mapping | bool):
-            yield (keyword,), schema[keyword]
-    for keyword in _LISTS:
-        inner = schema.get(keyword)
-        if isinstance(inner, list):
-            yield from (((keyword, index), each) for index, each in enumerate(inner))
 
 
 def _text(value: object, param: str) -> str:

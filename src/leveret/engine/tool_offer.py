@@ -9,6 +9,7 @@ template does it; elsewhere the system message says what there is and results co
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -81,8 +82,8 @@ def offer_from(
         return Offer(functional=functional, required=tool_choice == "required", parallel=parallel)
     own = [isinstance(tool, str) or _is_own(_function(tool, place), toolset) for place, tool in enumerate(tools)]
     declared = tuple(_declared(tool, place) for place, tool in enumerate(tools) if not own[place])
-    names = [each.name for each in declared]
-    if repeated := [name for name in names if names.count(name) > 1]:
+    names = Counter(each.name for each in declared)
+    if repeated := [name for name, number in names.items() if number > 1]:
         raise RequestError(f"the tool {repeated[0]!r} is declared twice", param="tools", code="invalid_value")
     rest = [tool for place, tool in enumerate(tools) if own[place]]
     functional = offered_names(rest, toolset, tool_choice if not declared else "auto")

@@ -1,12 +1,12 @@
 """The HTTP application: routes of the OpenAI API, of adapters, and for those who watch the server.
 
-    GET   /health  /version  /metrics            open to all
+    GET   /health  /version  /metrics            open to all; HEAD too, and so below
     GET   /v1/models  /v1/models/NAME            with a key, if one is set, as everything below
     POST  /v1/completions  /v1/chat/completions
     POST  /v1/embeddings                         refused, with the reason
     POST  /v1/load_lora_adapter  /v1/unload_lora_adapter
 
-The handlers are in `handlers.py`, who may call them in `guard.py`, the pages for people in `web/`.
+The handlers are in `handlers.py`, who may call them in `guard.py` and `hosts.py`, the pages for people in `web/`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from leveret.engine.text import TextModel
 from leveret.errors import LeveretError, RequestError
 from leveret.serve.config import ServeConfig
 from leveret.serve.handlers import Handlers
+from leveret.serve.hosts import KnownHosts
 from leveret.serve.metrics import CountRequests
 from leveret.serve.models import configured
 from leveret.serve.web.pages import add_pages
@@ -61,6 +62,7 @@ def create_app(model: TextModel, config: ServeConfig) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "*"],
         )
+    app.add_middleware(KnownHosts, config=config)
     app.add_middleware(CountRequests, metrics=handlers.metrics, endpoints=endpoints)
     return app
 
@@ -82,7 +84,7 @@ def _add_routes(app: FastAPI, handlers: Handlers) -> frozenset[str]:
         "/v1/unload_lora_adapter": handlers.unload_adapter,
     }
     for path, read in reading.items():
-        app.add_api_route(path, read, methods=["GET"], response_model=None)
+        app.add_api_route(path, read, methods=["GET", "HEAD"], response_model=None)
     for path, write in writing.items():
         app.add_api_route(path, write, methods=["POST"], response_model=None)
     return frozenset([*reading, *writing])

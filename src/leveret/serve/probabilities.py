@@ -68,8 +68,9 @@ def _placed(scores: Sequence[TokenScore], tokenizer: Tokenizer) -> list[tuple[To
     """The prompt's tokens, and how many characters begin before each."""
     placed, decoder, read = [], StreamDecoder(tokenizer), 0
     for score in scores:
-        placed.append((score, read))
-        read += len(decoder.push(score.id))
+        text = decoder.push(score.id)
+        placed.append((score, read + decoder.num_before))
+        read += len(text)
     return placed
 
 

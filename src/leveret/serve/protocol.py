@@ -44,6 +44,9 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "best_of": (1,),
     "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
     "functions": ([],),
     "function_call": ("none",),
     "reasoning_effort": ("none",),
@@ -61,11 +64,17 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """Accepted only with one of these values, or null."""
 
+OTHER_DOORS = {"messages": "a conversation goes to /v1/chat/completions", "prompt": "a text goes to /v1/completions"}
+"""Where a field belongs that another endpoint knows."""
+
 MAX_CHOICES = 128
 """Most choices (`n`) a request may ask for."""
 
 MAX_PROMPTS = 128
 """Most prompts a completion request may have."""
+
+MAX_TOOLS = 1024
+"""Most functions a chat request may declare; OpenAI's is 128."""
 
 MAX_TEXT_LOGPROBS = 20
 """Most alternatives a completion request may ask for; OpenAI's is 5."""
@@ -102,6 +111,20 @@ class NamedChoice(_Part):
 
     type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedTools(_Part):
+    """Some of the functions, of which one may or must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedChoice]
+
+
+class AllowedChoice(_Part):
+    """`tool_choice` that names several functions."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
 
 
 class StreamOptions(_Part):
@@ -194,9 +217,9 @@ class ChatBody(Body):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """Read by `chat/messages.py`; roles may be Chinese (系统, 用户, 助手) or `developer`."""
     max_completion_tokens: int | None = None
-    tools: list[ToolBody] | Literal["all"] | None = None
+    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | Literal["all"] | None = None
     """Functions offered; "all" (our addition) offers those that the model has a token for."""
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
 
     logprobs: bool | None = None
@@ -207,7 +230,7 @@ class ChatBody(Body):
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: it needs logprobs: true")
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message: a turn cannot be continued and a new one opened")
@@ -241,15 +264,26 @@ class ChatBody(Body):
         """The functions that may be called, as OpenAI declares them, and whether one must be."""
         every = self.tools == "all"
         tools = [] if isinstance(self.tools, str) else [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
-        if not isinstance(self.tool_choice, NamedChoice):
-            return "all" if every else [*tools], self.tool_choice or "auto"
-        chosen = self.tool_choice.function.name
-        named: list[str | dict[str, Any]] = [tool for tool in tools if tool["function"]["name"] == chosen]
-        if not every and not named:
+        mode: ToolChoice
+        match self.tool_choice:
+            case NamedChoice():
+                chosen, mode = [self.tool_choice.function.name], "required"
+            case AllowedChoice(allowed_tools=allowed):
+                chosen, mode = list(dict.fromkeys(tool.function.name for tool in allowed.tools)), allowed.mode
+            case _:
+                return "all" if every else [*tools], self.tool_choice or "auto"
+        known = [tool["function"]["name"] for tool in tools]
+        if not every and (unknown := [name for name in chosen if name not in known]):
             raise RequestError(
-                f"tool_choice names {chosen!r}, which is not among the tools", param="tool_choice", code="invalid_value"
+                f"tool_choice names {unknown[0]!r}, which is not among the tools",
+                param="tool_choice",
+                code="invalid_value",
             )
-        return [chosen] if every else named, "required"
+        if not chosen and mode == "required":
+            raise RequestError(
+                "tool_choice requires a call and allows no function", param="tool_choice", code="invalid_value"
+            )
+        return [*chosen] if every else [tool for tool in tools if tool["function"]["name"] in chosen], mode
 
 
 class AdapterBody(_Part):
@@ -275,7 +309,7 @@ def parse_body(model: type[BodyType], raw: bytes) -> BodyType:
     for key in known:
         if key not in model.model_fields:
             near = suggest(key, [*model.model_fields, *IGNORED])
-            hint = f"did you mean {near!r}?" if near else None
+            hint = OTHER_DOORS.get(key) or (f"did you mean {near!r}?" if near else None)
             raise RequestError(f"unknown field {key!r}", param=key, code="unknown_parameter", hint=hint)
     return _validated(model, known)
 

@@ -201,7 +201,8 @@ class Wire:
 
 def call_body(call: ToolCall) -> dict[str, Any]:
     """A tool call with its arguments as a JSON text, and an id of its own."""
-    return _body(call.id or call_id(), call.name, json.dumps(call.arguments, ensure_ascii=False))
+    written = json.dumps(call.arguments, ensure_ascii=False) if call.written is None else call.written
+    return _body(call.id or call_id(), call.name, written)
 
 
 def _body(identity: str, name: str | None, arguments: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class StreamDecoder:
         self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = True
+        self.num_before = 0
+        """Of the text last given, the characters that stand before its token: the U+FFFD of one that it broke off."""
 
     def push(self, index: int) -> str:
         """The text that became certain with this id (often empty, sometimes several characters)."""
@@ -29,7 +31,13 @@ class StreamDecoder:
             self._at_start = False
             if self._tokenizer.strips_first_space and data.startswith(b" "):
                 data = data[1:]
-        return self._decoder.decode(data)
+        self.num_before = 0
+        if not (data and self._decoder.getstate()[0]):
+            return self._decoder.decode(data)
+        text = self._decoder.decode(data[:1])
+        broke_off = len(text) > 1 or bool(text and self._decoder.getstate()[0])
+        self.num_before = int(broke_off)
+        return text + self._decoder.decode(data[1:])
 
     def finish(self) -> str:
         """What is left when no id follows: U+FFFD for an unfinished character, usually nothing."""

@@ -1,17 +1,18 @@
 """A call written as a JSON object, `{"name": ..., "arguments": {...}}`, read while it is being written.
 
 Several dialects write calls so and differ in what stands around them. The object ends where its JSON ends, whatever
-its strings hold; the name is given out once it is there, the arguments as they grow.
+its strings hold; the name is given out once it is there, the arguments, respelled (json_spelling.py), as they grow.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
+from dataclasses import replace
 
 from leveret.chat.messages import CallPiece, ToolCall
 from leveret.errors import ToolError
+from leveret.tools.json_spelling import JsonSpelling, finite_number
 
 LONGEST_CALL = 100_000
 """Characters of a call; longer ones are an error."""
@@ -28,6 +29,8 @@ class OpenCall:
         self._index = index
         self._whole = _Scan()
         self._arguments: _Scan | None = None
+        self._spelling = JsonSpelling()
+        self._given = ""
 
     def push(self, text: str) -> tuple[list[CallPiece], int | None]:
         """The pieces that became certain, and where the object ends once it does; `text` is all there is of it.
@@ -42,10 +45,11 @@ class OpenCall:
     def finish(self, text: str) -> tuple[list[CallPiece], ToolCall]:
         """The rest of the pieces and the call, from its whole text. ToolError when it is none."""
         call = _read_call(text)
-        if self._arguments is not None:
-            return [], call
-        arguments = json.dumps(call.arguments, ensure_ascii=False)  # they stood before the name
-        return [CallPiece(self._index, call.name, arguments)], call
+        pieces: list[CallPiece] = []
+        if self._arguments is None:  # they stood before the name
+            self._given = self._spelling.push(json.dumps(call.arguments))
+            pieces.append(CallPiece(self._index, call.name, self._given))
+        return pieces, replace(call, arguments=json.loads(self._given), written=self._given)
 
     def _pieces(self, text: str) -> list[CallPiece]:
         pieces: list[CallPiece] = []
@@ -59,7 +63,8 @@ class OpenCall:
             return []
         given = self._arguments.position
         end = self._arguments.end(text)
-        if more := text[given:end]:
+        if more := self._spelling.push(text[given:end]):
+            self._given += more
             pieces.append(CallPiece(self._index, None, more))
         return pieces
 
@@ -101,18 +106,13 @@ class _Scan:
 
 def _read_call(text: str) -> ToolCall:
     try:
-        entry = json.loads(text, parse_float=_number, parse_constant=_no_number)
+        entry = json.loads(text, parse_float=finite_number, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ToolError(f"a tool call is not JSON: {error}") from None
     name, arguments = entry.get("name"), entry.get("arguments", {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ToolError('a tool call needs a "name" and an object "arguments"', hint=f"it was {text.strip()[:80]!r}")
     return ToolCall(name=name, arguments=arguments)
-
-
-def _number(text: str) -> float:
-    """A number; one beyond all measure (9e999) is the largest there is, since what holds an infinity is no JSON."""
-    return max(-sys.float_info.max, min(sys.float_info.max, float(text)))
 
 
 def _no_number(text: str) -> float:

@@ -18,6 +18,7 @@ from leveret.engine.backends.by_server import Reading, ServerBackend
 from leveret.engine.backends.completions import Completions, Piece, request_body
 from leveret.engine.request import Request, SamplingParams
 from leveret.engine.row import Progress, Row
+from leveret.engine.structure import Structure
 from leveret.engine.text import TextModel
 from leveret.errors import RequestError
 from leveret.serve.config import ServeConfig
@@ -51,10 +52,41 @@ def test_a_chat_is_rendered_here_and_ends_where_the_template_says(served: TextMo
 
 
 def test_what_a_server_cannot_be_asked_is_refused(served: TextModel) -> None:
-    with pytest.raises(RequestError, match="cannot be kept to a form"):
+    with pytest.raises(RequestError, match="cannot be kept to a form") as caught:
         served.generate("Set", choice=["a", "b"])
+    assert caught.value.param == "choice"
+    conversation = [{"role": "user", "content": "Hi"}]
+    declared = {"type": "function", "function": {"name": "f", "description": "F."}}
+    form = Structure.json_object(param="response_format")
+    for options, param in (({"structure": form}, "response_format"), ({"tools": [declared]}, "tools")):
+        with pytest.raises(RequestError, match="cannot be kept to a form") as caught:
+            served.chat(conversation, **options)
+        assert caught.value.param == param
     with pytest.raises(RequestError, match="log probabilities"):
         served.generate("Set", logprobs=2)
+
+
+def test_the_tokens_of_an_answer_are_those_that_the_server_counts(
+    served: TextModel, model: TextModel, scripted: tuple[type[Script], str], model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    jobs = [each.prepare_text("Set a", max_tokens=9, temperature=1.5, seed=2) for each in (model, served)]
+    assert model.run(jobs[:1])[0].usage == served.run(jobs[1:])[0].usage
+    script, url = scripted
+    counted = {"usage": {"completion_tokens": 42, "prompt_tokens": 5}}
+    end, done = piece("", "stop"), "data: [DONE]"
+    for events, number in (
+        ([piece(" a"), end, {"choices": [], **counted}, done], 42),
+        ([piece(" a"), {**end, **counted}, done], 42),
+        ([{**piece(" a"), "usage": None}, end, {"choices": [], "usage": None}, done], None),
+        ([piece(" a"), end], None),
+    ):
+        monkeypatch.setattr(script, "events", events)
+        other = leveret.load(model_dir, backend=url)
+        [reply] = other.run([other.prepare_text("Set", max_tokens=50)])
+        assert reply.content == " a"
+        assert reply.usage.completion_tokens == (number or len(model.tokenizer.encode(" a")))
+    assert script.asked[0]["stream_options"] == {"include_usage": True}
 
 
 class Script(BaseHTTPRequestHandler):

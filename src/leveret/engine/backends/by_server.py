@@ -2,9 +2,9 @@
 
 The prompt is rendered and read here, by the model's own template and tokenizer, and sent as ids, so the server sees
 what our engine would. What comes back is ids where the server says them (`return_tokens_as_token_ids`, as vLLM does)
-and otherwise text, which is read by the same tokenizer: perhaps not the ids that were generated, but the
-same text. Whatever a server cannot be asked is refused here with a RequestError, never left out: constraints choose
-among ids one by one, and no server lets anybody do that.
+and otherwise text, which is read by the same tokenizer: perhaps not the ids that were generated, but the same text.
+How many they were is said by the server, if it counts them. Whatever a server cannot be asked is refused here with a
+RequestError, never left out: constraints choose among ids one by one, and no server lets anybody do that.
 
     http://127.0.0.1:8000/v1          the first model that it serves
     http://127.0.0.1:8000/v1#name     the one of this name
@@ -91,12 +91,7 @@ class ServerBackend(QueuedBackend[Reading]):
         """As every backend, and RequestError for what no server can be asked."""
         super().check(request)
         if request.constraint is not None:
-            raise RequestError(
-                "a server chooses its tokens itself: an answer from there cannot be kept to a form or to tool calls",
-                param="constraint",
-                code="unsupported",
-                hint="run the model here, or let it answer freely (constrained: false)",
-            )
+            self.check_form("constraint")
         if request.params.logprobs is not None:
             raise RequestError(
                 "log probabilities are not fetched from a server",
@@ -104,6 +99,15 @@ class ServerBackend(QueuedBackend[Reading]):
                 code="unsupported",
                 hint="ask the server itself, or run the model here",
             )
+
+    def check_form(self, param: str) -> None:
+        """RequestError: a server lets nobody choose among its tokens."""
+        raise RequestError(
+            "a server chooses its tokens itself: an answer from there cannot be kept to a form or to tool calls",
+            param=param,
+            code="unsupported",
+            hint="run the model here, or let it answer freely (constrained: false)",
+        )
 
     def step(self) -> list[Progress]:
         """Take what has come from the server; waits a moment for it while something is under way.
@@ -154,6 +158,7 @@ class ServerBackend(QueuedBackend[Reading]):
             assert news.piece is not None
             reading = self._running[row]
             ids = list[int]()
+            row.num_counted = news.piece.num_generated
             with row.alone():
                 ids = _append(row, reading.read(news.piece), reading, news.piece.finish_reason)
             return self._progress(row, ids)

@@ -1,22 +1,30 @@
 """Completions: one endpoint `/v1/completions` as a stream of pieces, over the standard library's HTTP.
 
 Some fields make a server's answer more exact and change nothing else (`HELPFUL`). Servers that do not know them either
-leave them out or refuse the request; it is then asked once more without them, and so are all that follow.
+leave them out or refuse the request; it is then asked once more with fewer, and so are all that follow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leveret.engine.request import FinishReason, Request
 from leveret.errors import RequestError
 from leveret.openai_http import Refusal, answer_of, events, json_of
 
-HELPFUL: Mapping[str, Any] = {"return_tokens_as_token_ids": True, "logprobs": 0, "skip_special_tokens": False}
+EXACT: Mapping[str, Any] = {"return_tokens_as_token_ids": True, "logprobs": 0, "skip_special_tokens": False}
 """vLLM's words: give ids, not only text, and do not leave special tokens out of the text."""
+
+COUNTED: Mapping[str, Any] = {"stream_options": {"include_usage": True}}
+"""OpenAI's words: say how many tokens the answer has."""
+
+HELPFUL: tuple[Mapping[str, Any], ...] = ({**EXACT, **COUNTED}, COUNTED, {})
+"""What a server is asked for besides, until it does not refuse it."""
 
 _ID = "token_id:"
 
@@ -29,6 +37,8 @@ class Piece:
     ids: tuple[int, ...] | None
     """None: the server does not say which."""
     finish_reason: FinishReason | None
+    num_generated: int | None = None
+    """On the last piece, if the server has counted them: the tokens of the whole answer."""
 
 
 class Completions:
@@ -38,7 +48,7 @@ class Completions:
         """Raises RequestError when nobody answers at the URL, or it serves no model of this name."""
         base, _, name = url.partition("#")
         self._url = base.rstrip("/")
-        self._extras = dict(HELPFUL)
+        self._helpful = HELPFUL
         card = self._card(name)
         self.model = str(card["id"])
         self.context_tokens: int | None = card.get("max_model_len") or (card.get("meta") or {}).get("n_ctx")
@@ -48,25 +58,30 @@ class Completions:
         """Send a request; what comes of it, the last piece with a reason. RequestError with the server's words."""
         body = request_body(request) | {"model": self.model, "stream": True}
         stops = {"stop_token_ids": list(request.params.stop_ids)} if request.params.stop_ids else {}
-        with self._answer(body, self._extras | stops if self._extras else {}) as response:
-            for event in events(response):
+        with self._answer(body, stops) as response:
+            arriving = events(response)
+            for event in arriving:
                 for choice in event.get("choices", ()):
                     piece = _piece(choice)
-                    yield piece
                     if piece.finish_reason is not None:
+                        yield replace(piece, num_generated=_counted(event, arriving))
                         return
+                    yield piece
             raise RequestError(f"{self._url} ended its answer without a reason", code="bad_gateway")
 
-    def _answer(self, body: Mapping[str, Any], extras: Mapping[str, Any]) -> http.client.HTTPResponse:
+    def _answer(self, body: Mapping[str, Any], stops: Mapping[str, Any]) -> http.client.HTTPResponse:
+        """`stops`: vLLM's words too, for a server that knows the others."""
         url = self._url + "/completions"
-        try:
-            return answer_of(url, {**body, **extras})
-        except Refusal as refusal:
-            if not extras or refusal.status not in (400, 422):
-                raise
-        response = answer_of(url, body)
-        self._extras = {}
-        return response
+        for place, helpful in enumerate(tried := self._helpful, start=1):
+            try:
+                response = answer_of(url, {**body, **helpful, **(stops if EXACT.keys() <= helpful.keys() else {})})
+            except Refusal as refusal:
+                if place == len(tried) or refusal.status not in (400, 422):
+                    raise
+            else:
+                self._helpful = tried[place - 1 :]
+                return response
+        raise AssertionError("the last way of asking ends the loop")
 
     def _card(self, name: str) -> dict[str, Any]:
         cards: list[dict[str, Any]] = json_of(self._url + "/models").get("data") or []
@@ -98,6 +113,16 @@ def request_body(request: Request) -> dict[str, Any]:
         "ignore_eos": params.ignore_eos or None,
     }
     return body | {name: value for name, value in further.items() if value is not None}
+
+
+def _counted(last: Mapping[str, Any], behind: Iterator[Mapping[str, Any]]) -> int | None:
+    """The tokens of an answer, as the server counts them in its last event or in one behind it; None: it does not."""
+    with contextlib.suppress(RequestError):  # the answer is complete: what breaks off now is no matter
+        for event in itertools.chain([last], behind):
+            number = (event.get("usage") or {}).get("completion_tokens")
+            if isinstance(number, int):
+                return number
+    return None
 
 
 def _piece(choice: Mapping[str, Any]) -> Piece:
