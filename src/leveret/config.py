@@ -18,7 +18,8 @@ A verb's config is written like this, in a file that imports no torch:
 * Every `Path` (and a string naming something that exists) is an input whose content the pipeline hashes.
 * `Positional(order)` makes a field an argument of the command line as well.
 * `Rehearsal(value)` says what the field becomes in `leveret rehearse`: a number is only ever made smaller
-  (`min`), anything else is replaced, None included. Mark what makes a run big: layers, steps, rows, bytes.
+  (`min`), anything else is replaced, None included unless `if_set`. Mark what makes a run big: layers, steps, rows,
+  bytes.
 * Wrong combinations raise ValueError in a `model_validator`; the message is shown as it is.
 * Unknown keys are refused, with the nearest known key.
 """
@@ -98,6 +99,8 @@ class Rehearsal:
     """Marks what a field becomes in a rehearsal: the smaller of two numbers, or this value."""
 
     value: Any
+    if_set: bool = False
+    """Whether a field that is None stays None."""
 
 
 C = TypeVar("C", bound=Config)
@@ -166,7 +169,7 @@ def _rehearse(config: Config) -> dict[str, Any]:
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         for mark in info.metadata:
-            if isinstance(mark, Rehearsal):
+            if isinstance(mark, Rehearsal) and not (mark.if_set and value is None):
                 data[name] = _smaller(value, mark.value)
         if name not in data and nested_config(info.annotation) is not None and value is not None:
             data[name] = _rehearse(value)

@@ -31,6 +31,7 @@ class Training(Config):
     max_steps: Annotated[int | None, Field(ge=1), Rehearsal(3)] = None
     rows: Annotated[int, Rehearsal(4)] = 16
     must_reach: Annotated[float | None, Rehearsal(None)] = 0.9
+    save_every: Annotated[int | None, Rehearsal(5, if_set=True)] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -117,6 +118,8 @@ def test_a_rehearsal_makes_numbers_smaller_and_never_larger() -> None:
     small = rehearsed(config)
     assert (small.training.rows, small.training.max_steps, small.training.must_reach) == (2, 3, None)
     assert small.sources[0].limit == 10
+    assert small.training.save_every is None
+    assert rehearsed(Training(save_every=100)).save_every == 5
     assert (small.second, small.model, small.training.learning_rate) == (None, "m", 1e-3)
     assert rehearsed(Whole(model="m", second=Training(max_steps=2))).second == Training(
         max_steps=2, rows=4, must_reach=None
