@@ -74,6 +74,16 @@ class Config(pydantic.BaseModel):
         protected_namespaces=(),
     )
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """`max_steps=true` is no number, though to Python, and so to pydantic, True is 1."""
+        kinds = list(_leaves(cls.model_fields[info.field_name or ""].annotation))
+        is_number = (int in kinds or float in kinds) and bool not in kinds and Any not in kinds
+        if is_number and (switch := _switch_in(value)) is not None:
+            raise ValueError(f"should be a number, not {str(switch).lower()}")
+        return value
+
 
 @dataclass(frozen=True)
 class Positional:
@@ -155,6 +165,22 @@ def nested_config(annotation: Any) -> type[Config] | None:
         inner = [nested_config(choice) for choice in typing.get_args(annotation) if choice is not type(None)]
         return inner[0] if len(inner) == 1 else None
     return None
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types that the value of a field may have, those of the items of a list included."""
+    arguments = () if typing.get_origin(annotation) is typing.Literal else typing.get_args(annotation)
+    if not arguments:
+        yield annotation
+    for argument in arguments:
+        yield from _leaves(argument)
+
+
+def _switch_in(value: Any) -> bool | None:
+    """The first True or False in a value, also in its lists."""
+    if isinstance(value, bool) or not isinstance(value, list | tuple):
+        return value if isinstance(value, bool) else None
+    return next((found for item in value if (found := _switch_in(item)) is not None), None)
 
 
 def _item_config(annotation: Any) -> type[Config] | None:
