@@ -29,7 +29,11 @@ class RopeConfig:
     original_max_position_embeddings: int | None = None
     """The length before stretching (yarn, llama3); None: the model's max_position_embeddings."""
     attention_factor: float | None = None
-    """yarn: cos and sin are multiplied by this; None: 0.1 ln(factor) + 1."""
+    """yarn: cos and sin are multiplied by this; None: 0.1 ln(factor) + 1, or what the next two say."""
+    mscale: float | None = None
+    """yarn: with `mscale_all_dim`, the factor is (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)."""
+    mscale_all_dim: float | None = None
+    """yarn: see `mscale`; one of them alone, or 0, changes nothing."""
     beta_fast: float = 32.0
     """yarn: pairs that turn more often than this within the original length are left alone."""
     beta_slow: float = 1.0
