@@ -74,7 +74,7 @@ def model_under(folder: Path) -> Path:
     if not is_adapter(folder):
         return folder
     try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8-sig")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise HubError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}", hint="fetch or write it again") from None
     hint = (
@@ -116,7 +116,7 @@ def _from_hugging_face(repository: str, revision: str | None, folder: Path) -> P
 def _has_all_weights(folder: Path) -> bool:
     """Whether a cached folder is a finished download: the cache says only that it was begun."""
     for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)
     return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 

@@ -208,6 +208,14 @@ def test_a_config_error_names_the_file(directory) -> None:
         load_model(directory)
 
 
+def test_a_byte_order_mark_before_config_json_is_passed_over(directory) -> None:
+    before = read_config(directory)
+    file = directory / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_config(directory) == before
+    load_model(directory)
+
+
 def test_a_key_given_twice_counts_as_the_last_one_and_is_reported(directory) -> None:
     values = json.loads((directory / "config.json").read_text())
     del values["rope_parameters"], values["rope_scaling"]

@@ -50,7 +50,7 @@ def describe_adapter(folder: Path, console: Console, *, every_tensor: bool) -> d
 def _read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file, DataError if it holds something else."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"this is not valid JSON: {error}", path=file) from None
     if not isinstance(values, dict):
@@ -123,7 +123,7 @@ def _tools(folder: Path) -> Facts:
 def _shards(folder: Path) -> Facts:
     """The files that an index of shards names and that are not there: a download that was interrupted."""
     for index in sorted(folder.glob("*.index.json")):
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
         if missing := sorted(name for name in named if not (folder / name).is_file()):
             yield "missing files", f"{len(missing)} of {len(named)}: {', '.join(missing)}"
 

@@ -189,7 +189,7 @@ def _config_values(file: Path) -> dict[str, Any]:
         repeated.update({key: number for key, number in times.items() if number > 1})
         return dict(pairs)
 
-    json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=count)
+    json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=count)
     for key in repeated:
         warnings.warn(f"{file} has {key!r} more than once; the last one counts: {values.get(key)!r}", stacklevel=3)
     return values
