@@ -208,8 +208,12 @@ def _objective(model: Decoder, config: FinetuneConfig) -> CausalLoss | NoisyLoss
 
 
 def _merge(config: FinetuneConfig, start: Path, world: World, console: Console) -> None:
-    if config.adapter is not None and world.is_main:
+    if not world.is_main:
+        return
+    if config.adapter is not None:
         merge_beside(config.output, config.adapter, start, console)
+    elif (config.output / ADAPTER).is_dir():
+        console.warn(f"{config.output / ADAPTER} is of another run than {config.output / MODEL}; remove it")
 
 
 def _stop_ids(tokenizer: Tokenizer, template: ChatTemplate) -> int | tuple[int, ...] | None:
