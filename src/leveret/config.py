@@ -20,6 +20,7 @@ A verb's config is written like this, in a file that imports no torch:
 * `Rehearsal(value)` says what the field becomes in `leveret rehearse`: a number is only ever made smaller
   (`min`), anything else is replaced, None included unless `if_set`. Mark what makes a run big: layers, steps, rows,
   bytes.
+* What is not seen in the config alone, a quantized model that is to be trained, `whole_models` asks the recipe to see.
 * Wrong combinations raise ValueError in a `model_validator`; the message is shown as it is.
 * Unknown keys are refused, with the nearest known key.
 """
@@ -35,7 +36,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -73,6 +74,13 @@ class Config(pydantic.BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    makes_quantized: ClassVar[bool] = False
+    """Whether the model in `output` is quantized."""
+
+    def whole_models(self) -> Iterator[tuple[str, str, str]]:
+        """The models whose numbers must be whole: key, reference, and what is to be said of a quantized one."""
+        return iter(())
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
