@@ -76,6 +76,8 @@ def _config(folder: Path) -> Facts:
     if config.sliding_window is not None:
         yield "sliding window", config.sliding_window
     yield "bos / eos / pad", f"{config.bos_token_id} / {config.eos_token_id} / {config.pad_token_id}"
+    if outside := config.ids_outside:
+        yield "no ids of this model", f"{', '.join(outside)} (there are {config.vocab_size:,} ids)"
     yield "parameters", numbers.total
     if numbers.active != numbers.total:
         yield "parameters a token uses", numbers.active

@@ -166,6 +166,14 @@ class ModelConfig:
         ids = self.eos_token_id
         return () if ids is None else (ids,) if isinstance(ids, int) else ids
 
+    @property
+    def ids_outside(self) -> list[str]:
+        """The special ids that no token has, as `key id`. A padding id of -1 is how some say that there is none."""
+        pad = None if self.pad_token_id == -1 else self.pad_token_id
+        special = [("bos_token_id", self.bos_token_id), ("pad_token_id", pad)]
+        special += [("eos_token_id", token) for token in self.eos_token_ids]
+        return [f"{key} {token}" for key, token in special if token is not None and not 0 <= token < self.vocab_size]
+
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:

@@ -71,6 +71,12 @@ def load_model(
     file = _config_file(directory)
     values = _config_values(file)
     config = _parse(file, values)
+    if outside := config.ids_outside:
+        warnings.warn(
+            f"{file}: {', '.join(outside)}: there are {config.vocab_size:,} ids, so no text has it (a text that is to "
+            "end there goes on)",
+            stacklevel=2,
+        )
     with shapes_only():
         model = Decoder(config)
     if quantization := values.get("quantization_config"):
