@@ -18,7 +18,9 @@ A verb's config is written like this, in a file that imports no torch:
 * Every `Path` (and a string naming something that exists) is an input whose content the pipeline hashes.
 * `Positional(order)` makes a field an argument of the command line as well.
 * `Rehearsal(value)` says what the field becomes in `leveret rehearse`: a number is only ever made smaller
-  (`min`), anything else is replaced, None included. Mark what makes a run big: layers, steps, rows, bytes.
+  (`min`), anything else is replaced, None included unless `if_set`. Mark what makes a run big: layers, steps, rows,
+  bytes.
+* What is not seen in the config alone, a quantized model that is to be trained, `whole_models` asks the recipe to see.
 * Wrong combinations raise ValueError in a `model_validator`; the message is shown as it is.
 * Unknown keys are refused, with the nearest known key.
 """
@@ -34,7 +36,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -73,6 +75,23 @@ class Config(pydantic.BaseModel):
         protected_namespaces=(),
     )
 
+    makes_quantized: ClassVar[bool] = False
+    """Whether the model in `output` is quantized."""
+
+    def whole_models(self) -> Iterator[tuple[str, str, str]]:
+        """The models whose numbers must be whole: key, reference, and what is to be said of a quantized one."""
+        return iter(())
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """`max_steps=true` is no number, though to Python, and so to pydantic, True is 1."""
+        kinds = list(_leaves(cls.model_fields[info.field_name or ""].annotation))
+        is_number = (int in kinds or float in kinds) and bool not in kinds and Any not in kinds
+        if is_number and (switch := _switch_in(value)) is not None:
+            raise ValueError(f"should be a number, not {str(switch).lower()}")
+        return value
+
 
 @dataclass(frozen=True)
 class Positional:
@@ -98,6 +117,8 @@ class Rehearsal:
     """Marks what a field becomes in a rehearsal: the smaller of two numbers, or this value."""
 
     value: Any
+    if_set: bool = False
+    """Whether a field that is None stays None."""
 
 
 C = TypeVar("C", bound=Config)
@@ -154,6 +175,22 @@ def nested_config(annotation: Any) -> type[Config] | None:
     return None
 
 
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types that the value of a field may have, those of the items of a list included."""
+    arguments = () if typing.get_origin(annotation) is typing.Literal else typing.get_args(annotation)
+    if not arguments:
+        yield annotation
+    for argument in arguments:
+        yield from _leaves(argument)
+
+
+def _switch_in(value: Any) -> bool | None:
+    """The first True or False in a value, also in its lists."""
+    if isinstance(value, bool) or not isinstance(value, list | tuple):
+        return value if isinstance(value, bool) else None
+    return next((found for item in value if (found := _switch_in(item)) is not None), None)
+
+
 def _item_config(annotation: Any) -> type[Config] | None:
     """The config class of the items of a list; else None."""
     items = typing.get_args(annotation) if typing.get_origin(annotation) in (list, tuple) else ()
@@ -166,7 +203,7 @@ def _rehearse(config: Config) -> dict[str, Any]:
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         for mark in info.metadata:
-            if isinstance(mark, Rehearsal):
+            if isinstance(mark, Rehearsal) and not (mark.if_set and value is None):
                 data[name] = _smaller(value, mark.value)
         if name not in data and nested_config(info.annotation) is not None and value is not None:
             data[name] = _rehearse(value)

@@ -74,7 +74,7 @@ def model_under(folder: Path) -> Path:
     if not is_adapter(folder):
         return folder
     try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8-sig")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise HubError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}", hint="fetch or write it again") from None
     hint = (
@@ -86,6 +86,15 @@ def model_under(folder: Path) -> Path:
         return resolve_model(base)
     except HubError as error:
         raise HubError(f"{folder} is an adapter for {base}: {error.message}", hint=f"{error.hint}; or {hint}") from None
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether the config.json in a folder says that its matrices are quantized; False where there is none."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and bool(values.get("quantization_config"))
 
 
 def _from_hugging_face(repository: str, revision: str | None, folder: Path) -> Path:
@@ -116,7 +125,7 @@ def _from_hugging_face(repository: str, revision: str | None, folder: Path) -> P
 def _has_all_weights(folder: Path) -> bool:
     """Whether a cached folder is a finished download: the cache says only that it was begun."""
     for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)
     return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 

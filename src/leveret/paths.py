@@ -20,7 +20,10 @@ from leveret.errors import ConfigError
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8, parents made) so that a reader sees the old content or the new, never half."""
+    """Write a file (text as UTF-8, parents made) so that a reader sees the old content or the new, never half.
+
+    An OSError names the file, also where the system names none (a disk that is full).
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{_process_tag()}")
@@ -30,8 +33,9 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        _name_place(error, path, draft)
         raise
     _sync_directory(path.parent)
 
@@ -51,8 +55,9 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         yield draft
         _sync_tree(draft)
         _replace_directory(path, draft)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        _name_place(error, path, draft)
         raise
 
 
@@ -126,6 +131,12 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("LEVERET_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leveret"
+
+
+def _name_place(error: BaseException, path: Path, draft: Path) -> None:
+    """Let what the system refused name the place that people know: a disk that is full names none."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(draft)):
+        error.filename = str(path)
 
 
 def _process_tag() -> str:

@@ -34,6 +34,7 @@ from leveret.config import (
     suggest,
 )
 from leveret.errors import ConfigError
+from leveret.hub import is_quantized
 
 _REFERENCE = re.compile(r"(?P<prefix>[a-z][a-z.]*:)?@(?P<stage>[\w-][\w.-]*)(?P<below>/.*)?")
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -101,6 +102,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, rehearsal: bool = 
     return Recipe(name=header.name, output=header.output, seed=header.seed, stages=checked)
 
 
+def quantized_starts(config: Config, makers: Sequence[Config] = ()) -> Iterator[str]:
+    """The mistakes that a model which must be whole is quantized: by an earlier stage, or as it lies there.
+
+    makers: the configs of the stages before, whose outputs are not there yet, or may be old.
+    """
+    for key, reference, way_out in config.whole_models():
+        folder = Path(reference).expanduser().absolute()
+        maker = next((maker for maker in reversed(makers) if _is_written(folder, maker)), None)
+        if is_quantized(folder) if maker is None else maker.makes_quantized:
+            yield f"{key}: {reference} is quantized; {way_out}"
+
+
+def _is_written(folder: Path, maker: Config) -> bool:
+    output = getattr(maker, "output", None)
+    return isinstance(output, Path) and folder.is_relative_to(output.absolute())
+
+
 def _beside(output: Path) -> Path:
     """Where a rehearsal of what is written to `output` writes."""
     named = output if output.name not in ("", "..") else Path(os.path.abspath(output))
@@ -125,6 +143,8 @@ class _Draft:
     found: list[str]
     outputs: dict[str, Path | None] = field(default_factory=dict)
     """The output folders of the stages so far."""
+    makers: list[Config] = field(default_factory=list)
+    """The configs of the stages so far, of those that are right."""
 
     def stage(self, entry: _Entry, overrides: Sequence[str]) -> Stage | None:
         problems: list[str] = []
@@ -145,6 +165,8 @@ class _Draft:
         if problems:
             return None
         config = parse_config(model, data, source=entry.name)
+        self.found += [f"stage {entry.name}: {problem}" for problem in quantized_starts(config, self.makers)]
+        self.makers.append(config)
         if self.rehearsal:
             config = rehearsed(config)
         return Stage(name=entry.name, command=entry.command, config=config, references=tuple(used))

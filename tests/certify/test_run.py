@@ -20,6 +20,7 @@ from leveret.errors import CertificateError, CheckpointError, ConfigError, Lever
 from leveret.model.decoder import Decoder
 from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora
+from leveret.model.prefix import add_prefix
 from leveret.model.token_rows import train_rows
 from leveret.quantize.config import QuantizeConfig
 from leveret.quantize.run import run as quantize
@@ -220,6 +221,31 @@ def test_the_checkpoint_of_an_adapter_is_the_adapter_on_its_model(
     certify(folder / "checkpoints", folder / "adapter", *([folder / "model"] if merged else []))
     with pytest.raises(CertificateError, match="first at"):
         certify(folder / "checkpoints", base)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_the_checkpoint_of_an_adapter_that_is_saved_in_bfloat16_is_judged_as_rounded(
+    make_form: MakeForm, tmp_path: Path, prefix: bool
+) -> None:
+    base, folder = make_form("base"), tmp_path / "run"
+    model = load_model(base)
+    if prefix:
+        add_prefix(model, 3, seed=0)
+    else:
+        add_lora(model, LoraSettings(rank=4, alpha=8), "all-linear", seed=0)
+    optimizer = AdamW(model, TrainingConfig(max_steps=2), dtype=torch.bfloat16)
+    saver = Checkpoints(folder / "checkpoints", identity={}, keep=2, console=QUIET)
+    optimizer.masters += 0.0123
+    optimizer._push()
+    saver.save(1, optimizer)
+    save_adapter(model, folder / "adapter", base=str(base))
+    certify(folder / "checkpoints", folder / "adapter", output=tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "certificate.json").read_text())
+    assert content["comparisons"][0]["kind"] == "16-bit" and content["forms"][0]["numbers"] == "float32"
+    optimizer.masters += 0.5
+    saver.save(2, optimizer)
+    with pytest.raises(CertificateError):
+        certify(folder / "checkpoints", folder / "adapter")
 
 
 def test_a_damaged_checkpoint_is_not_compared(run_folder: Path) -> None:

@@ -159,6 +159,26 @@ def test_checkpoints_are_listed_with_their_state(tmp_path: Path, capsys: Capture
     assert "checkpoints/step-00000400 400" in page and "lacks state.safetensors" in page
 
 
+def test_a_finished_training_run_shows_its_figures_and_where_its_result_is(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "model").mkdir()
+    outcome = {"identity": {}, "figures": {"steps": 40, "loss": 1.25, "stopped_early_after_step": None}}
+    (tmp_path / "outcome.json").write_text(json.dumps(outcome))
+    page = inspect(capsys, tmp_path)
+    assert "steps 40 loss 1.25 result" in page and f"{tmp_path}/model"[-30:] in page.replace(" ", "")
+    (tmp_path / "outcome.json").write_text("[]")
+    code, said = refused(capsys, tmp_path)
+    assert code == 3 and "outcome.json: this is no note of a training run" in said
+
+
+def test_special_ids_that_no_token_has_are_named(tmp_path: Path, capsys: Capture) -> None:
+    values = {
+        "model_type": "llama", "vocab_size": 100, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "eos_token_id": 100, "bos_token_id": 99,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert "no ids of this model eos_token_id 100 (there are 100 ids)" in inspect(capsys, tmp_path)
+
+
 def test_a_run_folder_lists_its_stages_with_their_times(tmp_path: Path, capsys: Capture) -> None:
     Ledger(tmp_path).write(
         Record(

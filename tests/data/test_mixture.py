@@ -69,3 +69,9 @@ def test_wrong_sources_are_refused() -> None:
     for sources, message in [([], "nothing"), ([(rows(2), 0)], "above 0"), ([(rows(2), 1), (longer, 1)], "one length")]:
         with pytest.raises(DataError, match=message):
             Mixture(sources, seed=0)
+
+
+def test_weights_that_make_an_epoch_of_billions_of_rows_are_refused() -> None:
+    with pytest.raises(DataError, match=r"make an epoch of 7,000,000,005 rows out of 12") as refused:
+        Mixture([(rows(7), 1e9), (rows(5), 1)], seed=0)
+    assert "how often" in (refused.value.hint or "")

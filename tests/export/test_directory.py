@@ -171,6 +171,34 @@ def test_each_check_finds_its_defect(name: str, tmp_path: Path) -> None:
     assert name in [finding.name for finding in check_directory(tmp_path / "out") if not finding.passed]
 
 
+EOS_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'Q: ' + message['content'] + '\\n' }}"
+    "{% else %}{{ 'A:' + message['content'] + eos_token + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
+)
+
+
+def test_a_reply_that_ends_with_eos_token_ends_for_other_programs_too(tmp_path: Path) -> None:
+    source = make(tmp_path / "m", eos_token_id=0)
+    (source / "chat_template.jinja").write_text(EOS_TEMPLATE)
+    (tmp_path / "out").mkdir()
+    write_directory(source, tmp_path / "out")
+    said = {finding.name: finding for finding in check_directory(tmp_path / "out")}["a reply ends (vLLM)"]
+    assert said.passed and said.said == "'</s>'"
+    for name in ("config.json", "generation_config.json"):
+        edit(tmp_path / "out" / name, eos_token_id=0)
+    said = {finding.name: finding for finding in check_directory(tmp_path / "out")}["a reply ends (vLLM)"]
+    assert not said.passed and f"[{trained().eos_id}] end a reply" in said.said
+
+
+def test_a_template_that_ends_no_reply_is_found(tmp_path: Path) -> None:
+    source = make(tmp_path / "m")
+    (source / "chat_template.jinja").write_text(EOS_TEMPLATE.replace(" + eos_token", ""))
+    (tmp_path / "out").mkdir()
+    report = write_directory(source, tmp_path / "out")
+    assert "a reply ends (vLLM)" in [finding.name for finding in report.findings if not finding.passed]
+
+
 def test_a_head_that_vllm_has_no_kernel_for_and_a_bin_file_are_found(tmp_path: Path) -> None:
     source = make(tmp_path / "m", hidden_size=64)
     assert exported(source, tmp_path / "out")["failed"] == 1

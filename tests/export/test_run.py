@@ -106,6 +106,19 @@ def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_p
     assert ChatTemplate(written).render(turns, add_generation_prompt=True).text == ours
 
 
+def test_a_template_that_ends_a_reply_with_eos_token_gives_the_modelfile_its_stop(
+    directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(directory, tmp_path / "m")
+    (tmp_path / "m/chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    exported(tmp_path / "m", tmp_path / "out")
+    assert 'PARAMETER stop "</s>"' in (tmp_path / "out/Modelfile").read_text()
+    assert "</s>" in (tmp_path / "out/run.sh").read_text()
+
+
 @pytest.mark.parametrize(
     ("kind", "most"), [("q2_k", 0.35), ("q3_k_m", 0.2), ("q4_k_m", 0.1), ("q5_k_s", 0.05), ("q6_k", 0.03)]
 )

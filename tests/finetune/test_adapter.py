@@ -318,3 +318,13 @@ def test_keys_of_the_other_method_are_refused(make_config):
     for adapter in ({"method": "prefix", "rank": 4}, {"method": "prefix", "merge": True}, {"prefix_tokens": 4}):
         with pytest.raises(ConfigError, match="not read with method"):
             make_config(adapter=adapter)
+
+
+def test_a_whole_model_beside_an_older_adapter_is_told_of(make_config, capsys):
+    finetune.run(make_config(adapter={"rank": 2}), Console(quiet=True))
+    for _ in range(2):  # also where all is done
+        finetune.run(make_config(), Console())
+        said = " ".join(capsys.readouterr().err.split())
+        assert "run/adapter is of another run than" in said
+    finetune.run(make_config("other"), Console())
+    assert "another run" not in capsys.readouterr().err

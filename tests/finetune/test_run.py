@@ -329,7 +329,7 @@ def test_an_output_among_the_conversations_is_refused(make_config):
 
 def test_an_empty_file_is_named(make_config):
     (make_config.folder / "empty.jsonl").touch()
-    with pytest.raises(NothingToTrain, match=r"empty.jsonl: there is no sample"):
+    with pytest.raises(DataError, match=r"empty.jsonl: there is no sample"):
         finetune.run(make_config(validation=[str(make_config.folder / "empty.jsonl")]), QUIET)
 
 

@@ -31,6 +31,7 @@ class Training(Config):
     max_steps: Annotated[int | None, Field(ge=1), Rehearsal(3)] = None
     rows: Annotated[int, Rehearsal(4)] = 16
     must_reach: Annotated[float | None, Rehearsal(None)] = 0.9
+    save_every: Annotated[int | None, Rehearsal(5, if_set=True)] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -112,11 +113,36 @@ def test_dotted_keys_name_the_keys_of_nested_configs() -> None:
     assert "second.rows" in keys and keys[-1] == "sources"
 
 
+class Numbers(Config):
+    steps: int = 1
+    rate: Annotated[float, Field(gt=0)] | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    weights: list[float | list[float]] = Field(default_factory=list)
+    quick: bool = False
+    tools: bool | int = 0
+
+
+@pytest.mark.parametrize("data", [
+    {"steps": True}, {"rate": False}, {"betas": [True, 0.9]}, {"weights": [1, [0.5, True]]},
+])  # fmt: skip
+def test_true_and_false_are_no_numbers(data: dict[str, Any]) -> None:
+    (found,) = mistakes(Numbers, data)
+    assert found.startswith(f"{next(iter(data))}: should be a number, not ") and found.endswith(("true", "false"))
+
+
+def test_numbers_may_be_written_in_every_other_way() -> None:
+    data = {"steps": 1e3, "rate": 1, "betas": ["0.5", 0], "weights": [1, [2]], "quick": "yes", "tools": True}
+    config = parse_config(Numbers, data, source="s")
+    assert (config.steps, config.rate, config.betas, config.quick, config.tools) == (1000, 1.0, (0.5, 0.0), True, True)
+
+
 def test_a_rehearsal_makes_numbers_smaller_and_never_larger() -> None:
     config = Whole(model="m", training=Training(rows=2), sources=(Source(path=Path("a")),))
     small = rehearsed(config)
     assert (small.training.rows, small.training.max_steps, small.training.must_reach) == (2, 3, None)
     assert small.sources[0].limit == 10
+    assert small.training.save_every is None
+    assert rehearsed(Training(save_every=100)).save_every == 5
     assert (small.second, small.model, small.training.learning_rate) == (None, "m", 1e-3)
     assert rehearsed(Whole(model="m", second=Training(max_steps=2))).second == Training(
         max_steps=2, rows=4, must_reach=None

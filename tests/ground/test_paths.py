@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,26 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeyp
         atomic_write(file, "new")
     assert file.read_text() == "old"
     assert [path.name for path in file.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_where_nothing_more_fits_the_error_names_the_file_or_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too large") as refused:
+        atomic_write(tmp_path / "shard.npy", b"x" * 1000)
+    assert refused.value.filename == str(tmp_path / "shard.npy")
+    with pytest.raises(OSError, match="too large") as refused, atomic_directory(tmp_path / "m") as draft:
+        (draft / "weights").write_bytes(b"x" * 1000)
+    assert refused.value.filename == str(tmp_path / "m") and list(tmp_path.iterdir()) == []
 
 
 def test_text_is_written_as_utf8_without_changing_line_ends(tmp_path: Path) -> None:

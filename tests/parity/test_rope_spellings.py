@@ -20,8 +20,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "dynamic": {"factor": 2.0},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
     "yarn tuned": {"factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0, "attention_factor": 1.3},
+    "yarn mscale": {"factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.707, "mscale_all_dim": 1.2},
+    "yarn one mscale": {"factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.5, "mscale_all_dim": 0.0},
+    "yarn told": {
+        "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 0.9, "mscale": 2.0,
+        "mscale_all_dim": 1.0,
+    },
     "llama3": {"factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-}
+}  # fmt: skip
 
 
 def oracle_of(kind: str) -> Any:

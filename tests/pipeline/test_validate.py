@@ -53,3 +53,47 @@ def test_the_command_can_be_said(workshop: Path, quiet: Console) -> None:
         run(ValidateConfig(files=(Path("one.yaml"),), command="join"), quiet)
     with pytest.raises(ConfigError, match="did you mean join"):
         run(ValidateConfig(files=(Path("one.yaml"),), command="jion"), quiet)
+
+
+QUANTIZED = """
+stages:
+  - quantize: {model: base}
+  - finetune: {model: "@quantize", data: [chats.jsonl]}
+  - name: merged
+    finetune: {model: "@quantize", data: [chats.jsonl], adapter: {merge: true}}
+  - name: beside
+    finetune: {model: "@quantize", data: [chats.jsonl], adapter: {}}
+  - name: more
+    pretrain: {init_from: there, documents: [text.txt]}
+  - name: again
+    quantize: {model: "@beside/model"}
+  - export: {model: "@quantize"}
+  - name: directory
+    export: {model: "@quantize", to: directory}
+"""
+
+
+def test_a_quantized_model_is_refused_where_a_stage_needs_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: Console
+) -> None:
+    monkeypatch.undo()  # the real commands
+    monkeypatch.chdir(tmp_path)
+    for folder, values in (("there", '{"quantization_config": {"bits": 4}}'), ("base", "{}")):
+        Path(folder).mkdir()
+        Path(folder, "config.json").write_text(values)
+    stale = Path("runs/r/beside/model")  # of an earlier form of the recipe
+    stale.mkdir(parents=True)
+    (stale / "config.json").write_text('{"quantization_config": {"bits": 4}}')
+    Path("r.yaml").write_text(QUANTIZED)
+    with pytest.raises(ConfigError) as caught:
+        run(ValidateConfig(files=(Path("r.yaml"),)), quiet)
+    found = [line.strip().partition(" is quantized")[0] for line in str(caught.value).splitlines()]
+    assert found == [
+        "r.yaml has 4 mistakes:", "stage finetune: model: runs/r/quantize", "stage merged: model: runs/r/quantize",
+        "stage more: init_from: there", "stage export: model: runs/r/quantize",
+    ]  # fmt: skip
+    Path("one.yaml").write_text("model: there\noutput: x\ndata: [chats.jsonl]\n")
+    with pytest.raises(ConfigError, match=r"one\.yaml .*: model: there is quantized; only an adapter"):
+        run(ValidateConfig(files=(Path("one.yaml"),)), quiet)
+    Path("one.yaml").write_text("model: base\noutput: x\ndata: [chats.jsonl]\n")
+    run(ValidateConfig(files=(Path("one.yaml"),)), quiet)

@@ -28,6 +28,7 @@ from leveret.plan.memory import (
 )
 from leveret.plan.trained import trained_of
 from leveret.precision.swap import round_to_nf4
+from leveret.trainer.adamw import is_inner_matrix
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.optimizer import build_optimizer
 from leveret.trainer.recompute import recomputed_layers
@@ -206,6 +207,8 @@ def test_the_numbers_of_an_adapter_are_those_that_are_trained(family, options, t
     real = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     expected = trained_of(config, adapter)
     assert (expected.numbers, expected.is_everything) == (sum(real), False)
+    inside = [p.numel() for name, p in model.named_parameters() if p.requires_grad and is_inner_matrix(name, p)]
+    assert expected.inner == sum(inside)
     # Parts of a fused matrix are parameters of their own.
     assert expected.largest == max(real) or (family == "lingowhale" and expected.largest > max(real))
     assert expected.has_head == model.lm_head.weight.requires_grad

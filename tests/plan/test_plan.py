@@ -165,6 +165,16 @@ def test_a_base_in_nf4_shows_in_memory(life, plan):
     assert stored["weights"] == pytest.approx(count(SHAPE).embedding * 2 + inside * 4.127 / 8, rel=0.01)
 
 
+def test_a_base_that_is_rounded_is_whole_while_it_is_loaded_on_a_cpu(life, plan):
+    small = ["finetune.adapter.rank=1", "finetune.training.sequence_length=8", "finetune.training.rows_per_step=1",
+             "finetune.training.micro_batch_rows=1", "pretrain.model.num_hidden_layers=64"]  # fmt: skip
+    deep = count(dataclasses.replace(SHAPE, num_hidden_layers=64))
+    plain = plan("life.yaml", *small)["finetune"]["memory"]
+    rounded = plan("life.yaml", *small, "finetune.adapter.base=nf4")["finetune"]["memory"]
+    assert "loading, before rounding" not in plain
+    assert sum(rounded.values()) == pytest.approx(2 * deep.total) and rounded["loading, before rounding"] > 0
+
+
 def test_a_table_of_one_s_own_adds_and_replaces_devices(life, plan):
     Path("mine.yaml").write_text(
         "usable_memory: 0.5\ndevices:\n  A100: {memory_gb: 1, bf16_tflops: 1, fp32_tflops: 1, bandwidth_gb_s: 1, "

@@ -109,12 +109,33 @@ def test_references_into_defs_are_followed() -> None:
         ({"type": "string", "minLength": "3"}, "minLength must be a whole number"),
         ({"type": "string", "maxLength": True}, "maxLength must be a whole number"),
         ({"type": "string", "format": ["date"]}, "format must be a word"),
+        ({"type": "string", "format": "HH:MM", "maxLength": 2}, "the format HH:MM has 5 characters"),
+        ({"type": "string", "format": "phone", "minLength": 99}, "the format phone has 2 to 25 characters"),
+        ({"type": "string", "pattern": "^ab+$", "maxLength": 1}, "the pattern has 2 or more characters"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_by_tool_and_parameter(schema: Any, reason: str) -> None:
     with pytest.raises(ToolError, match="tool t, parameter p") as caught:
         one(schema)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "HH:MM", "maxLength": 5},
+        {"type": "string", "format": "date", "minLength": 10},
+        {"type": "string", "pattern": "^a*(b|cc){0,2}$", "minLength": 900},
+        {"type": "string", "pattern": "x", "minLength": 9},
+        {"type": "string", "maxLength": 0},
+        {"anyOf": [{"type": "string", "format": "HH:MM"}, {"enum": ["now"]}], "maxLength": 3},
+    ],
+)
+def test_a_length_that_something_has_is_taken(schema: Any) -> None:
+    try:
+        one(schema)
+    except ToolError as error:
+        assert "no value fits its length" not in str(error)
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,14 @@ def test_without_validation_data_it_says_what_is_missing(start):
         start(validates=False, publish="best")
 
 
+def test_an_interval_without_validation_data_does_nothing_and_says_so(start):
+    start(validates=False)
+    log = " ".join((start.folder / "log").read_text().split())
+    assert "evaluate_every_steps is 1, but there is no `validation`" in log
+    start("other", validates=False, evaluate_every_steps=None)
+    assert "validation" not in (start.folder / "log").read_text()[len(log) :]
+
+
 @pytest.mark.parametrize("settings", [
     {"early_stop_patience": 2, "evaluate_every_steps": None},
     {"publish": "best", "evaluate_every_steps": None},

@@ -67,3 +67,27 @@ def test_of_several_processes_the_first_one_claims(tmp_path, console):
     second = World(torch.device("cpu"), ranks=ranks)
     with claimed(tmp_path / "run", ALONE, console), claimed(tmp_path / "run", second, console, wait_seconds=0):
         pass
+
+
+def test_a_run_that_could_not_begin_leaves_no_folder_and_takes_none_away(tmp_path, console):
+    for folder, left in ((tmp_path / "new", False), (tmp_path / "empty", True)):
+        if left:
+            folder.mkdir()
+        with pytest.raises(ZeroDivisionError), claimed(folder, ALONE, console):
+            raise ZeroDivisionError
+        assert folder.exists() == left
+    with claimed(tmp_path / "new", ALONE, console):
+        (tmp_path / "new/log").touch()
+    assert (tmp_path / "new/log").exists()
+
+
+def test_a_run_that_waited_for_one_that_could_not_begin_has_a_folder(tmp_path, console):
+    folder = tmp_path / "run"
+    first = claimed(folder, ALONE, console)
+    first.__enter__()
+    timer = threading.Timer(0.3, first.__exit__, (None, None, None))
+    timer.start()
+    with claimed(folder, ALONE, console, wait_seconds=30):
+        (folder / "log").touch()
+    timer.join()
+    assert (folder / "log").exists()

@@ -102,6 +102,22 @@ def test_muon_moves_the_matrices_of_the_layers_and_adamw_moves_the_rest() -> Non
     assert sizes <= 0.0301, "AdamW moves an entry by at most the learning rate a step"
 
 
+def test_no_squares_are_kept_of_the_matrices_and_older_checkpoints_that_have_them_go_on_alike() -> None:
+    block, state = _trained("muon")
+    assert state.exp_avg_sq.numel() == state.masters.numel() - state.muon_size
+    saved = {name: tensor.clone() for name, tensor in state.state().items()}
+    older = {**saved, "exp_avg_sq": torch.cat([torch.zeros(state.muon_size), saved["exp_avg_sq"]])}
+    moved = []
+    for checkpoint in (saved, older):
+        state.restore(checkpoint, updates=3, layout=state.layout())
+        state.start_step()
+        block.loss(3).backward()
+        state.update(learning_rate=0.01, gradient_norm=float(state.gradient_norm()))
+        moved.append([tensor.clone() for tensor in state.state().values()])
+    assert all(torch.equal(one, other) for one, other in zip(*moved, strict=True))
+    assert not torch.equal(moved[0][2], saved["exp_avg_sq"])
+
+
 def test_clipping_reaches_muon_only_through_its_momentum() -> None:
     free, _ = _trained("muon")
     clipped, _ = _trained("muon", clip=1e-3)

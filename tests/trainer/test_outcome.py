@@ -58,6 +58,22 @@ def test_what_a_run_that_was_killed_at_its_very_end_left_behind_is_cleared(tmp_p
     assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 2
 
 
+@pytest.mark.parametrize("keep", ["keep_final_checkpoint", "keep_best"])
+def test_a_checkpoint_asked_for_when_the_run_is_done_is_told_of(tmp_path, save, capsys, keep):
+    asked = TrainingConfig.model_validate({keep: True, "evaluate_every_steps": 1})
+    save({"seed": 1})
+    assert finished_figures(tmp_path, {"seed": 1}, Console(), training=TrainingConfig()) == {"loss": 1.5}
+    assert capsys.readouterr().err == ""
+    assert finished_figures(tmp_path, {"seed": 1}, Console(), training=asked) == {"loss": 1.5}
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{keep} can do nothing now" in said and "outcome.json" in said
+    save({"seed": 1}, **{keep: True})
+    (tmp_path / "checkpoints/best/step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000002").mkdir()
+    assert finished_figures(tmp_path, {"seed": 1}, Console(), training=asked) == {"loss": 1.5}
+    assert capsys.readouterr().err == ""
+
+
 def test_a_note_without_its_model_or_a_broken_note_counts_for_nothing(tmp_path, save):
     save({"seed": 1})
     for broken in ("{", "[]", '{"identity": {"seed": 1}}', '{"identity": {"seed": 1}, "figures": 3}'):

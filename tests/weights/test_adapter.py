@@ -314,7 +314,7 @@ WRONG = [
     (lambda f: change(f, "modules_to_save", ["lm_head"]), MissingWeights, "modules_to_save names lm_head"),
     (lambda f: change(f, "trainable_token_indices", [3]), MissingWeights, "no rows for the tokens of embed_tokens"),
     (lambda f: change(f, "use_dora", True), MissingWeights, "no lora_magnitude_vector"),
-    (lambda f: change(f, "peft_type", "IA3"), ConfigError, "only LORA"),
+    (lambda f: change(f, "peft_type", "IA3"), ConfigError, "only LORA and PREFIX_TUNING"),
     (lambda f: change(f, "bias", "all"), ConfigError, "only 'none' is known"),
     (lambda f: change(f, "r", None), ConfigError, "r is missing"),
     (lambda f: change(f, "init_lora_weights", "pissa"), ConfigError, "changes the model underneath"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from leveret.errors import CorruptedFile, LeveretError, MissingWeights, TokenizerError, WeightsError
+from leveret.errors import ConfigError, CorruptedFile, LeveretError, MissingWeights, TokenizerError, WeightsError
 from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
@@ -208,6 +208,18 @@ def test_what_cannot_be_written_or_read_is_refused(tokenizer: Tokenizer, tmp_pat
     with pytest.raises(WeightsError, match="65504"):
         write(source, tmp_path / "n.gguf", "f16", keys)
     assert issubclass(CorruptedFile, LeveretError)
+
+
+def test_a_yarn_whose_factor_llama_cpp_would_work_out_otherwise_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    yarn = RopeConfig(kind="yarn", factor=4.0, mscale=1.0, mscale_all_dim=1.0)
+    source = make(tmp_path / "m", tokenizer, config_of("llama", rope=yarn))
+    with pytest.raises(ConfigError, match="mscale"):
+        write(source, tmp_path / "m.gguf", "f32", tokenizer_keys(tokenizer, config_of("llama")))
+    same = RopeConfig(kind="yarn", factor=4.0, mscale=1.0)
+    source = make(tmp_path / "n", tokenizer, config_of("llama", rope=same))
+    write(source, tmp_path / "n.gguf", "f32", tokenizer_keys(tokenizer, config_of("llama")))
 
 
 def test_pieces_are_joined_by_the_best_score_first_and_what_is_no_piece_is_bytes() -> None:

@@ -208,6 +208,32 @@ def test_a_config_error_names_the_file(directory) -> None:
         load_model(directory)
 
 
+def test_a_byte_order_mark_before_config_json_is_passed_over(directory) -> None:
+    before = read_config(directory)
+    file = directory / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_config(directory) == before
+    load_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"eos_token_id": [2, 100_000]}, "eos_token_id 100000"),
+        ({"bos_token_id": -1, "eos_token_id": 100_000}, "bos_token_id -1, eos_token_id 100000"),
+        ({"pad_token_id": 100_000}, "pad_token_id 100000"),
+    ],
+)
+def test_special_ids_that_no_token_has_are_told(values: dict[str, Any], told: str, directory) -> None:
+    file = directory / "config.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps(before | values))
+    with pytest.warns(UserWarning, match=f"{told}: there are"):
+        load_model(directory)
+    file.write_text(json.dumps(before | {"pad_token_id": -1}))
+    load_model(directory)
+
+
 def test_a_key_given_twice_counts_as_the_last_one_and_is_reported(directory) -> None:
     values = json.loads((directory / "config.json").read_text())
     del values["rope_parameters"], values["rope_scaling"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from leveret.certify.form import Reader, Stops, numerics_of
@@ -30,6 +31,7 @@ from leveret.paths import sha256_file
 from leveret.precision.nf4_layout import stored_bits
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.snapshot import Manifest
+from leveret.weights.adapter import TENSORS
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.gguf_file import open_gguf
 from leveret.weights.load import load_model, read_config
@@ -133,7 +135,7 @@ def from_checkpoint(reference: str, path: Path) -> LeveretForm:
     One that trains an adapter is put on the model under the run's adapter/.
     """
     masters = _masters(path)
-    has_adapter = any(name.endswith(".lora_A") for name in masters)
+    has_adapter = any(name.endswith((".lora_A", ".prefix")) for name in masters)
     beside = _model_beside(path, ("adapter",) if has_adapter else ("", "model"))
     model = _adapted(beside) if has_adapter else Decoder(read_config(beside))
     model.eval().requires_grad_(False)
@@ -152,6 +154,8 @@ def from_checkpoint(reference: str, path: Path) -> LeveretForm:
     tokenizer = Tokenizer.load(_first_with("tokenizer.json", folders))
     settings = _first_with("generation_config.json", folders)
     declared, numerics = _declared_stops(settings, model), numerics_of(torch.float32, None)
+    if has_adapter:
+        numerics = replace(numerics, saved_as=_stored_dtype(beside / TENSORS))
     form = _form(reference, path, model, tokenizer, numerics, declared, read_defaults(settings))
     return replace(form, reader="checkpoint")
 
@@ -174,6 +178,13 @@ def _adapted(adapter: Path) -> Decoder:
     model = load_model(model_under(adapter), dtype=torch.float32)
     load_adapter(model, adapter, rounded=False)
     return model
+
+
+def _stored_dtype(adapter: Path) -> str:
+    """What an adapter's numbers were rounded to when it was saved."""
+    with safe_open(adapter, framework="pt") as content:
+        stored = {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118  # no mapping
+    return "float32" if stored == {"F32"} else "bfloat16"
 
 
 def _model_beside(checkpoint: Path, names: tuple[str, ...]) -> Path:

@@ -30,6 +30,8 @@ class Numerics:
     """`float32`, `bfloat16` or `float16`: that of activations and unquantized weights."""
     bits: int | None = None
     """Bits of quantized weights; None when none are."""
+    saved_as: str | None = None
+    """Of a checkpoint: the dtype that its run rounds to where it saves what it trained, if that is another."""
 
     def __str__(self) -> str:
         return self.dtype if self.bits is None else f"int{self.bits} + {self.dtype}"
@@ -75,4 +77,4 @@ def kind_of(first: Numerics, second: Numerics) -> PairKind:
     if bits:
         least = min(bits)
         return "int8" if least > 6 else "int4" if least > 3 else "int3" if least == 3 else "int2"
-    return "exact" if first.dtype == second.dtype == "float32" else "16-bit"
+    return "exact" if all((side.saved_as or side.dtype) == "float32" for side in (first, second)) else "16-bit"

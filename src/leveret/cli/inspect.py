@@ -69,6 +69,17 @@ def _run_folder(config: InspectConfig, console: Console) -> dict[str, Any]:
     return {"stages": len(records)}
 
 
+def _training(config: InspectConfig, console: Console) -> dict[str, Any]:
+    try:
+        figures = json.loads((config.path / "outcome.json").read_text(encoding="utf-8"))["figures"]
+        rows = [(name, value) for name, value in figures.items() if isinstance(value, str | int | float)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"this is no note of a training run: {error}", path=config.path / "outcome.json") from None
+    results = [f"{config.path / name}" for name in ("model", "adapter") if (config.path / name).is_dir()]
+    console.table(f"training run {config.path}", ("what", "value"), [*rows, ("result", ", ".join(results) or None)])
+    return dict(rows)
+
+
 def _checkpoints(config: InspectConfig, console: Console) -> dict[str, Any]:
     rows = []
     for manifest in sorted(config.path.rglob("step-*/manifest.json")):
@@ -147,6 +158,12 @@ KINDS = (
         sign="a folder with stages/*.json",
         fits=lambda path: any((path / "stages").glob("*.json")),
         describe=_run_folder,
+    ),
+    Kind(
+        name="training run",
+        sign="a folder with outcome.json, as pretrain and finetune end",
+        fits=lambda path: (path / "outcome.json").is_file(),
+        describe=_training,
     ),
     Kind(
         name="model",

@@ -50,7 +50,7 @@ def describe_adapter(folder: Path, console: Console, *, every_tensor: bool) -> d
 def _read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file, DataError if it holds something else."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"this is not valid JSON: {error}", path=file) from None
     if not isinstance(values, dict):
@@ -76,6 +76,8 @@ def _config(folder: Path) -> Facts:
     if config.sliding_window is not None:
         yield "sliding window", config.sliding_window
     yield "bos / eos / pad", f"{config.bos_token_id} / {config.eos_token_id} / {config.pad_token_id}"
+    if outside := config.ids_outside:
+        yield "no ids of this model", f"{', '.join(outside)} (there are {config.vocab_size:,} ids)"
     yield "parameters", numbers.total
     if numbers.active != numbers.total:
         yield "parameters a token uses", numbers.active
@@ -123,7 +125,7 @@ def _tools(folder: Path) -> Facts:
 def _shards(folder: Path) -> Facts:
     """The files that an index of shards names and that are not there: a download that was interrupted."""
     for index in sorted(folder.glob("*.index.json")):
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
         if missing := sorted(name for name in named if not (folder / name).is_file()):
             yield "missing files", f"{len(missing)} of {len(named)}: {', '.join(missing)}"
 

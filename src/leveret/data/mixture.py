@@ -21,6 +21,9 @@ from leveret.errors import DataError
 
 _EPOCH, _SOURCE = 0, 1  # first part of a permutation's seed: what is shuffled
 
+MOST_ROWS = 2**28
+"""Rows of an epoch beyond what there is to read; their order is held in memory, 8 bytes a row, twice while shuffled."""
+
 
 class Mixture:
     """`row(place)` for place 0, 1, 2 ... without end; `len` is the rows of one epoch."""
@@ -35,6 +38,7 @@ class Mixture:
             raise DataError(f"the rows of a mixture must have one length, not {sorted(lengths)}")
         self._sources = [rows for rows, _ in sources]
         self._per_epoch = [rows_per_epoch(len(rows), weight) for rows, weight in sources]
+        _refuse_endless_epoch(sum(len(rows) for rows, _ in sources), sum(self._per_epoch), sources)
         self._ends = np.cumsum(self._per_epoch)
         self._seed = seed
 
@@ -70,6 +74,15 @@ class Mixture:
 def rows_per_epoch(num_rows: int, weight: float) -> int:
     """How many rows of a source that has `num_rows` an epoch holds."""
     return max(1, round(weight * num_rows))
+
+
+def _refuse_endless_epoch(num_rows: int, in_epoch: int, sources: Sequence[tuple[PackedRows, float]]) -> None:
+    """DataError when it is the weights, not the data, that make an epoch longer than its order fits into memory."""
+    if in_epoch > max(MOST_ROWS, num_rows):
+        raise DataError(
+            f"the weights {[weight for _, weight in sources]} make an epoch of {in_epoch:,} rows out of {num_rows:,}",
+            hint="a weight is how often a source is seen in an epoch: give numbers near 1, and num_epochs for more",
+        )
 
 
 @lru_cache(maxsize=32)

@@ -93,7 +93,7 @@ def pack_samples(
     row though the sample itself does, the sample itself stands in for it.
     source: where they come from, for the error when none is left.
 
-    NothingToTrain if a sample trains nothing (with `on_untrained="error"`) or no sample is left.
+    DataError if there is no sample; NothingToTrain if one trains nothing (with `on_untrained="error"`) or none is left.
     """
     kept: dict[int, Sample] = {}
     num_long = num_truncated = num_untrained = num_lost = 0
@@ -196,12 +196,12 @@ def _refuse_long(sample: Sample, size: int, on_long: OnLong) -> None:
 
 def _nothing_left(
     source: Path | None, num_samples: int, num_long: int, num_untrained: int, size: int
-) -> NothingToTrain:
-    place = "" if source is None else f"{source}: "
+) -> DataError | NothingToTrain:
     if not num_samples:
-        return NothingToTrain(
-            f"{place}there is no sample", hint="is it the right file? take out of the config what is empty"
+        return DataError(
+            "there is no sample", path=source, hint="is it the right file? take out of the config what is empty"
         )
+    place = "" if source is None else f"{source}: "
     return NothingToTrain(
         f"{place}none of {num_samples} samples is left: {num_long} are longer than {size} tokens, "
         f"{num_untrained} have no trained token"

@@ -48,7 +48,7 @@ def read_defaults(directory: Path) -> SamplingParams:
     if not path.exists():
         return SamplingParams()
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8-sig"))
         if not isinstance(config, dict):
             raise TypeError(f"holds a {type(config).__name__}, not an object")
         return _from_config(config)

@@ -125,15 +125,17 @@ def _template(folder: Path) -> Iterator[Finding]:
     yield _finding("template, both places", source == settings.get("chat_template"), f"{len(source):,} characters",
                    "differ: chat_template.jinja and tokenizer_config.json")  # fmt: skip
     tokenizer = Tokenizer.load(folder)
-    template = ChatTemplate(source)
+    template = ChatTemplate(source, variables=tokenizer.special_tokens)
     ours = _rendered(template, tokenizer)
     theirs = as_webui_renders(source, settings)
     yield _finding("template (webui)", theirs == ours, "renders there as here", f"renders as {theirs[:80]!r}")
     stops = template.stop_ids(tokenizer)
     told = _ids(read_json(folder / "generation_config.json").get("eos_token_id"))
     missing = [index for index in stops if index not in told]
-    yield _finding("a reply ends (vLLM)", not missing, " ".join(map(repr, template.stops)),
-                   f"{missing} end a reply, and generation_config.json does not say so")  # fmt: skip
+    yield _finding("a reply ends (vLLM)", bool(template.stops) and not missing,
+                   " ".join(map(repr, template.stops)) or "no stop",
+                   f"{missing} end a reply, and generation_config.json does not say so" if missing else
+                   "the template writes nothing after a reply, so replies go on until they are cut off")  # fmt: skip
 
 
 def as_webui_renders(source: str, settings: dict[str, Any]) -> str:

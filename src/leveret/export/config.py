@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,6 +61,11 @@ class ExportConfig(Config):
         if name is not None and (not name.strip() or "/" in name or "\0" in name or name.startswith(".")):
             raise ValueError(f"{name!r} cannot be the beginning of a file's name; where it lies is `output`")
         return name
+
+    def whole_models(self) -> Iterator[tuple[str, str, str]]:
+        """GGUF has quantized formats of its own."""
+        if self.to == "gguf":
+            yield "model", self.model, "GGUF has formats of its own: export the model it was made of"
 
     @model_validator(mode="after")
     def _fits(self) -> ExportConfig:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leveret.chat.template import ChatTemplate
+from leveret.chat.template import template_for
 from leveret.errors import TokenizerError, WeightsError
 from leveret.export.checks import NATIVE, Finding, check_directory
 from leveret.model.config import ModelConfig
@@ -125,7 +125,7 @@ def _mend_ids(target: Path, tokenizer: Tokenizer, report: DirectoryReport) -> No
     values = read_json(target / "config.json")
     place = target / "generation_config.json"
     said = read_json(place) if place.is_file() else {}
-    template = None if tokenizer.chat_template is None else ChatTemplate(tokenizer.chat_template)
+    template = None if tokenizer.chat_template is None else template_for(tokenizer)
     stops = () if template is None else template.stop_ids(tokenizer)
     ends = [*_ids(said.get("eos_token_id")), *_ids(values.get("eos_token_id"))]
     ends += [] if tokenizer.eos_id is None else [tokenizer.eos_id]

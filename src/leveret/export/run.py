@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leveret.chat.template import ChatTemplate
+from leveret.chat.template import ChatTemplate, template_for
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.errors import TemplateError
@@ -178,7 +178,7 @@ class Talk:
     def of(cls, source: Path, console: Console) -> Talk:
         """Read from a model directory; says so where a template is more than pieces."""
         tokenizer = Tokenizer.load(source)
-        template = None if tokenizer.chat_template is None else ChatTemplate(tokenizer.chat_template)
+        template = None if tokenizer.chat_template is None else template_for(tokenizer)
         pieces = None
         if template is not None:
             try:

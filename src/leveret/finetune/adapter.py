@@ -174,7 +174,7 @@ def merge_beside(output: Path, adaptation: AdapterTraining, start: Path, console
     if target.is_dir() and not stale:
         return
     model, report = load_merged(source, base=start)
-    stops = json.loads((source / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    stops = json.loads((source / "generation_config.json").read_text(encoding="utf-8-sig")).get("eos_token_id")
     model.config = replace(model.config, eos_token_id=tuple(stops) if isinstance(stops, list) else stops)
     with atomic_directory(target) as draft:
         save_model(model, draft)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,6 +66,13 @@ class FinetuneConfig(Config):
     """Steps, batch, learning rate, precision, checkpoints."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data."""
+
+    def whole_models(self) -> Iterator[tuple[str, str, str]]:
+        """All of a model is trained, unless an adapter is; that can be merged into whole numbers only."""
+        if self.adapter is None:
+            yield "model", self.model, "only an adapter can be trained on it (adapter={})"
+        elif self.adapter.merge:
+            yield "model", self.model, "adapter.merge cannot change it; leave merge out and load the adapter"
 
     @model_validator(mode="after")
     def _consistent(self) -> FinetuneConfig:

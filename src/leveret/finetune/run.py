@@ -79,10 +79,11 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
     held_out = held_out_sources(config, writing, console)
     identity = _identity(config, start, tokenizer, template, tools, trained, held_out)
     result = f"{MODEL}/config.json" if config.adapter is None else f"{ADAPTER}/adapter_config.json"
-    if (figures := finished_figures(config.output, identity, console, world, result=result)) is not None:
+    done = finished_figures(config.output, identity, console, world, result=result, training=config.training)
+    if done is not None:
         console.info(f"{(config.output / result).parent} is there already, trained with these settings")
         _merge(config, start, world, console)
-        return StageResult(output=config.output, summary=figures)
+        return StageResult(output=config.output, summary=done)
     refuse_trained(held_out, trained)
     sources = {str(data.path): source.rows.samples for source, data in zip(trained, config.data, strict=True)}
     labels = xray.examine(sources, tokenizer=tokenizer, stops=template.stops)
@@ -207,8 +208,12 @@ def _objective(model: Decoder, config: FinetuneConfig) -> CausalLoss | NoisyLoss
 
 
 def _merge(config: FinetuneConfig, start: Path, world: World, console: Console) -> None:
-    if config.adapter is not None and world.is_main:
+    if not world.is_main:
+        return
+    if config.adapter is not None:
         merge_beside(config.output, config.adapter, start, console)
+    elif (config.output / ADAPTER).is_dir():
+        console.warn(f"{config.output / ADAPTER} is of another run than {config.output / MODEL}; remove it")
 
 
 def _stop_ids(tokenizer: Tokenizer, template: ChatTemplate) -> int | tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -85,6 +86,12 @@ class MergeConfig(Config):
     """Type of the result; None: as the first model stores each tensor. Merging itself is in float32."""
     seed: int = 0
     """dare: decides, with a tensor's name, what is dropped."""
+
+    def whole_models(self) -> Iterator[tuple[str, str, str]]:
+        """Merging counts with the numbers of every model."""
+        named = [(f"models.{place}", model) for place, model in enumerate(self.models)]
+        for key, model in [*named, *([("base", self.base)] if self.base is not None else [])]:
+            yield key, model, "take the model it was made of"
 
     @model_validator(mode="after")
     def _keys_fit_the_method(self) -> MergeConfig:

@@ -146,7 +146,7 @@ def _union(sources: Sequence[Source], ids: Sequence[Ids], result: Ids) -> tuple[
         new = sorted(set(held) - set(result), key=lambda token: held[token])
         if not new:
             continue
-        content = json.loads((source.folder / "tokenizer.json").read_text(encoding="utf-8"))
+        content = json.loads((source.folder / "tokenizer.json").read_text(encoding="utf-8-sig"))
         added = {entry["content"]: entry for entry in content.get("added_tokens", [])}
         ordinary |= {token for token in new if token not in added}
         for token in new:

@@ -29,7 +29,11 @@ class RopeConfig:
     original_max_position_embeddings: int | None = None
     """The length before stretching (yarn, llama3); None: the model's max_position_embeddings."""
     attention_factor: float | None = None
-    """yarn: cos and sin are multiplied by this; None: 0.1 ln(factor) + 1."""
+    """yarn: cos and sin are multiplied by this; None: 0.1 ln(factor) + 1, or what the next two say."""
+    mscale: float | None = None
+    """yarn: with `mscale_all_dim`, the factor is (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)."""
+    mscale_all_dim: float | None = None
+    """yarn: see `mscale`; one of them alone, or 0, changes nothing."""
     beta_fast: float = 32.0
     """yarn: pairs that turn more often than this within the original length are left alone."""
     beta_slow: float = 1.0
@@ -161,6 +165,14 @@ class ModelConfig:
         """All ids that end a sequence, as a tuple."""
         ids = self.eos_token_id
         return () if ids is None else (ids,) if isinstance(ids, int) else ids
+
+    @property
+    def ids_outside(self) -> list[str]:
+        """The special ids that no token has, as `key id`. A padding id of -1 is how some say that there is none."""
+        pad = None if self.pad_token_id == -1 else self.pad_token_id
+        special = [("bos_token_id", self.bos_token_id), ("pad_token_id", pad)]
+        special += [("eos_token_id", token) for token in self.eos_token_ids]
+        return [f"{key} {token}" for key, token in special if token is not None and not 0 <= token < self.vocab_size]
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:

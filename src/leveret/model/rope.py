@@ -77,11 +77,19 @@ def frequencies_of(rope: RopeConfig, head_dim: int, trained_length: int) -> tupl
     if rope.kind == "linear":
         return plain / rope.factor, 1.0
     if rope.kind == "yarn":
-        factor = rope.attention_factor
-        return _yarn(plain, rope, head_dim, trained_length), _yarn_attention(rope.factor) if factor is None else factor
+        return _yarn(plain, rope, head_dim, trained_length), yarn_attention(rope)
     if rope.kind == "llama3":
         return _llama3(plain, rope, trained_length), 1.0
     return plain, 1.0
+
+
+def yarn_attention(rope: RopeConfig) -> float:
+    """What YaRN multiplies cos and sin by: as the config says it, or as transformers works it out."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return _yarn_stretch(rope.factor, rope.mscale) / _yarn_stretch(rope.factor, rope.mscale_all_dim)
+    return _yarn_stretch(rope.factor)
 
 
 def _yarn(plain: Tensor, rope: RopeConfig, head_dim: int, trained_length: int) -> Tensor:
@@ -98,8 +106,8 @@ def _yarn(plain: Tensor, rope: RopeConfig, head_dim: int, trained_length: int) -
     return plain / rope.factor * slow + plain * (1 - slow)
 
 
-def _yarn_attention(factor: float) -> float:
-    return 0.1 * math.log(factor) + 1.0
+def _yarn_stretch(factor: float, scale: float = 1.0) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0
 
 
 def _llama3(plain: Tensor, rope: RopeConfig, trained_length: int) -> Tensor:

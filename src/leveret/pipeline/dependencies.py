@@ -169,7 +169,7 @@ def _names_input(path: Path) -> bool:
 def _model_of_adapter(folder: Path) -> str | None:
     """The model that an adapter's folder names: what the adapter gives changes with it."""
     try:
-        said = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        said = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8-sig"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return said if isinstance(said, str) and said else None

@@ -10,7 +10,7 @@ from leveret.config import mistakes, parse_config, read_yaml, suggest
 from leveret.console import Console
 from leveret.errors import ConfigError
 from leveret.pipeline.config import ValidateConfig
-from leveret.recipe import load_recipe
+from leveret.recipe import load_recipe, quantized_starts
 
 
 def run(config: ValidateConfig, console: Console) -> StageResult:
@@ -33,7 +33,9 @@ def _check(file: Path, command: str | None) -> str:
         recipe = load_recipe(file)
         return f"a recipe of {len(recipe.stages)} stages: {', '.join(stage.name for stage in recipe.stages)}"
     name = _known(command) if command is not None else _best_fit(data)
-    parse_config(COMMANDS[name].load_config(), data, source=f"{file} (read as a config of `{name}`)")
+    source = f"{file} (read as a config of `{name}`)"
+    if found := list(quantized_starts(parse_config(COMMANDS[name].load_config(), data, source=source))):
+        raise ConfigError(f"{source}: {'; '.join(found)}")
     return f"a config of `{name}`"
 
 

@@ -75,7 +75,7 @@ def _referred(reference: str, earlier: Sequence[Stage], vocab_size: int | None) 
 
 
 def _read(folder: Path) -> KnownModel:
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     config = family_for(str(values.get("model_type"))).config_from_hf(values)
     quantization = values.get("quantization_config") or {}
     group = quantization.get("group_size")

@@ -4,7 +4,7 @@ Training, with N parameters, n of them trained, T tokens in a micro-batch, H hid
 
     weights            N * 2 (bf16) or 4
     fp32 masters       n * 4, unless precision is fp32 or stochastic_rounding is on
-    averages           n * 8 (adamw, muon), 4 (adamw_bf16), 2 + 8/256 (adamw_8bit)
+    averages           n * 8 (adamw), 4 (adamw_bf16), 2 + 8/256 (adamw_8bit); muon: 8, but 4 for a layer's matrices
     gradients          n * 4, or none with optimizer_in_backward; and the largest parameter's own while it is made
     activations        T * (layers * A + 2 H) numbers, A for one layer as below; recomputed: layers * H + A instead
     loss               one chunk of logits, and the gradients of hidden states (T H) and head (V H, fp32), if trained
@@ -45,7 +45,7 @@ WAYS: dict[str, tuple[Split, ...]] = {
 
 CHUNK_LOGITS, CHUNK_POSITIONS, MOST_CHUNK_LOGITS = 2**22, 1024, 2**26
 """What decides how much of the loss is computed at a time (kernels/cross_entropy.py; a test compares)."""
-_AVERAGES = {"adamw": 8.0, "muon": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2 + 8 / 256}
+_AVERAGES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2 + 8 / 256}
 _MOST_DEVICES = 4096
 
 
@@ -77,13 +77,19 @@ def training_parts(
     parts = [
         Part(name="weights", bytes=weights, split="weights"),
         Part(name="fp32 masters", bytes=masters, split="optimizer"),
-        Part(name="optimizer averages", bytes=numbers * _AVERAGES[training.optimizer], split="optimizer"),
+        Part(name="optimizer averages", bytes=_averages_bytes(training, what), split="optimizer"),
         Part(name="gradients", bytes=fp32_copy, split="gradients"),
         Part(name="gradient in the making", bytes=what.largest * size),
         Part(name="activations", bytes=activations),
         Part(name="loss", bytes=loss),
     ]
     return [part for part in parts if part.bytes]
+
+
+def _averages_bytes(training: TrainingConfig, trained: Trained) -> float:
+    if training.optimizer == "muon":
+        return 8.0 * trained.numbers - 4.0 * trained.inner
+    return trained.numbers * _AVERAGES[training.optimizer]
 
 
 def serving_parts(model: KnownModel, *, requests: int, bytes_per_number: int) -> list[Part]:

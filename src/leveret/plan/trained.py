@@ -25,6 +25,8 @@ class Trained:
     """All of it."""
     largest: int
     """The largest parameter, whose gradient is made in one piece."""
+    inner: int = 0
+    """Numbers of matrices inside the layers, which `optimizer: muon` updates by one average."""
     thin: int = 0
     """Numbers of thin matrices, which come on top of the model's."""
     thin_active: float = 0.0
@@ -40,7 +42,10 @@ def trained_of(config: ModelConfig, adapter: Any) -> Trained:
     """What is trained of a model; `adapter` is the section of a fine-tuning config, or None. ConfigError as there."""
     if adapter is None:
         largest = config.hidden_size * max(config.vocab_size, config.intermediate_size)
-        return Trained(numbers=count(config).total, largest=largest)
+        whole_model = count(config)
+        tables = whole_model.embedding * (1 if config.tie_word_embeddings else len(TABLES))
+        norms = config.hidden_size * (2 * config.num_hidden_layers + 1)
+        return Trained(numbers=whole_model.total, largest=largest, inner=whole_model.total - tables - norms)
     if adapter.method == "prefix":
         width = 2 * config.num_key_value_heads * config.head_dim
         each = adapter.prefix_tokens * width
@@ -56,9 +61,12 @@ def trained_of(config: ModelConfig, adapter: Any) -> Trained:
     table = config.vocab_size * config.hidden_size
     numbers = sum(whole.values()) - (table if config.tie_word_embeddings and set(TABLES) <= set(whole) else 0)
     lengths = sum(shapes[stored][1] for stored in chosen) if adapter.dora else 0
+    inside = [sizes[stored] for stored in chosen if stored not in TABLES]
+    inside += [size for stored, size in whole.items() if stored not in TABLES]
     return Trained(
         numbers=numbers + sum(sizes.values()) + lengths,
         largest=max([*whole.values(), *(adapter.rank * max(shapes[stored]) for stored in chosen)]),
+        inner=sum(inside),
         thin=sum(sizes.values()) + lengths,
         thin_active=sum(size * used[stored] for stored, size in sizes.items()),
         thin_outputs=sum(adapter.rank * share for share in used.values()),

@@ -80,8 +80,12 @@ class Work:
             return []
         if self.kind == "training":
             adapter: Any = getattr(self.stage.config, "adapter", None)
-            model = self.model if adapter is None or adapter.base is None else self.model.in_nf4()
-            return training_parts(model, self.training, compiled_kernels=compiled_kernels, trained=self.trained)
+            rounded = adapter is not None and adapter.base is not None
+            model = self.model.in_nf4() if rounded else self.model
+            parts = training_parts(model, self.training, compiled_kernels=compiled_kernels, trained=self.trained)
+            # On a CPU the whole model lies where it is then rounded and trained; elsewhere in the host's memory.
+            more = stored_bytes(self.model) - sum(part.bytes for part in parts) if compiled_kernels else 0.0
+            return [*parts, Part(name="loading, before rounding", bytes=more)] if rounded and more > 0 else parts
         if self.kind == "quantizing":
             # One full-precision tensor at a time, in fp32, with its rounded copy.
             largest = self.model.config.hidden_size * self.model.config.intermediate_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -123,6 +124,11 @@ class PretrainConfig(Config):
     """Steps, batch, learning rate, precision, checkpoints."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the fresh weights and the order of the data."""
+
+    def whole_models(self) -> Iterator[tuple[str, str, str]]:
+        """All of a model is trained."""
+        if self.init_from is not None:
+            yield "init_from", self.init_from, "start from the model it was made of"
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:

@@ -81,9 +81,9 @@ def _run(config: PretrainConfig, world: World, console: Console) -> StageResult:
     } | ({"excluded_rows": excluded.rows} if excluded.rows else {})
     if config.training.validation_decides:
         identity["validation"] = [shards.fingerprint for shards in held_out]
-    if (figures := finished_figures(config.output, identity, console, world)) is not None:
+    if (done := finished_figures(config.output, identity, console, world, training=config.training)) is not None:
         console.info(f"{config.output / MODEL} is there already, trained with these settings")
-        return StageResult(output=config.output, summary=figures)
+        return StageResult(output=config.output, summary=done)
     refuse_leaks(
         "documents",
         held_out=_contents("validation document", held_out),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +26,8 @@ UNUSED: dict[str, frozenset[str]] = {
 
 class QuantizeConfig(Config):
     """Store a model's weights in 4 or 8 bits, in a layout that other tools read: GPTQ's, AWQ's or bitsandbytes'."""
+
+    makes_quantized: ClassVar[bool] = True
 
     model: Annotated[str, Positional(0, places=True)]
     """Model directory, or a name on the Hugging Face hub."""
@@ -68,6 +71,10 @@ class QuantizeConfig(Config):
     """Text files to measure perplexity on before and after. None: on what is held out of `calibration`, if anything."""
     text_tokens: Annotated[int, Field(ge=2), Rehearsal(512)] = 8192
     """Tokens of text that are used, at most."""
+
+    def whole_models(self) -> Iterator[tuple[str, str, str]]:
+        """What is quantized must not be so already."""
+        yield "model", self.model, "start from the model it was made of"
 
     @model_validator(mode="after")
     def _some_methods_have_one_form(self) -> QuantizeConfig:

@@ -76,7 +76,7 @@ class Tokenizer:
         token_map = _read_json(directory / "special_tokens_map.json")
         roles = {role: _token_text(config.get(role) or token_map.get(role)) for role in ROLES}
         try:
-            return cls(path.read_text("utf-8"), **roles, chat_template=_chat_template(directory, config))
+            return cls(path.read_text("utf-8-sig"), **roles, chat_template=_chat_template(directory, config))
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error.message}", hint=error.hint) from error
 
@@ -277,7 +277,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
         raise TokenizerError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):

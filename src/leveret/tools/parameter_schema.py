@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leveret.errors import ToolError
-from leveret.tools.pattern import parse_pattern, strip_anchors
+from leveret.tools.pattern import lengths, parse_pattern, strip_anchors
 from leveret.tools.tool import FORMATS, Parameter, ParameterType
 
 _DESCRIBING = {"title", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "nullable"}
@@ -181,7 +181,21 @@ def _check_sense(where: str, parameter: Parameter) -> None:
         raise ToolError(f"{where}: minimum {low} is greater than maximum {high}")
     if parameter.max_length is not None and parameter.max_length < parameter.min_length:
         raise ToolError(f"{where}: maxLength {parameter.max_length} is less than minLength {parameter.min_length}")
+    _check_length(where, parameter)
     if parameter.choices and parameter.type == "string" and parameter.format not in FORMATS and not parameter.pattern:
         raise ToolError(f"{where}: words besides a free string restrict nothing", hint="drop the enum or the string")
     if parameter.default is not None and (problem := parameter.problem(parameter.default)):
         raise ToolError(f"{where}: its default {problem}")
+
+
+def _check_length(where: str, parameter: Parameter) -> None:
+    """Refuse a length that nothing has which fits the format or the pattern."""
+    if parameter.type != "string" or parameter.body is None:
+        return
+    shortest, longest = lengths(parse_pattern(parameter.body))
+    least, most = parameter.min_length, math.inf if parameter.max_length is None else parameter.max_length
+    words = any(least <= len(word) <= most for word in parameter.choices)
+    if (shortest > most or longest < least) and not words:
+        what = "pattern" if parameter.pattern is not None else f"format {parameter.format}"
+        known = f"{shortest}" if shortest == longest else f"{shortest} to {longest}".replace("to inf", "or more")
+        raise ToolError(f"{where}: no value fits its length: the {what} has {known} characters")

@@ -8,6 +8,7 @@ boundaries are refused by name. As in ECMA-262 without flags, `\\d \\w \\s` are 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -48,6 +49,24 @@ class Repeated:
 
 
 Node = Characters | Joined | Choice | Repeated
+
+
+def lengths(node: Node) -> tuple[int, float]:
+    """The fewest and the most characters of what fits; the most may be infinite."""
+    match node:
+        case Characters():
+            return 1, 1
+        case Joined(parts):
+            each = [lengths(part) for part in parts]
+            return sum(low for low, _ in each), sum(high for _, high in each)
+        case Choice(options):
+            each = [lengths(option) for option in options]
+            return min(low for low, _ in each), max(high for _, high in each)
+        case Repeated(part, low, high):
+            shortest, longest = lengths(part)
+            times = math.inf if high is None else high
+            return shortest * low, longest * times if longest and times else 0
+
 
 _DIGIT: Ranges = ((0x30, 0x39),)
 _WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))

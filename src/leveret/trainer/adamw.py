@@ -6,7 +6,8 @@ A bf16 weight has 8 bits of mantissa: an update smaller than 1/256 of it is lost
     weights    (N,) model dtype   every parameter of the model is a view into it
     masters    (N,) fp32          in fp32 the same memory as `weights`
     gradients  (N,) fp32          filled by a hook as backward finishes each parameter, which then frees its own
-    exp_avg, exp_avg_sq (N,) fp32
+    exp_avg    (N,) fp32
+    exp_avg_sq (N - M,) fp32      of all but Muon's matrices, M numbers (0 with adamw)
 
 One update is then two calls of PyTorch's fused kernel (decayed part, undecayed part) and one cast, whatever the
 number of parameters; clipping rides along as the kernel's gradient scale instead of a pass of its own. The rule
@@ -17,7 +18,7 @@ number of parameters; clipping rides along as the kernel's gradient scale instea
     w <- w - lr * (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
 
 With `optimizer: muon` the matrices inside the layers are updated by Muon instead (muon.py); they lie first in the
-buffers, and `exp_avg` holds their momentum.
+buffers, `exp_avg` holds their momentum, and no average of squares is kept of them.
 
 `plain_adamw_` below writes the same in five lines and is the reference in the tests. Vectors (norm gains, biases)
 are not decayed; matrices and embeddings are (embeddings unless `decay_embeddings: false`). Parameters with
@@ -61,9 +62,10 @@ class Slot:
     start: int
     """First element in the flat buffers."""
 
-    def view(self, flat: Tensor) -> Tensor:
-        """This parameter's piece of `flat`, in the parameter's shape."""
-        return flat[self.start : self.start + self.parameter.numel()].view(self.parameter.shape)
+    def view(self, flat: Tensor, *, first: int = 0) -> Tensor:
+        """This parameter's piece of `flat`, which begins at element `first`, in the parameter's shape."""
+        start = self.start - first
+        return flat[start : start + self.parameter.numel()].view(self.parameter.shape)
 
 
 def places_of(slots: Sequence[Slot]) -> dict[str, list[int]]:
@@ -80,6 +82,11 @@ def refuse_other_places(saved: Mapping[str, list[int]], mine: Mapping[str, list[
         f"the checkpoint is of another model or optimizer: {len(names)} parameters differ, first {names[0]} "
         f"(checkpoint {saved.get(names[0])}, model {mine.get(names[0])}: start, shape)"
     )
+
+
+def last_of(saved: Tensor, size: int) -> Tensor:
+    """The last numbers of a flat tensor: older checkpoints begin `exp_avg_sq` with zeros for Muon's matrices."""
+    return saved[saved.numel() - size :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +145,8 @@ class AdamW:
         device = self.slots[0].parameter.device
         self.masters = torch.zeros(size, dtype=torch.float32, device=device)
         self.weights = self.masters if dtype == torch.float32 else torch.zeros(size, dtype=dtype, device=device)
-        self.gradients, self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.masters) for _ in range(3))
+        self.gradients, self.exp_avg = torch.zeros_like(self.masters), torch.zeros_like(self.masters)
+        self.exp_avg_sq = torch.zeros_like(self.masters[self.muon_size :])
         self.updates = 0
         self._filled = [False] * len(self.slots)
         for slot in self.slots:
@@ -182,16 +190,18 @@ class AdamW:
         divide_by = None if clip is None else torch.tensor(clip, device=self.masters.device)
         # The kernel counts up itself before it uses the count.
         count = torch.tensor(float(self.updates - 1), device=self.masters.device)
+        first = self.muon_size
         for part, decay in self._parts():
-            if part.start == part.stop:
+            squares = self.exp_avg_sq[part.start - first : part.stop - first]
+            if not squares.numel():
                 continue
             adamw(
-                [self.masters[part]], [self.gradients[part]], [self.exp_avg[part]], [self.exp_avg_sq[part]], [],
+                [self.masters[part]], [self.gradients[part]], [self.exp_avg[part]], [squares], [],
                 [count.clone()], fused=True, grad_scale=divide_by, amsgrad=False, lr=learning_rate,
                 beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps, weight_decay=decay,
                 maximize=False,
             )  # fmt: skip
-        self._push(first=self.muon_size)
+        self._push(first=first)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds; with `updates` and `layout` they are the whole optimizer and the weights."""
@@ -206,7 +216,7 @@ class AdamW:
         """Take over a checkpoint's tensors and show them to the model. CheckpointError when the model differs."""
         refuse_other_places(layout, self.layout())
         for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+            tensor.copy_(last_of(state[name], tensor.numel()))
         self.updates = updates
         self._push()
 

@@ -34,6 +34,11 @@ class Best:
                 "keep_best, publish: best and early_stop_patience go by validation, but there is no `validation`",
                 hint="name some held-out data under `validation`",
             )
+        if not validates and config.evaluate_every_steps is not None:
+            checkpoints.console.warn(
+                f"training.evaluate_every_steps is {config.evaluate_every_steps}, but there is no `validation`, so "
+                "nothing is measured"
+            )
         # A roll-back may undo the newest ones; the one before must then still be there.
         undone = (
             math.ceil(config.spike_skip_steps / (config.evaluate_every_steps or math.inf)) if config.rolls_back else 0

@@ -27,25 +27,44 @@ _POLL_SECONDS = 0.1
 def claimed(folder: Path, world: World, console: Console, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
     """Within the block, no other run works in `folder`, which is made. TrainingError when one does and does not end.
 
+    A folder that was made here and is still empty at the end, as nothing could begin, is removed again.
     Of several processes the first one sees to it.
     """
     if not world.is_main:
         yield
         return
-    _make(folder)
-    handle = os.open(folder, os.O_RDONLY)
+    handle, made = _locked(folder, console, wait_seconds)
     try:
-        if not _try(handle):
-            console.info(f"another process is at work in {folder}; waiting up to {wait_seconds:.0f} s for its end")
-            _wait(handle, folder, time.monotonic() + wait_seconds)
         yield
     finally:
+        if made:
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
         os.close(handle)
 
 
-def _make(folder: Path) -> None:
+def _locked(folder: Path, console: Console, wait_seconds: float) -> tuple[int, bool]:
+    """A handle that holds the lock on `folder`, and whether the folder was made for it."""
+    while True:
+        made, handle = _make(folder), os.open(folder, os.O_RDONLY)
+        try:
+            if not _try(handle):
+                console.info(f"another process is at work in {folder}; waiting up to {wait_seconds:.0f} s for its end")
+                _wait(handle, folder, time.monotonic() + wait_seconds)
+        except BaseException:
+            os.close(handle)
+            raise
+        if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
+            return handle, made
+        os.close(handle)  # the one before us could not begin and took its folder away
+
+
+def _make(folder: Path) -> bool:
+    """Make the folder; whether it was not there."""
     try:
+        there = folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
+        return not there
     except (FileExistsError, NotADirectoryError) as error:
         file = next((place for place in (folder, *folder.parents) if place.is_file()), folder)
         raise ConfigError(

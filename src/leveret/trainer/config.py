@@ -172,7 +172,7 @@ class TrainingConfig(Config):
     keep_final_checkpoint: bool = False
     """Save the state after the last step too, and leave it there (the newest one), to certify the saved model against
     it or to go on from it."""
-    evaluate_every_steps: Annotated[int | None, Field(ge=1), Rehearsal(10)] = None
+    evaluate_every_steps: Annotated[int | None, Field(ge=1), Rehearsal(10, if_set=True)] = None
     """Measure the validation loss this often. None: only at the end."""
     evaluate_rows: Annotated[int, Field(ge=1), Rehearsal(4)] = 64
     """At most this many validation rows are used each time."""

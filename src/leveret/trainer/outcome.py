@@ -27,6 +27,7 @@ from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write, files_below, free_bytes, sha256_file, sweep_drafts
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.checkpoint import Checkpoints
+from leveret.trainer.config import TrainingConfig
 from leveret.trainer.snapshot import Damaged, Manifest
 from leveret.trainer.world import World
 from leveret.weights.save import save_model
@@ -43,20 +44,22 @@ def finished_figures(
     world: World | None = None,
     *,
     result: str = "model/config.json",
+    training: TrainingConfig | None = None,
 ) -> dict[str, Any] | None:
     """The figures of a finished run with this identity in `output`; None when there is none.
 
     result: what must be there, or the run is not finished.
+    training: how it is asked for now; it warns where that asks for a checkpoint that the run did not keep.
     Of several processes the first one looks, after it is made sure that all have the same identity.
     """
     if world is None or world.size == 1:
-        return _finished_figures(output, identity, console, result)
+        return _finished_figures(output, identity, console, result, training)
     world.refuse_difference({name: fingerprint(value) for name, value in identity.items()})
-    return world.agree(_finished_figures(output, identity, console, result) if world.is_main else None)
+    return world.agree(_finished_figures(output, identity, console, result, training) if world.is_main else None)
 
 
 def _finished_figures(
-    output: Path, identity: Mapping[str, Any], console: Console, result: str
+    output: Path, identity: Mapping[str, Any], console: Console, result: str, training: TrainingConfig | None
 ) -> dict[str, Any] | None:
     if not (output / _OUTCOME).is_file() or not (output / result).is_file():
         return None
@@ -74,8 +77,22 @@ def _finished_figures(
         return None
     if "kept" in outcome:
         _clear_leftovers(Checkpoints(output / CHECKPOINTS, identity=identity, keep=1, console=console), outcome["kept"])
+    if training is not None:
+        _warn_of_unkept(output, training, console)
     figures: dict[str, Any] = outcome["figures"]
     return figures
+
+
+def _warn_of_unkept(output: Path, training: TrainingConfig, console: Console) -> None:
+    """Say which checkpoints are asked for that a finished run has not: they are made while it trains."""
+    folder = output / CHECKPOINTS
+    asked = {"keep_final_checkpoint": training.keep_final_checkpoint, "keep_best": training.keep_best}
+    there = {"keep_final_checkpoint": any(folder.glob("step-*")), "keep_best": any(folder.glob("best/step-*"))}
+    if lost := [name for name, wanted in asked.items() if wanted and not there[name]]:
+        console.warn(
+            f"the run in {output} is done and kept no checkpoint, so {' and '.join(lost)} can do nothing now; to train "
+            f"again and keep it, delete {output / _OUTCOME} or name another output"
+        )
 
 
 def _clear_leftovers(checkpoints: Checkpoints, kept: Mapping[str, bool]) -> None:

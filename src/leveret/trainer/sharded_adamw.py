@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim.adamw import adamw
 
 from leveret.kernels.orthogonal import orthogonalize_unit_
-from leveret.trainer.adamw import Slot, lay_out, places_of, refuse_other_places
+from leveret.trainer.adamw import Slot, last_of, lay_out, places_of, refuse_other_places
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.muon import MOMENTUM, update_size
 from leveret.trainer.world import World
@@ -42,6 +42,7 @@ class Share:
     takes_muon: bool
     exp_avg: Tensor
     exp_avg_sq: Tensor
+    """Empty where Muon updates."""
 
     @property
     def weight(self) -> Tensor:
@@ -92,8 +93,9 @@ class ShardedAdamW:
         for slot in self._layout.slots:
             parameter = slot.parameter
             assert isinstance(parameter, DTensor), f"{slot.name} is not sharded"
-            first, second = (torch.zeros_like(parameter.to_local()).detach() for _ in range(2))
             takes_muon = slot.start < self._layout.muon_size
+            first = torch.zeros_like(parameter.to_local()).detach()
+            second = first.new_empty(0) if takes_muon else torch.zeros_like(first)
             self.shares.append(
                 Share(slot=slot, parameter=parameter, takes_muon=takes_muon, exp_avg=first, exp_avg_sq=second)
             )
@@ -140,12 +142,11 @@ class ShardedAdamW:
         """The whole state in process 0, nothing in the others; all processes must ask for it together."""
         state: dict[str, Tensor] = {}
         for name in ("masters", "exp_avg", "exp_avg_sq"):
-            flat = torch.zeros(self._layout.size if self.world.is_main else 0)
-            for share in self.shares:
-                local = share.weight if name == "masters" else getattr(share, name)
+            flat = torch.zeros(self._layout.size - self._first(name) if self.world.is_main else 0)
+            for share, local in self._tensors(name):
                 whole = share.whole(local, self.world.device)
                 if self.world.is_main:
-                    share.slot.view(flat).copy_(whole)
+                    share.slot.view(flat, first=self._first(name)).copy_(whole)
             if self.world.is_main:
                 state[name] = flat
         return state
@@ -159,10 +160,10 @@ class ShardedAdamW:
         """Take over these rows of a checkpoint's tensors. CheckpointError when the model differs."""
         refuse_other_places(layout, self.layout())
         self._forget_gathered()
-        for share in self.shares:
-            for name in ("masters", "exp_avg", "exp_avg_sq"):
-                mine_now = share.weight if name == "masters" else getattr(share, name)
-                mine_now.copy_(share.rows_of(share.slot.view(state[name])))
+        for name in ("masters", "exp_avg", "exp_avg_sq"):
+            flat = last_of(state[name], self._layout.size - self._first(name))
+            for share, local in self._tensors(name):
+                local.copy_(share.rows_of(share.slot.view(flat, first=self._first(name))))
         self.updates = updates
 
     def close(self) -> None:
@@ -170,6 +171,16 @@ class ShardedAdamW:
         for share in self.shares:
             share.parameter.grad = None
         self.shares.clear()
+
+    def _first(self, name: str) -> int:
+        """Where a flat tensor of the state begins: there is no average of the squares of Muon's matrices."""
+        return self._layout.muon_size if name == "exp_avg_sq" else 0
+
+    def _tensors(self, name: str) -> Iterator[tuple[Share, Tensor]]:
+        """The shares that have a tensor of this name, each with its own."""
+        for share in self.shares:
+            if share.slot.start >= self._first(name):
+                yield share, share.weight if name == "masters" else getattr(share, name)
 
     def _forget_gathered(self) -> None:
         """After a pass without gradients the root keeps its gathered weights; they are old now."""

@@ -127,7 +127,7 @@ def _refused(values: Mapping[str, Any]) -> list[str]:
     """What cannot be followed, in words."""
     kind = values.get("peft_type")
     if kind != "LORA":
-        return [f"peft_type is {kind!r}, only LORA is known"]
+        return [f"peft_type is {kind!r}, only LORA and PREFIX_TUNING are known"]
     wrong = [f"{key} is missing" for key in ("r", "lora_alpha") if not _is_number(values.get(key))]
     if values.get("bias", "none") != "none":
         wrong.append(f"bias is {values['bias']!r}: biases are not trained here, only 'none' is known")

@@ -18,7 +18,7 @@ import torch
 from leveret.errors import ConfigError
 from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
 from leveret.model.families import family_for
-from leveret.model.rope import frequencies_of
+from leveret.model.rope import frequencies_of, yarn_attention
 from leveret.weights.gguf_layout import Array
 
 CONFIG_KEY = "leveret.config"
@@ -193,8 +193,8 @@ def _rope_keys(config: ModelConfig) -> dict[str, int | float | str | bool]:
         return {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.factor)}
     if rope.kind != "yarn":
         return {}
-    if rope.attention_factor is not None or not rope.truncate:
-        raise ConfigError("llama.cpp's yarn has neither an attention_factor of its own nor untruncated borders",
+    if yarn_attention(rope) != yarn_attention(RopeConfig(kind="yarn", factor=rope.factor)) or not rope.truncate:
+        raise ConfigError("llama.cpp's yarn has no attention_factor of its own (mscale) and no untruncated borders",
                           hint="leave both out of rope_parameters, or do not export to GGUF")  # fmt: skip
     return {
         "rope.scaling.type": "yarn",

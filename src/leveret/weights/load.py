@@ -71,6 +71,12 @@ def load_model(
     file = _config_file(directory)
     values = _config_values(file)
     config = _parse(file, values)
+    if outside := config.ids_outside:
+        warnings.warn(
+            f"{file}: {', '.join(outside)}: there are {config.vocab_size:,} ids, so no text has it (a text that is to "
+            "end there goes on)",
+            stacklevel=2,
+        )
     with shapes_only():
         model = Decoder(config)
     if quantization := values.get("quantization_config"):
@@ -189,7 +195,7 @@ def _config_values(file: Path) -> dict[str, Any]:
         repeated.update({key: number for key, number in times.items() if number > 1})
         return dict(pairs)
 
-    json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=count)
+    json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=count)
     for key in repeated:
         warnings.warn(f"{file} has {key!r} more than once; the last one counts: {values.get(key)!r}", stacklevel=3)
     return values

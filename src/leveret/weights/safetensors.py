@@ -69,7 +69,7 @@ def find_weight_files(directory: Path) -> WeightFiles:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CorruptedFile names the file and the line that cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptedFile(f"{path} is no JSON: {error}", hint="fetch or write the file again") from error
     if not isinstance(content, dict):

@@ -23,9 +23,12 @@ KIND_FIELDS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
-    "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate"),
+    "yarn": (
+        "factor", "original_max_position_embeddings", "attention_factor", "mscale", "mscale_all_dim", "beta_fast",
+        "beta_slow", "truncate",
+    ),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-}
+}  # fmt: skip
 """The fields that each kind reads. All but the default need `factor`."""
 
 WITHOUT_MEANING = {"original_max_position_embeddings": None, "partial_rotary_factor": 1.0}
