@@ -148,3 +148,4 @@ def test_languages_are_told_apart() -> None:
     assert language_of("你好啊，world") == "chinese"
     assert language_of("привет") is None
     assert language_of(" ") is None
+    assert language_of("91-33=58") is None
