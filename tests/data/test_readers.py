@@ -24,6 +24,8 @@ from leveret.tokenizer.files import Tokenizer
 S, U, A = Message("system", "s"), Message("user", "u"), Message("assistant", "a")
 U2, A2 = Message("user", "再"), Message("assistant", "见")
 CALL = Message("assistant", "", tool_calls=(ToolCall("f", {"x": 1}),))
+CALL_TEXT = '{"name": "f", "arguments": {"x": 1}}'
+SIDES = {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
 
 
 def write(path: Path, *records: Any) -> Path:
@@ -43,12 +45,29 @@ CONVERSATIONS: list[tuple[str, dict[str, Any], list[Message]]] = [
             "system": "s",
             "conversations": [
                 {"from": "human", "value": "u"},
-                {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                {"from": "function_call", "value": CALL_TEXT},
                 {"from": "observation", "value": "1"},
                 {"from": "gpt", "value": "a"},
             ],
         },
         [S, U, CALL, Message("tool", "1"), A],
+    ),
+    (
+        "sharegpt",
+        {"conversations": [m("user", "u"), m("tool_call", CALL_TEXT), m("tool_response", "1"), m("assistant", "a")]},
+        [U, CALL, Message("tool", "1"), A],
+    ),
+    (
+        "messages",
+        {
+            "messages": [
+                m("user", "u"),
+                {**m("assistant", ""), "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+                m("function", "1"),
+                m("assistant", "a"),
+            ]
+        },
+        [U, CALL, Message("tool", "1"), A],
     ),
     (
         "sharegpt",
@@ -76,7 +95,7 @@ CONVERSATIONS: list[tuple[str, dict[str, Any], list[Message]]] = [
                 {"from": "human", "value": "u"},
                 {"from": "gpt", "value": "a", "loss": False},
                 {"from": "human", "value": "再"},
-                {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}', "weight": 0},
+                {"from": "function_call", "value": CALL_TEXT, "weight": 0},
             ],
         },
         [U, replace(A, trained=False), U2, replace(CALL, trained=False)],
@@ -157,6 +176,11 @@ def test_roles_that_only_some_templates_know_are_left_to_the_template(tmp_path: 
     assert [message.role for message in next(read_conversations(path)).messages] == ["user", "observation", "assistant"]
 
 
+def test_a_conversation_with_its_reply_may_have_two_sides_as_well(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", {"messages": [m("user", "u"), m("assistant", "a")], **SIDES})
+    assert [conversation.messages for conversation in read_conversations(path)] == [(U, A)]
+
+
 def test_conversations_without_a_reply_are_left_out_and_counted(tmp_path: Path) -> None:
     report = ReadReport()
     path = write(tmp_path / "x.jsonl", {"prompt": "u", "completion": ""}, {"prompt": "u", "completion": "a"})
@@ -177,6 +201,14 @@ def test_conversations_without_a_reply_are_left_out_and_counted(tmp_path: Path) 
         ({"conversations": [{"role": "user"}]}, r'"conversations"\[0\].content must be a text, not missing'),
         ({"messages": [m("user", "x"), m("asistant", "y")]}, r'"messages"\[1\] has .*\n.*did you mean \'assistant\''),
         ({"messages": [m("user", "x"), m("gpt", "y")]}, r"did you mean 'assistant'"),
+        ({"messages": [m("user", "x"), m("tool_call", CALL_TEXT)]}, r"did you mean 'assistant'"),
+        ({"messages": [{**m("assistant", ""), "function_call": "f"}]}, r'function_call must be \{"name"'),
+        (
+            {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{"}}]},
+            r'"messages"\[0\].function_call.arguments is not valid JSON',
+        ),
+        ({"conversations": [{"from": "human", "value": "x"}], **SIDES}, "this is a preference"),
+        ({"messages": [m("user", "x"), m("assistant", "y"), m("user", "z")], **SIDES}, "this is a preference"),
         ({"query": "x", "response": "y", "history": "z"}, '"history" must be a list'),
         ({"conversations": [{"from": "function_call", "value": "{"}]}, "not valid JSON"),
         ({"conversation": [{"human": "x"}]}, '"human" and "assistant"'),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from leveret.data import shards
 from leveret.data.examples import Document
 from leveret.data.shards import TokenShards, build_shards
 from leveret.errors import DataError
@@ -28,6 +29,17 @@ def test_documents_come_back_as_they_were_tokenized(
         assert shards.num_bytes == sum(len(document.text.encode()) for document in documents)
         assert shards.tokens(0, 5).dtype == np.uint16
         assert TokenShards.open(shards.directory, verify=True).fingerprint == shards.fingerprint
+
+
+def test_text_is_tokenized_a_little_at_a_time(
+    documents: list[Document], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build_shards(documents, tokenizer, tmp_path / "whole")
+    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 10)
+    parts = build_shards(documents, tokenizer, tmp_path / "parts")
+    assert parts.fingerprint == whole.fingerprint
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_bos_is_added_when_asked_for(documents: list[Document], tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from leveret.chat.template import builtin_template
 from leveret.console import Console
 from leveret.data.examples import Conversation
 from leveret.data.files import ReadReport
+from leveret.data.samples import render_sample
 from leveret.errors import DataError, TemplateError
 from leveret.finetune import run as finetune
 from leveret.finetune import samples as samples_module
@@ -129,6 +131,18 @@ def test_bpe_dropout_writes_each_pass_anew_and_the_same_text(make_config):
         assert tokenizer.decode(sample.ids) == tokenizer.decode(plain.ids)
         assert tokenizer.decode(xray.trained_ids(sample)) == "I am fine.<|im_end|>"
         assert list(sample.ids).count(tokenizer.id_of("<|im_end|>")) == 2
+
+
+def test_what_is_read_takes_a_few_bytes_a_token(make_config, tmp_path):
+    tokenizer = Tokenizer.load(make_config.folder / "base")
+    tokenizer.add_special_tokens(builtin_template("chatml").special_tokens)
+    writing = Writing(tokenizer=tokenizer, template=builtin_template("chatml"))
+    path = write_lines(tmp_path / "chats.jsonl", chat("hello there", "I am fine."), chat("bye", "see you"))
+    for [(conversation, sample)] in read_samples(Path(path), ReadReport(), writing):
+        whole = render_sample(tokenizer, writing.template, conversation)
+        assert memoryview(sample.ids).nbytes + memoryview(sample.mask).nbytes == 5 * len(whole.ids)
+        assert (list(sample.ids), list(sample.mask), sample.key) == (whole.ids, whole.mask, whole.key)
+        assert sample.num_trained == whole.num_trained
 
 
 def test_compressed_requests_are_requests(make_config, x_ray):

@@ -59,6 +59,18 @@ def test_of_a_single_text_the_end_is_held_out(directory: Path, tmp_path: Path) -
     assert found.documents == 1 and 250 <= found.tokens <= 310 and 25 <= held <= 40
 
 
+def test_each_path_has_its_share_of_the_tokens(directory: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(directory)
+    paths = []
+    for name, number in (("long", 200), ("short", 2), ("other", 200)):
+        paths.append(written(tmp_path / f"{name}.jsonl", [f"{name} hare over the field"] * number))
+    found = read_calibration(paths, tokenizer, row_tokens=64, most_tokens=400, held_out_tokens=0)
+    rows = [tokenizer.decode(row.ids[0].tolist()) for row in found.rows]
+    counts = {path.stem: sum(text.count(f"{path.stem} ") for text in rows) for path in paths}
+    assert found.tokens >= 390 and counts["short"] == 2
+    assert counts["long"] >= 5 and abs(counts["long"] - counts["other"]) <= 2
+
+
 def test_no_text_is_an_error_that_names_the_file(directory: Path, tmp_path: Path) -> None:
     path = written(tmp_path / "c.jsonl", [" "])
     with pytest.raises(DataError, match="no text to calibrate on"):

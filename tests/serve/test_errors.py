@@ -106,7 +106,7 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"audio": {"voice": "x"}}, "audio"),
         ({"prediction": {"type": "content", "content": "a"}}, "prediction"),
         (
-            {"messages": [{**MESSAGES[0], "function_call": {"name": "f", "arguments": "{}"}}]},
+            {"messages": [{"role": "assistant", "content": None, "function_call": "f"}]},
             "messages[0].function_call",
         ),
         ({"max_tokens": 100_000}, "max_tokens"),

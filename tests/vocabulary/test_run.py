@@ -11,11 +11,13 @@ from leveret.chat.messages import Message
 from leveret.chat.template import BUILTIN_NAMES, template_for
 from leveret.config import parse_config
 from leveret.console import Console
+from leveret.data.readers import read_documents
+from leveret.data.split import is_held_out
 from leveret.errors import ConfigError, DataError
 from leveret.tokenizer.files import Tokenizer
 from leveret.vocabulary.config import TokenizerConfig
 from leveret.vocabulary.fertility import language_of
-from leveret.vocabulary.run import run
+from leveret.vocabulary.run import HELD_OUT, run
 
 
 @pytest.fixture
@@ -48,6 +50,14 @@ def test_the_saved_tokenizer_has_its_special_tokens_template_and_report(data: Pa
     assert set(fertility) == {"english", "chinese"}
     assert fertility["english"]["bytes_per_token"] > 3
     assert json.loads((data / "out" / "report.json").read_text())["summary"] == result.summary
+
+
+def test_there_is_text_to_measure_on_in_what_prepare_left_to_train_on(data: Path) -> None:
+    left = [document for document in read_documents(data / "data") if not is_held_out(document.text, HELD_OUT)]
+    lines = [json.dumps({"text": document.text}) + "\n" for document in left]
+    (data / "data" / "texts.jsonl").write_text("".join(lines))
+    result = run(config(data), Console(quiet=True))
+    assert set(result.summary["fertility"]) == {"english", "chinese"}
 
 
 def test_running_again_does_nothing_until_something_changes(data: Path) -> None:
@@ -138,3 +148,4 @@ def test_languages_are_told_apart() -> None:
     assert language_of("你好啊，world") == "chinese"
     assert language_of("привет") is None
     assert language_of(" ") is None
+    assert language_of("91-33=58") is None

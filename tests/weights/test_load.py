@@ -256,3 +256,13 @@ def test_a_tied_head_may_be_absent_or_equal_but_not_different(directory) -> None
     edit_config(directory, tie_word_embeddings=False)
     with pytest.raises(MissingWeights, match=r"lm_head\.weight[\s\S]*tie_word_embeddings"):
         load_model(directory)
+
+
+def test_the_folder_of_a_run_is_told_with_the_model_in_it(tmp_path):
+    for result, config in (("model", "config.json"), ("adapter", "adapter_config.json")):
+        run = tmp_path / result
+        (run / result).mkdir(parents=True)
+        (run / result / config).write_text("{}")
+        with pytest.raises(WeightsError, match="no model directory") as caught:
+            read_config(run)
+        assert str(run / result) in (caught.value.hint or "")

@@ -13,8 +13,9 @@ from typing import Any
 
 from leveret.errors import RequestError
 
-ROLE_ALIASES = {"系统": "system", "用户": "user", "助手": "assistant", "developer": "system"}
-"""Other names for a role; Huozi's API writes them in Chinese, OpenAI's newer models write `developer`."""
+ROLE_ALIASES = {"系统": "system", "用户": "user", "助手": "assistant", "developer": "system", "function": "tool"}
+"""Other names for a role; Huozi's API writes them in Chinese, OpenAI's newer models write `developer`, its older ones
+`function` for what answers a `function_call`."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,7 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise RequestError(f"{place}.role is missing", param=f"{place}.role")
-    if message.get("function_call"):
-        raise RequestError(
-            f"{place}.function_call is not read: tool_calls took its place", param=f"{place}.function_call"
-        )
-    given = message.get("tool_calls") or ()
-    if not isinstance(given, list | tuple):
-        raise RequestError(f"{place}.tool_calls must be a list, not {_kind(given)}", param=f"{place}.tool_calls")
-    calls = tuple(_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(given))
+    calls = _calls(message, place)
     content = _content(message.get("content"), f"{place}.content", may_be_missing=bool(calls))
     return Message(
         ROLE_ALIASES.get(role, role),
@@ -101,6 +95,16 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
         name=_optional_text(message, "name", place),
         trained=said_to_be_trained(message, place),
     )
+
+
+def _calls(message: Mapping[str, Any], place: str) -> tuple[ToolCall, ...]:
+    """Under `tool_calls`, or the one under `function_call`, as OpenAI wrote it before."""
+    given = message.get("tool_calls") or ()
+    if not isinstance(given, list | tuple):
+        raise RequestError(f"{place}.tool_calls must be a list, not {_kind(given)}", param=f"{place}.tool_calls")
+    if not given and message.get("function_call") is not None:
+        return (_call({"function": message["function_call"]}, f"{place}.function_call", older=True),)
+    return tuple(_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(given))
 
 
 def _content(content: Any, place: str, *, may_be_missing: bool) -> str:
@@ -142,19 +146,21 @@ def _part(part: Any, place: str) -> str:
     raise RequestError(f'{place} is {kind!r}, but only parts {{"type": "text", "text": ...}} are read', param=place)
 
 
-def _call(call: Any, place: str) -> ToolCall:
+def _call(call: Any, place: str, *, older: bool = False) -> ToolCall:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RequestError(f'{place} must be {{"function": {{"name": ..., "arguments": ...}}}}', param=place)
+        form = '{"name": ..., "arguments": ...}' if older else '{"function": {"name": ..., "arguments": ...}}'
+        raise RequestError(f"{place} must be {form}", param=place)
     arguments = function.get("arguments", {})
+    where = f"{place}.arguments" if older else f"{place}.function.arguments"
     try:
         if isinstance(arguments, str):
             arguments = json.loads(arguments or "{}")
         json.dumps(arguments, allow_nan=False)  # what Python reads or holds and JSON does not
     except (TypeError, ValueError, RecursionError) as error:
-        raise RequestError(f"{place}.function.arguments is not valid JSON: {error}", param=place) from error
+        raise RequestError(f"{where} is not valid JSON: {error}", param=place) from error
     if not isinstance(arguments, Mapping):
-        raise RequestError(f"{place}.function.arguments must be a JSON object", param=place)
+        raise RequestError(f"{where} must be a JSON object", param=place)
     return ToolCall(str(function["name"]), dict(arguments), id=_optional_text(call, "id", place))
 
 

@@ -35,8 +35,13 @@ SHAREGPT_ROLES = {
     "system": "system",
     "observation": "tool",
     "tool": "tool",
+    "tool_response": "tool",
     "function_call": "assistant",
+    "tool_call": "assistant",
 }
+
+CALLERS = ("function_call", "tool_call")
+"""Speakers of calls, as JSON."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that every template may be given; others are left to the template."""
@@ -118,7 +123,7 @@ def read_turn(record: Record, turn: Any, place: str) -> Message:
         trained = said_to_be_trained(turn, place)
     except RequestError as error:
         raise record.error(error.message) from error
-    if speaker == "function_call":
+    if speaker in CALLERS:
         return Message("assistant", "", tool_calls=_calls(record, value, place), trained=trained)
     return Message(role, value, trained=trained)
 

@@ -50,6 +50,12 @@ def read_conversations(paths: Paths, report: ReadReport | None = None) -> Iterat
         name, reader = conversation_format(record)
         messages = reader(record)
         report.formats[name] += 1
+        if {"chosen", "rejected"} <= record.fields.keys() and messages and messages[-1].role != "assistant":
+            raise record.error(
+                'this is a preference: the replies stand under "chosen" and "rejected", and a conversation is '
+                "trained on what it holds itself",
+                hint="put the reply to learn at the end of the conversation",
+            )
         if not any(message.role == "assistant" and (message.content or message.tool_calls) for message in messages):
             report.dropped["conversations without a reply"] += 1
             continue

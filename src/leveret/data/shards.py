@@ -34,6 +34,9 @@ from leveret.tokenizer.files import Tokenizer
 SHARD_CHARACTERS = 8_000_000
 """Text that goes into one shard: what a killed run may have to tokenize again."""
 
+BATCH_CHARACTERS = 1_000_000
+"""Text that is tokenized at once: what the tokenizer says of a token takes a hundred times the memory of its id."""
+
 _FORMAT = 1
 
 
@@ -149,7 +152,7 @@ def build_shards(
     names: list[str] = []
     records: list[ShardRecord] = []
     num_reused = num_repaired = 0
-    for texts in _groups(documents, shard_characters):
+    for texts in _batches((document.text for document in documents), shard_characters):
         name = _name(settings, texts)
         found = (directory / f"{name}.json").is_file()
         record = _intact_record(directory, name) if found else None
@@ -170,17 +173,18 @@ def build_shards(
     return TokenShards(directory, names, records, report=report)
 
 
-def _groups(documents: Iterable[Document], shard_characters: int) -> Iterator[list[str]]:
-    texts: list[str] = []
+def _batches(texts: Iterable[str], num_characters: int) -> Iterator[list[str]]:
+    """The texts in lists that have so many characters, or a text more."""
+    batch: list[str] = []
     size = 0
-    for document in documents:
-        texts.append(document.text)
-        size += len(document.text)
-        if size >= shard_characters:
-            yield texts
-            texts, size = [], 0
-    if texts:
-        yield texts
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= num_characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _name(settings: dict[str, Any], texts: Sequence[str]) -> str:
@@ -193,12 +197,14 @@ def _name(settings: dict[str, Any], texts: Sequence[str]) -> str:
 
 
 def _write(directory: Path, name: str, texts: Sequence[str], tokenizer: Tokenizer, add_bos: bool) -> ShardRecord:
-    ids = tokenizer.encode_batch(texts, add_bos=add_bos, add_eos=True)
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    ids = [
+        np.array(document, dtype)
+        for batch in _batches(texts, BATCH_CHARACTERS)
+        for document in tokenizer.encode_batch(batch, add_bos=add_bos, add_eos=True)
+    ]
     offsets = np.cumsum([0, *(len(document) for document in ids)], dtype=np.int64)
-    tokens = np.empty(int(offsets[-1]), dtype)
-    for document, start in zip(ids, offsets[:-1], strict=True):
-        tokens[start : start + len(document)] = document
+    tokens = np.concatenate(ids)
     hashes = [
         _write_array(directory / f"{name}.{part}.npy", a) for part, a in (("tokens", tokens), ("offsets", offsets))
     ]

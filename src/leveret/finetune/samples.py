@@ -48,7 +48,8 @@ class Writing:
 
     def sample(self, conversation: Conversation, *, encode_text: EncodeText | None = None) -> Sample:
         """One conversation as it is trained."""
-        return render_sample(self.tokenizer, self.template, conversation, mask=self.mask, encode_text=encode_text)
+        sample = render_sample(self.tokenizer, self.template, conversation, mask=self.mask, encode_text=encode_text)
+        return sample.compact()
 
     def parts(self, conversation: Conversation, report: ReadReport) -> Parts:
         """The same, or what it was divided into; parts that train nothing are left out."""

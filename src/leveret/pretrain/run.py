@@ -173,7 +173,8 @@ def _tokenizer(config: PretrainConfig, start: Path | None) -> Tokenizer:
     rows = read_config(start).vocab_size
     if rows < tokenizer.vocab_size:
         raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {start} has {rows} rows", hint=hint
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {start} has {rows} rows",
+            hint=f"{hint}, or give the model more rows first: leveret.weights.tokens.resize_tokens",
         )
     if (start / "tokenizer.json").is_file():
         own = Tokenizer.load(start).ids

@@ -1,7 +1,8 @@
 """Calibration text: the rows of tokens on which GPTQ and AWQ watch a model, and what is held out to judge them.
 
 Texts are taken in the order of the files, one behind the other, each its own document (no token sees a neighbor's),
-until there are enough tokens. A tenth is held out and never calibrated on, so that perplexity before and after says
+until there are enough tokens: an equal share from the beginning of each path, and more of the longer ones where others
+are too short for theirs. A tenth is held out and never calibrated on, so that perplexity before and after says
 what a stranger's text would: every tenth document, or the last tenth of each when there are fewer than ten.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
@@ -75,10 +76,22 @@ def read_calibration(
 
 
 def _documents(paths: Sequence[Path], tokenizer: Tokenizer, most_tokens: int) -> list[list[int]]:
-    """The ids of the first documents, until there are `most_tokens`."""
+    """The ids of the first documents of each path, `most_tokens` in all."""
+    found = [_beginning(path, tokenizer, most_tokens) for path in paths]
+    documents: list[list[list[int]]] = [[] for _ in paths]
+    left = most_tokens
+    shortest_first = sorted(range(len(paths)), key=lambda place: sum(map(len, found[place])))
+    for rank, place in enumerate(shortest_first):
+        documents[place] = list(_cut(found[place], left // (len(paths) - rank)))
+        left -= sum(map(len, documents[place]))
+    return list(chain.from_iterable(documents))
+
+
+def _beginning(path: Path, tokenizer: Tokenizer, most_tokens: int) -> list[list[int]]:
+    """The ids of the first documents below a path, until there are `most_tokens`."""
     documents: list[list[int]] = []
     left = most_tokens
-    for document in read_documents(list(paths)):
+    for document in read_documents(path):
         ids = tokenizer.encode(document.text[: MOST_CHARACTERS * left])[:left]
         if ids:
             documents.append(list(ids))

@@ -57,7 +57,7 @@ class QuantizeConfig(Config):
     calibration: list[Path] = Field(default_factory=list)
     """Text for gptq and awq: text files, or JSON Lines with a `text`. A tenth is held out, to measure perplexity on."""
     calibration_tokens: Annotated[int, Field(ge=16), Rehearsal(2048)] = 65536
-    """Tokens of it that are used, at most."""
+    """Tokens of it that are used, at most: an equal share of each path."""
     calibration_row_tokens: Annotated[int, Field(ge=16), Rehearsal(128)] = 2048
     """Tokens that run through the model at once; the model's context, if that is shorter."""
     damp: float = Field(default=0.01, gt=0, le=1)

@@ -155,7 +155,7 @@ def pieces(sample: Sample, tokenizer: Tokenizer, *, limit: int | None = None) ->
             text = pending.decode(errors="replace")
         if trained and place and sample.labels is not None and sample.labels[place] != token:
             text += f"→{tokenizer.decode([sample.labels[place]])}"  # taught is another token than stands here
-        found.append(Piece(text=text, trained=trained and place > 0, special=tokenizer.is_special(token)))
+        found.append(Piece(text=text, trained=bool(trained) and place > 0, special=tokenizer.is_special(token)))
         pending = b""
     return found
 

@@ -68,10 +68,11 @@ class FertilitySample:
 
 
 def language_of(text: str) -> str | None:
-    """`chinese` where three in ten characters are Han, `english` where nearly all are ASCII, else None."""
+    """`chinese` where three in ten characters are Han, `english` where nearly all are ASCII and half are letters."""
     if not text or text.isspace():
         return None
     if count_han(text) >= 0.3 * len(text):
         return "chinese"
     num_ascii = sum(character.isascii() for character in text)
-    return "english" if num_ascii >= 0.98 * len(text) else None
+    num_letters = sum(character.isalpha() for character in text)
+    return "english" if num_ascii >= 0.98 * len(text) and num_letters >= 0.5 * len(text) else None

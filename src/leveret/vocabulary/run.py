@@ -31,6 +31,9 @@ from leveret.vocabulary.fertility import Fertility, FertilitySample
 HELD_OUT = 0.02
 """The share of texts that is measured on instead of trained on."""
 
+HELD_OUT_SEED = 1
+"""Not that of `prepare`: among the texts it left to train on there is none that the same hash would hold out again."""
+
 REPORT, TEMPLATE = "report.json", "chat_template.jinja"
 WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE)
 
@@ -95,7 +98,7 @@ def _texts(config: TokenizerConfig, report: ReadReport, sample: FertilitySample,
         if num_bytes - shown >= PROGRESS_EVERY_BYTES:
             shown = num_bytes
             progress.update(num_bytes)
-        if not (is_held_out(text, HELD_OUT) and sample.offer(text)):
+        if not (is_held_out(text, HELD_OUT, seed=HELD_OUT_SEED) and sample.offer(text)):
             yield text
     progress.update(num_bytes)
 

@@ -39,6 +39,9 @@ DTYPES = {
 }  # fmt: skip
 """Names under which a dtype can be asked for."""
 
+RESULTS = ("model/config.json", "adapter/adapter_config.json")
+"""What a run that trains leaves in its folder."""
+
 
 def read_config(path: str | Path) -> ModelConfig:
     """The ModelConfig of a model directory (or of a config.json, or of the model under an adapter).
@@ -178,9 +181,11 @@ def _hold_tiled(model: Decoder, name: str, part: Tensor) -> bool:
 def _config_file(path: Path) -> Path:
     file = path if path.is_file() else model_under(path) / "config.json"
     if not file.is_file():
+        inner = next(((path / name).parent for name in RESULTS if (path / name).is_file()), None)
+        hint = "a save that was interrupted leaves none; else check the path"
         raise WeightsError(
             f"{path} is no model directory: it has no config.json",
-            hint="a save that was interrupted leaves none; else check the path",
+            hint=hint if inner is None else f"it is the folder of a run, whose result is {inner}",
         )
     return file
 
