@@ -71,16 +71,23 @@ def test_a_name_that_was_let_point_here_is_refused(model: TextModel, url: str) -
     port = urlsplit(url).port
     for host in (f"evil.example:{port}", "evil.example", "10.0.0.5", "127.0.0.1.evil.example", "[::1", ""):
         for method, path, body in (("POST", CHAT, BODY), ("GET", "/v1/models", b""), ("GET", "/gradio", b"")):
-            status, content = send(url, method, path, body, Host=host, Origin=f"http://{host}")
-            assert status == 403 and content["error"]["code"] == "forbidden", host
+            for sent in ({"Origin": f"http://{host}"}, {"Accept-Language": "en"}):  # a page's own GET has no origin
+                status, content = send(url, method, path, body, Host=host, **sent)
+                assert status == 403 and content["error"]["code"] == "forbidden", host
+        assert send(url, "POST", CHAT, BODY, Host=host)[0] == 200  # no browser
     for host in (f"localhost:{port}", "LOCALHOST", f"127.0.0.1:{port}", "[::1]:8000", "127.0.1.1"):
         assert send(url, "POST", CHAT, BODY, Host=host, Origin=f"http://{host}")[0] == 200
     for config in ({"allow_origins": ["https://chat.example"]}, {"allow_origins": ["*"]}, {"api_key": "key"}):
         with running(model, ServeConfig(model="x", port=0, page=False, **config)) as open_url:
-            headers = {"Host": "chat.example", "Authorization": "Bearer key"}
+            headers = {"Host": "chat.example", "Authorization": "Bearer key", "Accept-Language": "zh"}
             assert send(open_url, "POST", CHAT, BODY, **headers)[0] == 200
     with running(model, ServeConfig(model="x", port=0, page=False, host="0.0.0.0")) as open_url:
-        assert send(open_url.replace("0.0.0.0", "127.0.0.1"), "POST", CHAT, BODY, Host="box.lan")[0] == 200
+        assert (
+            send(open_url.replace("0.0.0.0", "127.0.0.1"), "POST", CHAT, BODY, Host="box.lan", Origin="http://box.lan")[
+                0
+            ]
+            == 200
+        )
 
 
 def test_a_head_is_that_of_the_answer_to_get(url: str) -> None:

@@ -4,7 +4,8 @@ A page of evil.example may let this name point at 127.0.0.1 once it is loaded (D
 answers are its own then: the `Origin` is evil.example, and so is the `Host`, so that comparing the two says nothing. A
 request that arrives at a loopback address must therefore call this machine by a name of its own, by the `host` that was
 given, or by the name of an origin that may use the server anyway (`allow_origins`). With a key there is no need for it:
-pages elsewhere do not know the key, and a cookie of ours is not sent to another name.
+pages elsewhere do not know the key, and a cookie of ours is not sent to another name. Programs that are no browser are
+not asked: what they put there is their affair.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from leveret.errors import RequestError
 from leveret.serve.config import ServeConfig
 from leveret.serve.wire import error_body
 
+BROWSERS = ("origin", "accept-language", "referer", "sec-fetch-mode")
+"""Headers of which a browser sends at least one. Its pages can change the second and cannot leave it out
+(https://fetch.spec.whatwg.org/#http-network-or-cache-fetch); a GET to their own host has no `Origin`."""
+
 
 class KnownHosts:
     """An ASGI application that refuses, in front of another, what was meant for a host of another name."""
@@ -34,8 +39,9 @@ class KnownHosts:
         if scope["type"] != "http" or self._open or not _is_loopback((scope.get("server") or ("",))[0]):
             await self._app(scope, receive, send)
             return
-        host = Headers(scope=scope).get("host")
-        if host is None or self._knows(host):  # browsers always say it
+        headers = Headers(scope=scope)
+        host = headers.get("host")
+        if host is None or self._knows(host) or not any(name in headers for name in BROWSERS):
             await self._app(scope, receive, send)
             return
         status, body = error_body(
