@@ -88,10 +88,10 @@ def model_under(folder: Path) -> Path:
         raise HubError(f"{folder} is an adapter for {base}: {error.message}", hint=f"{error.hint}; or {hint}") from None
 
 
-def is_quantized(folder: Path) -> bool:
+def is_quantized(folder: str | Path) -> bool:
     """Whether the config.json in a folder says that its matrices are quantized; False where there is none."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and bool(values.get("quantization_config"))

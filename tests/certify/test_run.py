@@ -181,13 +181,18 @@ def test_weights_that_are_not_numbers_never_pass(make_form: MakeForm) -> None:
         certify(make_form("a"), make_form("b", change=spoil))
 
 
+def training_of(model: Decoder, folder: Path, dtype: torch.dtype) -> tuple[AdamW, Checkpoints]:
+    """What updates the model, and what keeps its state below `folder`."""
+    optimizer = AdamW(model, TrainingConfig(max_steps=2), dtype=dtype)
+    return optimizer, Checkpoints(folder / "checkpoints", identity={}, keep=2, console=QUIET)
+
+
 @pytest.fixture
 def run_folder(make_form: MakeForm, config: object) -> Path:
     """A run with its model saved and two checkpoints, of which the newer has the saved weights."""
     folder = make_form("run/model").parent
     model = load_model(folder / "model")
-    optimizer = AdamW(model, TrainingConfig(max_steps=2), dtype=torch.float32)
-    saver = Checkpoints(folder / "checkpoints", identity={}, keep=2, console=QUIET)
+    optimizer, saver = training_of(model, folder, torch.float32)
     optimizer.masters += 1
     saver.save(1, optimizer)
     optimizer.masters -= 1
@@ -211,8 +216,7 @@ def test_the_checkpoint_of_an_adapter_is_the_adapter_on_its_model(
     model = load_model(base)
     add_lora(model, LoraSettings(rank=4, alpha=8), "all-linear", seed=0)
     train_rows(model, [5])
-    optimizer = AdamW(model, TrainingConfig(max_steps=2), dtype=torch.float32)
-    saver = Checkpoints(folder / "checkpoints", identity={}, keep=2, console=QUIET)
+    optimizer, saver = training_of(model, folder, torch.float32)
     optimizer.masters += 0.01
     saver.save(1, optimizer)
     save_adapter(model, folder / "adapter", base=str(base))
@@ -233,8 +237,7 @@ def test_the_checkpoint_of_an_adapter_that_is_saved_in_bfloat16_is_judged_as_rou
         add_prefix(model, 3, seed=0)
     else:
         add_lora(model, LoraSettings(rank=4, alpha=8), "all-linear", seed=0)
-    optimizer = AdamW(model, TrainingConfig(max_steps=2), dtype=torch.bfloat16)
-    saver = Checkpoints(folder / "checkpoints", identity={}, keep=2, console=QUIET)
+    optimizer, saver = training_of(model, folder, torch.bfloat16)
     optimizer.masters += 0.0123
     optimizer._push()
     saver.save(1, optimizer)

@@ -17,13 +17,14 @@ from typing import Any
 from leveret.chat.template import template_for
 from leveret.errors import TokenizerError, WeightsError
 from leveret.export.checks import NATIVE, Finding, check_directory
+from leveret.hub import is_quantized
 from leveret.model.config import ModelConfig
 from leveret.model.families import family_for
 from leveret.paths import atomic_write
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.companions import copy_companions
 from leveret.weights.gguf_tokenizer import without_generation
-from leveret.weights.load import as_dtype, is_quantized, read_config
+from leveret.weights.load import as_dtype, read_config
 from leveret.weights.model_tensors import FolderTensors
 from leveret.weights.rewrite import write_tensors
 from leveret.weights.safetensors import find_weight_files, read_json

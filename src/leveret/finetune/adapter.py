@@ -19,6 +19,7 @@ from typing import Any
 from leveret.console import Console
 from leveret.errors import ConfigError, TokenizerError
 from leveret.finetune.adapter_config import AdapterTraining
+from leveret.hub import is_quantized
 from leveret.model.decoder import Decoder
 from leveret.model.lora import LoraLinear, LoraSettings
 from leveret.model.lora_targets import add_lora, train_whole
@@ -31,7 +32,6 @@ from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.outcome import MODEL
 from leveret.weights.adapter import TENSORS, save_adapter
 from leveret.weights.fingerprint import fingerprint_of
-from leveret.weights.load import is_quantized
 from leveret.weights.merged import COMPANIONS, copy_companions, load_merged
 from leveret.weights.save import save_generation, save_model
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from leveret.errors import ConfigError
+from leveret.hub import is_quantized
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.outcome import MODEL
-from leveret.weights.load import is_quantized, read_config
+from leveret.weights.load import read_config
 
 
 def check_start(start: Path, output: Path, training: TrainingConfig, *, beside: bool = False) -> None:

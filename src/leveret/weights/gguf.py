@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from leveret.errors import WeightsError
+from leveret.hub import is_quantized
 from leveret.model.config import ModelConfig
 from leveret.weights.gguf_file import gguf_package
 from leveret.weights.gguf_layout import (
@@ -31,7 +32,7 @@ from leveret.weights.gguf_layout import (
 )  # fmt: skip
 from leveret.weights.gguf_metadata import CONFIG_KEY, ROPE_TENSOR, limits, model_keys, rope_divisors
 from leveret.weights.gguf_tokenizer import FoundRule, TokenizerKeys
-from leveret.weights.load import is_quantized, read_config
+from leveret.weights.load import read_config
 from leveret.weights.model_tensors import FolderTensors
 from leveret.weights.safetensors import read_json
 

@@ -93,11 +93,6 @@ def load_model(
     return model.eval()
 
 
-def is_quantized(path: str | Path) -> bool:
-    """Whether the files of a model directory hold quantized matrices."""
-    return bool(_config_values(_config_file(Path(path))).get("quantization_config"))
-
-
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A dtype by its name; ConfigError lists the names."""
     if isinstance(dtype, str):

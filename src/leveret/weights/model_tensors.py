@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from leveret.errors import ShapeMismatch, UnexpectedWeights, WeightsError
+from leveret.hub import is_quantized
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.meta import shapes_only
-from leveret.weights.load import is_quantized, read_config
+from leveret.weights.load import read_config
 from leveret.weights.placing import HEAD, match_names, require_numbers
 from leveret.weights.reader import WeightReader
 from leveret.weights.safetensors import WeightFiles
