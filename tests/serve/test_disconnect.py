@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,7 +15,7 @@ from leveret.engine.text import TextModel
 from .test_guard import metrics
 
 CANCELLED = 'leveret_engine_cancelled_requests_total{model="phone"}'
-BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500}
+BODY = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500, "ignore_eos": True}
 
 
 def running_jobs(url: str) -> int:
@@ -44,16 +45,17 @@ def test_a_client_that_goes_away_frees_its_place_at_once(
         return hidden(*args, **kwargs)
 
     monkeypatch.setattr(model.model, "hidden", slow_hidden)
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-    connection.request("POST", "/v1/chat/completions", json.dumps(BODY | {"stream": stream}))
-    if stream:
-        response = connection.getresponse()
-        assert response.readline().startswith(b"data: ")
-        response.close()
-    wait_for(url, 1)
-    assert held_tokens(url) > 0
-    before = metrics(url)[CANCELLED]
-    connection.close()
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(BODY | {"stream": stream}))
+        if stream:
+            response = connection.getresponse()
+            assert response.readline().startswith(b"data: ")
+            response.close()
+        wait_for(url, 1)
+        while not steps:  # a request under way holds room from its first step
+            time.sleep(0.001)
+        assert held_tokens(url) > 0
+        before = metrics(url)[CANCELLED]
     wait_for(url, 0)
     assert len(steps) < 1500
     assert held_tokens(url) == 0 and metrics(url)[CANCELLED] == before + 1
