@@ -19,7 +19,7 @@ from leveret.model.init import init_weights
 from leveret.model.lora import LoraSettings, lora_modules
 from leveret.model.lora_targets import add_lora, train_whole
 from leveret.model.token_rows import TokenRows, train_rows
-from leveret.weights.adapter import save_adapter
+from leveret.weights.adapter import save_adapter, unfit_for_peft
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.load import load_model
@@ -115,6 +115,9 @@ FORMS: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
     ("mixtral", {}, ["w1", "w2", "w3"], {}),
     ("mixtral", {}, "all-linear", {"rslora": True}),
     ("mixtral", {}, ["q_proj", "gate"], {}),
+    ("mixtral", {}, ["q_proj", "gate"], {"dropout": 0.1}),
+    ("mixtral", {}, "all-linear", {"dropout": 0.1}),
+    ("mixtral", {}, ["w2"], {}),
 ]
 
 
@@ -125,11 +128,39 @@ def test_what_is_saved_here_gives_the_same_logits_in_peft_and_here(
     tmp_path: Path, family: str, changes: dict[str, Any], targets: Any, options: dict[str, Any]
 ) -> None:
     base, folder = make_base(tmp_path / "base", family, **changes), tmp_path / "adapter"
-    trained = make_adapter(base, folder, targets, **options)
+    trained = make_adapter(base, folder, targets, **options).eval()
+    assert unfit_for_peft(trained) is None
     wanted = trained(IDS)
     assert (wanted - load_model(base)(IDS)).norm() > 0.05 * wanted.norm()
     assert torch.equal(loaded(base, folder)(IDS), wanted)
     torch.testing.assert_close(by_peft(base, folder)(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys", "ignore:The following (rank|alpha)_pattern keys")
+@pytest.mark.parametrize(
+    ("targets", "options", "why"),
+    [
+        ("all-linear", {"dora": True}, "DoRA"),
+        (["gate"], {"dora": True}, "DoRA"),
+        (["w1"], {}, "all of w1, w2 and w3"),
+        (["w1", "w3"], {}, "all of w1, w2 and w3"),
+        (r".*experts\.[0-2]\..*", {}, "all of w1, w2 and w3"),
+    ],
+)
+def test_what_peft_cannot_load_of_a_mixture_is_said(
+    tmp_path: Path, targets: Any, options: dict[str, Any], why: str
+) -> None:
+    base, folder = make_base(tmp_path / "base", "mixtral"), tmp_path / "adapter"
+    trained = make_adapter(base, folder, targets, **options)
+    assert why in (unfit_for_peft(trained) or "")
+    with torch.no_grad():
+        wanted = trained(IDS)
+        assert torch.equal(loaded(base, folder)(IDS), wanted)
+        try:
+            theirs = by_peft(base, folder)(IDS).logits
+        except (ValueError, RuntimeError):
+            return
+    assert (theirs - wanted).norm() > 0.01 * wanted.norm()
 
 
 TABLES = ["embed_tokens", "lm_head"]

@@ -30,7 +30,7 @@ from leveret.paths import atomic_directory, atomic_write, sha256_file
 from leveret.precision.swap import num_parameters, round_to_nf4
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.outcome import MODEL
-from leveret.weights.adapter import TENSORS, save_adapter
+from leveret.weights.adapter import TENSORS, save_adapter, unfit_for_peft
 from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.merged import COMPANIONS, copy_companions, load_merged
 from leveret.weights.save import save_generation, save_model
@@ -82,6 +82,8 @@ def adapt(
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     console.info(f"adapter: {trained:,} parameters are trained beside {total:,} frozen ones ({trained / total:.2%})")
     console.info(f"adapter: {what}")
+    if (unfit := unfit_for_peft(model)) is not None:
+        console.warn(f"peft will not load this adapter: it has no {unfit}; merge it for other programs (adapter.merge)")
     return Adaptation(config=config, start=start, reference=reference, whole=tuple(whole))
 
 

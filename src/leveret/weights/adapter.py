@@ -12,6 +12,9 @@ A prefix (prefix.py) is a single tensor instead. A matrix that is fused in the f
 of its parts stacked. Which model is underneath is kept as a fingerprint of its tensors (`fingerprint.py`), in the
 metadata of the file. adapter_load.py reads all this.
 
+peft refuses a dropout on experts and routers, also in order to use them. It matters in training alone, so where they
+are changed the config names none.
+
 A tied head: whoever loads the embedding alone keeps the old head. So both are written, equal; where a file has
 different ones, made by a program that trained two copies, the model is untied.
 """
@@ -32,7 +35,7 @@ from torch import Tensor
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
 from leveret.model.families.family import Family
-from leveret.model.lora import LoraLinear, LoraSettings
+from leveret.model.lora import LoraLinear, LoraSettings, lora_modules
 from leveret.model.lora_rules import shortest_targets
 from leveret.model.lora_targets import linears_by_stored_name
 from leveret.model.prefix import prefixes_of
@@ -84,6 +87,8 @@ def _lora_files(model: Decoder, base: str | None, saved_modules: Sequence[str]) 
         if isinstance(parts[0], LoraLinear):
             settings[stored] = _plainly_scaled(parts[0].settings) if model.config.moe else parts[0].settings
             tensors |= _of_one_matrix(stored, [part for part in parts if isinstance(part, LoraLinear)])
+    if model.config.moe and any(".mlp." in there[stored][0] for stored in settings):
+        settings = {stored: replace(one, dropout=0.0) for stored, one in settings.items()}
     token_ids: dict[str, tuple[int, ...]] = {}
     for name in ("embed_tokens", "lm_head"):
         table = model.get_submodule(name)
@@ -97,6 +102,21 @@ def _lora_files(model: Decoder, base: str | None, saved_modules: Sequence[str]) 
     config = _described(settings, there, base=base, modules_to_save=list(saved), token_ids=token_ids)
     config = replace(config, ties_saved=model.config.tie_word_embeddings and "lm_head" in whole)
     return tensors, config.to_json()
+
+
+def unfit_for_peft(model: Decoder) -> str | None:
+    """What of a mixture's adapter peft cannot load, in words: it has the experts of a layer as two tensors."""
+    changed = {name: module.settings for name, module in lora_modules(model).items()}
+    if model.config.moe is None:
+        return None
+    if any(settings.dora and ".mlp." in name for name, settings in changed.items()):
+        return "DoRA on experts or routers"
+    for layer in range(model.config.num_hidden_layers):
+        found = Counter(name.rpartition(".")[2] for name in changed if name.startswith(f"layers.{layer}.mlp.experts."))
+        in_all = set(found.values()) <= {model.config.moe.num_experts}
+        if not in_all or set(found) not in (set(), {"down_proj"}, {"gate_proj", "up_proj", "down_proj"}):
+            return "a LoRA on some matrices of experts only (it knows all of w1, w2 and w3, or all of w2)"
+    return None
 
 
 def _plainly_scaled(settings: LoraSettings) -> LoraSettings:
