@@ -88,6 +88,22 @@ def test_the_script_of_a_job_and_a_task_of_a_step():
     assert SlurmJob.from_environment({}, nproc=None) is None
 
 
+@pytest.mark.parametrize(
+    ("variables", "slots"),
+    [
+        ({"SLURM_GPUS_PER_NODE": "4"}, 4),
+        ({"SLURM_GPUS_PER_NODE": "h100:4", "SLURM_NTASKS_PER_NODE": "1"}, 4),
+        ({"SLURM_GPUS_PER_NODE": "h100:4,a100:2"}, 6),
+        ({"SLURM_NTASKS_PER_NODE": "3"}, 3),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 1),
+    ],
+)
+def test_without_the_gpus_of_this_node_the_job_says_how_many_processes_there_are(variables, slots):
+    job = SlurmJob.from_environment({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "gpu[1-2]", **variables}, nproc=None)
+    assert job is not None and [machine.slots for machine in job.machines] == [slots, slots]
+
+
 @pytest.mark.parametrize("step", ["4294967290", "4294967291", "4294967292"])
 def test_the_steps_that_slurm_makes_itself_are_none_of_srun(step):
     job = SlurmJob.from_environment({**STEP, "SLURM_STEP_ID": step, "SLURM_STEP_NODELIST": "gpu1"}, nproc=None)

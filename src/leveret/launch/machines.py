@@ -1,8 +1,8 @@
 """The machines of a launch: a hostfile, the variables of SLURM, or just this one.
 
 # hostfile, as DeepSpeed reads it           SLURM_JOB_NODELIST=gpu[01-03,07]
-192.168.0.2 slots=8                         SLURM_GPUS_ON_NODE=8
-192.168.0.3 slots=8  # comments are fine
+192.168.0.2 slots=8                         SLURM_GPUS_ON_NODE=8  (or SLURM_GPUS_PER_NODE=h100:8,
+192.168.0.3 slots=8  # comments are fine    or SLURM_NTASKS_PER_NODE=8)
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SlurmJob:
         names = environment.get("SLURM_STEP_NODELIST" if in_step else "", "") or environment.get("SLURM_JOB_NODELIST")
         if not names:
             return None
-        slots = nproc or _number(environment, "SLURM_GPUS_ON_NODE") or 1
+        slots = nproc or _slots(environment)
         machines = tuple(Machine(host=host, slots=slots) for host in expand_nodes(names))
         if not in_step:
             return cls(machines=machines, node=None)
@@ -99,6 +99,14 @@ class SlurmJob:
                 hint="name the machines in a hostfile: --hostfile",
             )
         return cls(machines=machines, node=node)
+
+
+def _slots(environment: Mapping[str, str]) -> int:
+    """Processes on each machine: its GPUs, else the tasks that were asked for, else what is seen here, else one."""
+    per_node = environment.get("SLURM_GPUS_PER_NODE", "").split(",")  # 8, or h100:8, or h100:4,a100:4
+    gpus = sum(int(count) for count in (entry.rpartition(":")[2] for entry in per_node) if count.isdigit())
+    tasks = _number(environment, "SLURM_NTASKS_PER_NODE")
+    return _number(environment, "SLURM_GPUS_ON_NODE") or gpus or tasks or count_accelerators(environment) or 1
 
 
 def expand_nodes(names: str) -> list[str]:

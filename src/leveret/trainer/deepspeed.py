@@ -135,10 +135,13 @@ def _zero(reader: Places) -> None:
         device = reader.take(f"{prefix}.{part}.device")
         if device == "cpu" and stage:
             reader.set("parallel.offload", True, f"{prefix}.{part}")
+            if reader.rest.get(f"{prefix}.{part}.pin_memory"):
+                reader.take(f"{prefix}.{part}.pin_memory")  # as PyTorch does
         elif device not in (None, "none"):
             reader.leave(f"{prefix}.{part}.device", f"{device} with stage {stage} has no counterpart here")
-        for detail in [place for place in reader.rest if place.startswith(f"{prefix}.{part}.")]:
-            reader.take(detail)
+        else:
+            for detail in [place for place in reader.rest if place.startswith(f"{prefix}.{part}.")]:
+                reader.take(detail)  # of what is not wanted
 
 
 def _numbers(reader: Places) -> None:
