@@ -96,7 +96,9 @@ def events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
             if data.strip() == "[DONE]":
                 return
             event = json.loads(data)
-            if "error" in event:
+            if not isinstance(event, dict):
+                raise RequestError(f"{url} sent no object, but {data.strip()[:MOST_WORDS]}", code="bad_gateway")
+            if event.get("error") is not None:  # some servers say in every event that there is none
                 raise RequestError(f"{url} failed: {words_of(data)}", code="bad_gateway")
             yield event
     except (OSError, ValueError, http.client.HTTPException) as error:

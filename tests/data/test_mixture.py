@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from leveret.data.mixture import Mixture
@@ -75,3 +76,14 @@ def test_weights_that_make_an_epoch_of_billions_of_rows_are_refused() -> None:
     with pytest.raises(DataError, match=r"make an epoch of 7,000,000,005 rows out of 12") as refused:
         Mixture([(rows(7), 1e9), (rows(5), 1)], seed=0)
     assert "how often" in (refused.value.hint or "")
+
+
+def test_each_order_is_made_once_an_epoch_however_many_sources_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    argsort = np.argsort
+    monkeypatch.setattr(np, "argsort", lambda numbers, **how: made.append(len(numbers)) or argsort(numbers, **how))
+    mixture = Mixture([(rows(3), 1.0)] * 40 + [(rows(3), 2.5)] * 10, seed=2)
+    for place in range(len(mixture)):
+        mixture.row_at(place)
+        mixture.key(place)
+    assert sorted(made) == [3] * (40 + 10 * 3) + [200], "of the 10 sources, an epoch has parts of three passes"

@@ -147,6 +147,16 @@ def test_an_interrupt_reaches_the_stage_and_ends_the_run_with_130(workshop: Path
     wait_until_gone(stage)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
+def test_sigterm_reaches_the_stage_and_ends_the_run_with_143(workshop: Path) -> None:
+    process, stage = start(workshop, spawn=True)
+    process.terminate()
+    _, shown = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "write was asked to stop" in shown and "run the same command again" in shown
+    wait_until_gone(stage)
+
+
 FORK = """
 import sys
 sys.path.insert(0, {modules!r})

@@ -14,6 +14,7 @@ from leveret.trainer.background import BackgroundWriter
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.snapshot import Snapshot
+from leveret.trainer.world import World
 
 
 @pytest.fixture
@@ -93,3 +94,13 @@ def test_a_full_disk_is_told_at_the_next_step_and_only_once(tmp_path, optimizer,
         writer.write(checkpoints, Snapshot.of(optimizer, 3)) if ask == "write" else getattr(writer, ask)()
     writer.wait()
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-00000001"]
+
+
+def test_a_process_that_writes_nothing_copies_nothing(tmp_path, optimizer):
+    world = World(torch.device("cpu"))
+    world.rank = 1  # each process of ddp holds the whole state, and a copy takes as much again
+    checkpoints = Checkpoints(tmp_path, identity={"seed": 1}, keep=2, console=Console(quiet=True), world=world)
+    writer = BackgroundWriter(enabled=True)
+    writer.write(checkpoints, Snapshot.of(optimizer, 1))
+    writer.wait()
+    assert not writer._host and not checkpoints.saved()

@@ -1,7 +1,10 @@
 """The loss from the states of trained positions only is the loss from all of them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
 from leveret.kernels.cross_entropy import IGNORED
 from leveret.model.config import MoeConfig
@@ -59,3 +62,33 @@ def test_every_trained_place_is_among_those_computed_and_their_number_is_a_usual
 @pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
 def test_where_nothing_or_nearly_everything_is_trained_all_are_computed(share):
     assert places_of(some_batch(share)) is None
+
+
+class Offloaded(nn.Module):
+    """A model whose shares lie on the CPU, and which computes on another device, as FSDP2 lets it with `offload`."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.lm_head = nn.Module(), SimpleNamespace(weight=torch.empty(61, 8, device="meta"))
+        self.norm.weight = nn.Parameter(torch.ones(8))
+        self.norm.weight.device_mesh = SimpleNamespace(device_type="meta")
+
+    def hidden(self, ids, **given):
+        self.read_on = {ids.device.type, *(each.device.type for each in given.values() if each is not None)}
+        return torch.empty(*ids.shape, 8, device="meta")
+
+
+def test_with_offload_a_batch_goes_where_the_products_are_made_and_not_where_the_shares_lie(monkeypatch):
+    seen = {}
+
+    def loss(hidden, weight, targets, *, token_weights):
+        seen.update(targets=targets, weights=token_weights)
+        return hidden.sum(), len(targets)
+
+    monkeypatch.setattr(objective, "chunked_cross_entropy", loss)
+    model, batch = Offloaded(), some_batch(0.4, weighted=True)
+    summed_loss(model, batch)
+    assert model.read_on == {"meta"}
+    assert {name: (each.device.type, len(each)) for name, each in seen.items()} == {
+        "targets": ("meta", 256), "weights": ("meta", 256)
+    }  # fmt: skip

@@ -41,6 +41,9 @@ class Mixture:
         _refuse_endless_epoch(sum(len(rows) for rows, _ in sources), sum(self._per_epoch), sources)
         self._ends = np.cumsum(self._per_epoch)
         self._seed = seed
+        # All that an epoch needs: its own order, and of each source those of the passes that it has a part in.
+        passes = (drawn // len(rows) + 2 for drawn, rows in zip(self._per_epoch, self._sources, strict=True))
+        self._permutation = lru_cache(maxsize=1 + sum(passes))(_permutation)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -53,12 +56,12 @@ class Mixture:
     def _at(self, place: int) -> tuple[int, int, int]:
         """The source, its row, and which pass over that source this is."""
         epoch, place_in_epoch = divmod(place, len(self))
-        slot = int(_permutation(len(self), (self._seed, _EPOCH, epoch))[place_in_epoch])
+        slot = int(self._permutation(len(self), (self._seed, _EPOCH, epoch))[place_in_epoch])
         source = int(np.searchsorted(self._ends, slot, side="right"))
         draw = epoch * self._per_epoch[source] + slot - (int(self._ends[source]) - self._per_epoch[source])
         size = len(self._sources[source])
         turn, rank = divmod(draw, size)
-        return source, int(_permutation(size, (self._seed, _SOURCE, source, turn))[rank]), turn
+        return source, int(self._permutation(size, (self._seed, _SOURCE, source, turn))[rank]), turn
 
     def row(self, place: int) -> Row:
         """The row at `place`."""
@@ -85,7 +88,6 @@ def _refuse_endless_epoch(num_rows: int, in_epoch: int, sources: Sequence[tuple[
         )
 
 
-@lru_cache(maxsize=32)
 def _permutation(size: int, seed: tuple[int, ...]) -> NDArray[np.int64]:
     """A shuffle of 0 .. size-1, the same on every machine and with every version of numpy.
 

@@ -31,7 +31,7 @@ from types import FrameType
 from leveret.commands import Command, StageResult
 from leveret.config import Config
 from leveret.console import Console
-from leveret.errors import LeveretError
+from leveret.errors import LeveretError, Stopped
 from leveret.pipeline.lock import locked
 from leveret.ranks import GATHERING
 
@@ -70,8 +70,12 @@ def run_isolated(
     sender.close()
     with _signals_forwarded(process) as stopped:
         outcome = _outcome(process, receiver)
-    if stopped:
+    if isinstance(outcome, Stopped):
+        raise outcome
+    if signal.SIGINT in stopped:
         raise KeyboardInterrupt
+    if stopped:
+        raise Stopped(f"{command.name} was asked to stop", hint="run the same command again to go on from there")
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome

@@ -34,7 +34,7 @@ class BackgroundWriter:
 
     def write(self, checkpoints: Checkpoints, snapshot: Snapshot) -> None:
         """Write now, or begin to once the save before is done. Raises what that one ran into."""
-        if not self.enabled:
+        if not (self.enabled and checkpoints.world.is_main):  # the other processes write nothing, and need no copy
             checkpoints.write(snapshot)
             return
         self.wait()

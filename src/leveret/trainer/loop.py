@@ -106,7 +106,7 @@ def _train(model: nn.Module, run: Run, world: World, console: Console, scaling: 
             summary = training.make_steps(stop)
             training.finish()
         status = "done" if summary.stopped_early_after_step is None else "stopped early"
-        summary.peak_memory_bytes = peak_memory_bytes(next(model.parameters()).device)
+        summary.peak_memory_bytes = peak_memory_bytes(world.device)
         return summary
     except (Stopped, KeyboardInterrupt):
         status = "stopped"
@@ -151,7 +151,7 @@ class _Training:
         done = self._resume()
         if done:
             console.info(f"resuming after step {done:,} of {self.schedule.total_steps:,}")
-        if next(model.parameters()).device.type == "cpu":
+        if world.device.type == "cpu":
             console.info(f"kernels: {choose().reason}")
         if run.config.rolls_back and self.checkpoints.oldest_step() is None:
             self._save(0)

@@ -22,6 +22,7 @@ from leveret.model.decoder import Decoder
 from leveret.model.moe import RouterLogits
 from leveret.trainer.batches import Batch
 from leveret.trainer.config import TrainingConfig
+from leveret.trainer.parallel import computes_on
 from leveret.trainer.routing import Around, nothing_around, routing_of
 from leveret.trainer.world import World
 
@@ -63,7 +64,7 @@ class CausalLoss:
 
 def summed_loss(model: Decoder, batch: Batch, *, router: MutableSequence[Tensor] | None = None) -> Tensor:
     """The loss without any balance term; `router` collects the experts' logits."""
-    batch = batch.to(model.norm.weight.device)
+    batch = batch.to(computes_on(model))
     targets, weights = batch.targets.flatten(), None if batch.weights is None else batch.weights.flatten()
     only = _places(targets, batch.trained_tokens)
     if only is not None:

@@ -68,6 +68,13 @@ def placed(model: nn.Module, config: TrainingConfig, world: World, console: Cons
     model.to("cpu")  # the buffers
 
 
+def computes_on(model: nn.Module) -> torch.device:
+    """Where the products of a model with a `norm` are made; with `offload`, its shares lie in the host's memory."""
+    weight = model.get_parameter("norm.weight")
+    mesh = getattr(weight, "device_mesh", None)
+    return weight.device if mesh is None else torch.device(mesh.device_type)
+
+
 def mesh_of(parallel: ParallelConfig, world: World) -> DeviceMesh:
     """(shard,) for fsdp, (replicate, shard) for hsdp. ConfigError when the processes do not make whole groups."""
     if parallel.mode == "fsdp":

@@ -33,6 +33,7 @@ from leveret.model.moe import RouterLogits, SparseMixture, expert_choices, load_
 from leveret.trainer.batches import Batch
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.expert_load import ExpertLoad
+from leveret.trainer.parallel import computes_on
 from leveret.trainer.world import World
 
 KEYS = ("router_aux_loss_coef", "router_z_loss_coef", "router_balance", "freeze_router")
@@ -106,7 +107,7 @@ class Routing:
     @torch.no_grad()
     def _choices(self, batches: Sequence[Batch], around: Around) -> Tensor:
         """How many tokens will choose each expert, (L, E); the random numbers drawn here are drawn again later."""
-        device = self.model.norm.weight.device
+        device = computes_on(self.model)
         counts = []
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for batch in batches:

@@ -161,6 +161,8 @@ def test_a_refused_request_ends_with_the_servers_words(
         ([piece(" a")], "closed the connection before the answer was complete"),
         ([piece(" a"), {"error": {"message": "out of memory"}}], "failed: out of memory"),
         ([piece(" a"), "data: {half"], "broke off"),
+        ([piece(" a"), "data: 5"], "sent no object, but 5"),
+        ([piece(" a"), {"choices": [7]}], "the server's answer could not be read"),
     ],
 )
 def test_an_answer_that_breaks_off_is_an_error(
@@ -174,6 +176,15 @@ def test_an_answer_that_breaks_off_is_an_error(
     monkeypatch.setattr(script, "events", events)
     with pytest.raises(RequestError, match=message):
         leveret.load(model_dir, backend=url).generate("Set", max_tokens=8)
+
+
+def test_a_server_may_say_that_there_is_no_error_and_that_an_event_has_no_choices(
+    scripted: tuple[type[Script], str], model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, url = scripted
+    events = [{**piece(" a"), "error": None}, {"choices": None}, piece("", "stop"), "data: [DONE]"]
+    monkeypatch.setattr(script, "events", events)
+    assert leveret.load(model_dir, backend=url).generate("Set", max_tokens=8) == " a"
 
 
 def test_ids_are_taken_as_given_and_end_at_a_stop_id(

@@ -15,6 +15,7 @@ A key is taken from the environment variable OPENAI_API_KEY.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Sequence
@@ -146,6 +147,10 @@ class ServerBackend(QueuedBackend[Reading]):
                 self._news.put(_News(row=row, piece=piece))
         except RequestError as error:
             self._news.put(_News(row=row, error=error))
+        except Exception as error:  # nobody else would hear of it, and the row would wait for ever
+            logging.getLogger(__name__).exception("an answer of the server could not be read")
+            refusal = RequestError(f"the server's answer could not be read: {error}", code="bad_gateway")
+            self._news.put(_News(row=row, error=refusal))
 
     def _taken(self, news: _News) -> Progress | None:
         row = news.row

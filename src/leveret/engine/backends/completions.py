@@ -61,7 +61,7 @@ class Completions:
         with self._answer(body, stops) as response:
             arriving = events(response)
             for event in arriving:
-                for choice in event.get("choices", ()):
+                for choice in event.get("choices") or ():
                     piece = _piece(choice)
                     if piece.finish_reason is not None:
                         yield replace(piece, num_generated=_counted(event, arriving))
