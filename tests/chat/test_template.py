@@ -47,6 +47,30 @@ def test_a_template_with_tools_and_loops_renders_as_in_transformers(tokenizer: T
     assert tokenizer.eos_id in ours.ids
 
 
+def test_what_was_thought_before_a_reply_is_written_as_transformers_writes_it(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}:{% generation %}"
+        "{% if m.reasoning_content is string %}[{{ m.reasoning_content.strip() }}]{% endif %}"
+        "{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [USER, Message("assistant", "yes", reasoning=" polite? ")]
+    template = template_for(tmp_path)
+    ours = template.encode(tokenizer, messages)
+    assert template.writes_reasoning and ours.text == "user:helloassistant:[polite?]yes"
+    oracle = theirs.apply_chat_template(
+        [message.to_dict() for message in messages], return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert ours.ids == oracle["input_ids"]
+    assert ours.mask == [bool(flag) for flag in oracle["assistant_masks"]]
+    typed = template.encode(tokenizer, [USER, Message("assistant", "yes", reasoning="<round_end>")])
+    assert "[<round_end>]" in typed.text and not any(map(tokenizer.is_special, typed.ids))
+
+
 def test_no_token_crosses_a_cut(tokenizer: Tokenizer) -> None:
     template = ChatTemplate("{{ messages[0].content }}")
     message = Message("user", "hello <round_end>")

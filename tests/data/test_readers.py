@@ -227,6 +227,20 @@ def test_a_wrong_record_is_named_by_file_line_and_key(record: Any, message: str,
     assert str(caught.value).startswith(f"{path}:3: ")
 
 
+def test_replies_that_kto_calls_unwanted_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "kto.jsonl",
+        {"prompt": "u", "completion": "a", "label": True},
+        {"prompt": "u", "completion": "b", "label": False},
+        {"messages": [m("user", "u"), m("assistant", "b")], "label": False},
+        {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "b"}], "kto_tag": False},
+        {"instruction": "u", "output": "a", "label": 0},
+    )
+    report = ReadReport()
+    assert [list(each.messages) for each in read_conversations(path, report)] == [[U, A], [U, A]]
+    assert report.dropped == {"replies that are not wanted (label or kto_tag is false)": 3}
+
+
 def test_roles_of_a_template_s_own_are_left_to_it(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     roles = ("developer", "ipython", "user_info", "用户", "assistant")

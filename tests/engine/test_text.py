@@ -296,6 +296,8 @@ def test_the_default_length_is_cut_to_the_context_but_a_given_one_is_an_error(mo
     ("messages", "arguments", "param"),
     [
         ([], {}, "messages"),
+        ("hello", {}, "messages"),
+        (USER, {}, "messages"),
         ([{"role": "wizard", "content": "x"}], {}, "messages[0].role"),
         ([USER, {"role": "user"}], {}, "messages[1].content"),
         ([USER], {"tools": ["set_tmer"]}, "tools"),

@@ -115,6 +115,16 @@ def test_a_conversation_that_is_left_out_goes_with_all_its_parts(make_config, x_
     assert "1 records from 1 files" in log and "left out 1: named in exclude_rows" in log
 
 
+def test_what_was_thought_is_counted_where_the_template_does_not_write_it(make_config):
+    thinking = chat("hello", "fine", "why?", "so")
+    thinking["messages"][1]["reasoning_content"] = "polite"
+    data = write_lines(make_config.folder / "d.jsonl", thinking, chat("hello", "fine"))
+    console = Console(quiet=True, log=make_config.folder / "log")
+    finetune.run(make_config(data=[data], training={"max_steps": 1}), console)
+    log = " ".join((make_config.folder / "log").read_text().split())
+    assert "left out 1: reasoning_content of messages, which the chat template does not write" in log
+
+
 def test_bpe_dropout_writes_each_pass_anew_and_the_same_text(make_config):
     tokenizer = Tokenizer.load(make_config.folder / "base")
     tokenizer.add_special_tokens(builtin_template("chatml").special_tokens)

@@ -191,6 +191,16 @@ def test_a_quantized_model_is_not_quantized_again(directory: Path, tmp_path: Pat
         quantize(tmp_path / "q", tmp_path / "q2")
 
 
+def test_a_config_with_null_for_its_quantization_is_that_of_a_whole_model(
+    make_directory: MakeDirectory, tmp_path: Path
+) -> None:
+    source = make_directory()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
+    quantize(source, tmp_path / "q")
+    assert json.loads((tmp_path / "q/config.json").read_text())["quantization_config"]["bits"] == 4
+
+
 def test_a_weight_that_is_not_finite_is_named_and_nothing_is_written(
     make_directory: MakeDirectory, tmp_path: Path
 ) -> None:

@@ -55,6 +55,12 @@ def test_an_argument_is_given_as_soon_as_it_is_certain() -> None:
     assert [piece.arguments for piece in stream.push('("Al",5)')] == [', "count": 5}']
 
 
+def test_a_whole_number_is_given_as_the_finished_call_has_it() -> None:
+    (call,) = DIALECT.parse('<api_0>("Al",5.0)<api_end>')
+    assert "".join(piece.arguments for piece in pieces_of('("Al",5.0)', [])) == '{"to": "Al", "count": 5}'
+    assert call.arguments == {"to": "Al", "count": 5} and isinstance(call.arguments["count"], int)
+
+
 def test_no_arguments_are_an_empty_object_and_wrong_ones_are_not_given() -> None:
     assert [piece.arguments for piece in pieces_of("()", [], Tool(name="bare"))] == ["", "{}"]
     for wrong in ('("a",99)', '("a",5,true,"a",1)', "(nope)", '["a"]'):

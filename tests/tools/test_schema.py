@@ -64,6 +64,7 @@ def test_openai_json_is_read_back_to_the_same_tools(phone: ToolSet) -> None:
         ({"type": "string", "pattern": "^(?:a|b)$"}, Parameter(name="p", type="string", pattern="a|b")),
         ({"type": "string", "pattern": "a"}, Parameter(name="p", type="string", pattern=r"[\s\S]*(?:a)[\s\S]*")),
         ({"type": "number", "default": 2, "minimum": 1}, Parameter(name="p", type="number", minimum=1, default=2)),
+        ({"type": "integer", "default": 5.0}, Parameter(name="p", type="integer", default=5)),
         ({"type": "string", "x-extractive": True}, Parameter(name="p", type="string", extractive=True)),
     ],
 )
@@ -90,7 +91,7 @@ def test_references_into_defs_are_followed() -> None:
     [
         ({"type": "array", "items": {"type": "string"}}, "type 'array' is not supported"),
         ({"type": "object"}, "type 'object' is not supported"),
-        ({"type": "integer", "multipleOf": 5}, "'multipleOf' of a integer is not supported"),
+        ({"type": "integer", "multipleOf": 5}, "'multipleOf' of type 'integer' is not supported"),
         ({"type": "string", "pattern": r"^(a)\1$"}, "not supported"),
         ({"type": "string", "pattern": "^a(?=b)$"}, "not supported"),
         ({"enum": [1, 2]}, "enum must be a list of strings"),

@@ -45,6 +45,14 @@ def test_arguments_are_put_in_order_and_absent_ones_left_out(phone: ToolSet) -> 
     assert alarm.validate({"time": "07:00", "label": None}) == {"time": "07:00"}
 
 
+def test_a_whole_number_is_an_integer_however_json_writes_it(phone: ToolSet) -> None:
+    volume = phone.get("set_volume").validate({"level": 50.0})
+    assert volume == {"level": 50} and isinstance(volume["level"], int)
+    for level in (50.5, float("inf"), float("nan"), 101.0):
+        with pytest.raises(ToolError, match="set_volume: level"):
+            phone.get("set_volume").validate({"level": level})
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -86,7 +86,7 @@ def test_an_unknown_dtype_lists_the_known_ones(directory) -> None:
         load_model(directory, dtype="int3")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", None])
 def test_a_device_that_is_not_there_is_named(directory, device) -> None:
     with pytest.raises(ConfigError, match=f"device '{device}' cannot be used: "):
         load_model(directory, device=device)

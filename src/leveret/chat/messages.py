@@ -52,6 +52,8 @@ class Message:
     tool_call_id: str | None = field(default=None, kw_only=True)
     """Which call this tool message answers."""
     name: str | None = field(default=None, kw_only=True)
+    reasoning: str | None = field(default=None, kw_only=True)
+    """What the assistant thought before its reply (`reasoning_content`). Not every template writes it."""
     trusted: bool = field(default=False, kw_only=True)
     """Whether special-token text in `content` means the token. Only for content that our own code has written."""
     trained: bool | None = field(default=None, kw_only=True)
@@ -66,6 +68,8 @@ class Message:
             message["tool_call_id"] = self.tool_call_id
         if self.name is not None:
             message["name"] = self.name
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
         return message
 
 
@@ -93,6 +97,7 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
         tool_calls=calls,
         tool_call_id=_optional_text(message, "tool_call_id", place),
         name=_optional_text(message, "name", place),
+        reasoning=_optional_text(message, "reasoning_content", place),
         trained=said_to_be_trained(message, place),
     )
 
@@ -173,7 +178,7 @@ def _optional_text(message: Mapping[str, Any], key: str, place: str) -> str | No
     value = message.get(key)
     if value is not None and not isinstance(value, str):
         raise RequestError(f"{place}.{key} must be a text, not {_kind(value)}", param=f"{place}.{key}")
-    return value
+    return None if value is None else checked_text(value, f"{place}.{key}")
 
 
 def _kind(value: Any) -> str:

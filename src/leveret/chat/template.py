@@ -107,6 +107,8 @@ class ChatTemplate:
         """Our role names -> the template's own, for one that writes the names it is given and speaks Chinese."""
         self.writes_calls = "tool_calls" in source
         """Whether the template writes tool calls; where it does not they must stand in the content."""
+        self.writes_reasoning = "reasoning_content" in source
+        """Whether the template writes what a reply's writer thought first."""
         self.trains = _GENERATION.search(source) is not None
         """Whether the template says what to train on."""
 

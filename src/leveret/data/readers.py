@@ -25,6 +25,9 @@ Paths = str | Path | Sequence[str | Path]
 TEXT_KEYS = ("text", "content")
 """Where a record of a pretraining file has its text."""
 
+NOT_WANTED_KEYS = ("label", "kto_tag")
+"""Where a record for KTO says, by true or false, whether its reply is one to give; TRL's name and LLaMA-Factory's."""
+
 
 def read_documents(paths: Paths, report: ReadReport | None = None) -> Iterator[Document]:
     """Texts: each text file is one, and each record of a JSON file with a `text` (or `content`)."""
@@ -44,7 +47,7 @@ def read_documents(paths: Paths, report: ReadReport | None = None) -> Iterator[D
 
 
 def read_conversations(paths: Paths, report: ReadReport | None = None) -> Iterator[Conversation]:
-    """Conversations in any of the known formats, those without a reply left out."""
+    """Conversations in any of the known formats; those without a reply, or with one not to give, are left out."""
     report = report if report is not None else ReadReport()
     for record in _records(paths, report):
         name, reader = conversation_format(record)
@@ -56,6 +59,9 @@ def read_conversations(paths: Paths, report: ReadReport | None = None) -> Iterat
                 "trained on what it holds itself",
                 hint="put the reply to learn at the end of the conversation",
             )
+        if any(record.fields.get(key) is False for key in NOT_WANTED_KEYS):
+            report.dropped["replies that are not wanted (label or kto_tag is false)"] += 1
+            continue
         if not any(message.role == "assistant" and (message.content or message.tool_calls) for message in messages):
             report.dropped["conversations without a reply"] += 1
             continue

@@ -243,6 +243,13 @@ def _messages(messages: Messages) -> list[Message]:
     """The conversation as Messages; RequestError when it is empty or not a conversation."""
     if not messages:
         raise RequestError("the conversation has no messages", param="messages", code="invalid_value")
+    if isinstance(messages, str | Mapping):  # a text is a list of its letters
+        raise RequestError(
+            f"messages is {str(messages)[:40]!r}, which is no list of messages",
+            param="messages",
+            code="invalid_value",
+            hint='a message in a list is [{"role": "user", "content": "..."}]',
+        )
     dicts = [each.to_dict() if isinstance(each, Message) else each for each in messages]
     conversation = messages_from(dicts)
     for index, message in enumerate(conversation):

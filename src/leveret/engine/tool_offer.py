@@ -163,7 +163,10 @@ def _function(tool: Any, place: int) -> Mapping[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RequestError(
-            f"tools[{place}] must be a name or an OpenAI declaration, not {tool!r}", param="tools", code="invalid_value"
+            f"tools[{place}] must be a name or an OpenAI declaration, not {tool!r}",
+            param="tools",
+            code="invalid_value",
+            hint="leveret.tools.schema: tool_from_function(it).to_openai()" if callable(tool) else None,
         )
     return function
 

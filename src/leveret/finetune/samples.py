@@ -53,6 +53,9 @@ class Writing:
 
     def parts(self, conversation: Conversation, report: ReadReport) -> Parts:
         """The same, or what it was divided into; parts that train nothing are left out."""
+        if not self.template.writes_reasoning:
+            unwritten = sum(bool(message.reasoning) for message in conversation.messages)
+            report.dropped["reasoning_content of messages, which the chat template does not write"] += unwritten
         most = self.split_above
         if most is None:
             return [(conversation, self.sample(conversation))]

@@ -19,7 +19,7 @@ from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.engine.perplexity import Window, perplexity, windows_from_files
 from leveret.errors import ConfigError
-from leveret.hub import resolve_whole_model
+from leveret.hub import is_quantized, resolve_whole_model
 from leveret.model.config import ModelConfig
 from leveret.model.decoder import Decoder
 from leveret.paths import atomic_directory, atomic_write, require_outside
@@ -38,7 +38,7 @@ from leveret.quantize.report import LayerReport, mean_error, show
 from leveret.quantize.tensors import empty_quantized, fill_quantized, linears_named, quantized_layers
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.load import as_dtype, load_model, read_config
-from leveret.weights.safetensors import find_weight_files, read_json
+from leveret.weights.safetensors import find_weight_files
 from leveret.weights.save import save_model
 
 CARRIED = (
@@ -109,7 +109,7 @@ def _tell_what_is_in_vain(config: QuantizeConfig, source: Path, console: Console
 
 
 def _storage(config: QuantizeConfig, source: Path) -> Storage:
-    if "quantization_config" in read_json(source / "config.json"):
+    if is_quantized(source):
         raise ConfigError(f"{source} is quantized already", hint="start from the model it was made of")
     model = read_config(source)
     if config.quantize_lm_head and model.tie_word_embeddings:

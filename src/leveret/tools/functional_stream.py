@@ -68,7 +68,7 @@ class FunctionalStream:
         if self._num_values >= len(parameters):
             raise ToolError(f"{self._tool.name}: too many arguments")
         parameter = parameters[self._num_values]
-        value = without_space(parameter, value)
+        value = parameter.taken(without_space(parameter, value))
         if problem := parameter.problem(value):
             raise ToolError(f"{self._tool.name}: {parameter.name} {problem}")
         opening = ", " if self._num_given else "{"

@@ -47,7 +47,7 @@ def read_parameter(
             hint="use string, integer, number, boolean or an enum of strings; turn lists and objects into parameters",
         )
     for keyword in schema.keys() - _KEYWORDS[schema_type]:
-        raise ToolError(f"{where}: {keyword!r} of a {schema_type} is not supported", hint="remove it")
+        raise ToolError(f"{where}: {keyword!r} of type {schema_type!r} is not supported", hint="remove it")
     parameter = Parameter(
         name=name,
         type="enum" if "enum" in schema else _TYPES[schema_type],
@@ -184,7 +184,7 @@ def _check_sense(where: str, parameter: Parameter) -> None:
     _check_length(where, parameter)
     if parameter.choices and parameter.type == "string" and parameter.format not in FORMATS and not parameter.pattern:
         raise ToolError(f"{where}: words besides a free string restrict nothing", hint="drop the enum or the string")
-    if parameter.default is not None and (problem := parameter.problem(parameter.default)):
+    if parameter.default is not None and (problem := parameter.problem(parameter.taken(parameter.default))):
         raise ToolError(f"{where}: its default {problem}")
 
 

@@ -65,6 +65,11 @@ class Parameter:
         """True for a string of any characters, the kind that is copied from a request with its leading space."""
         return self.type == "string" and self.body is None
 
+    def taken(self, value: Any) -> Any:
+        """`value` as the parameter takes it: to JSON 5.0 is a way to write the integer 5."""
+        whole = self.type == "integer" and isinstance(value, float) and value.is_integer()
+        return int(value) if whole else value
+
     def problem(self, value: object) -> str | None:
         """Why `value` cannot be passed, in words that follow the parameter's name; None when it can."""
         if self.type == "boolean":
@@ -128,7 +133,7 @@ class Tool:
             self.parameter(name)
         present: dict[str, Value] = {}
         for parameter in self.parameters:
-            value = arguments.get(parameter.name)
+            value = parameter.taken(arguments.get(parameter.name))
             if value is None:
                 if parameter.required:
                     raise ToolError(f"{self.name} needs the argument {parameter.name!r}")

@@ -109,7 +109,7 @@ def as_device(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
+    except (TypeError, RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device {str(device)!r} cannot be used: {str(error).partition(chr(10))[0]}",
             hint="device=cpu runs everywhere; `leveret doctor` says what is there",
