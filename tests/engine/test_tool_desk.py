@@ -356,6 +356,7 @@ def test_a_misspelt_name_of_a_known_tool_declares_nothing() -> None:
         offer_from([entry({"name": "set_tmer"})], TOOLS)
     assert offer_from([entry({"name": "set_tmer", "description": "Another"})], TOOLS).declared
     assert offer_from([entry({"name": "set_tmer"})], None).declared
+    assert offer_from([entry({"name": "ping"})], TOOLS).declared  # a function without arguments, as OpenAI has them
 
 
 def test_a_message_says_its_calls_in_the_dialect_of_the_prompt() -> None:

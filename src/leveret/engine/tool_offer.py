@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate
+from leveret.config import suggest
 from leveret.engine.structure import Structure
 from leveret.engine.tool_calls import OfferedTools, ToolChoice, offered_names, with_calls_rendered
 from leveret.errors import RequestError, TemplateError, ToolError
@@ -169,9 +170,11 @@ def _function(tool: Any, place: int) -> Mapping[str, Any]:
 
 
 def _is_own(function: Mapping[str, Any], toolset: ToolSet | None) -> bool:
-    """Whether it is a tool of the model's, or can be nothing else: a misspelt name declares nothing."""
+    """Whether it is a tool of the model's, or is meant to be one: a misspelt name declares nothing."""
+    if toolset is None:
+        return False
     bare = not any(function.get(key) for key in ("description", "parameters", "inputSchema"))
-    return toolset is not None and (function["name"] in toolset.names or bare)
+    return function["name"] in toolset.names or (bare and suggest(function["name"], toolset.names) is not None)
 
 
 def _declared(tool: Any, place: int) -> Declared:
