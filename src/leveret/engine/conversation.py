@@ -139,10 +139,16 @@ class Conversation:
     def _job_or_refusal(self, dropped: int, options: SamplingOptions) -> Job | RequestError:
         try:
             job = self._job(dropped, options)
+        except RequestError as error:
+            return error
+        return self._refusal(job) or job
+
+    def _refusal(self, job: Job) -> RequestError | None:
+        try:
             self.model.engine.check(job.request)
         except RequestError as error:
             return error
-        return job
+        return None
 
     def _is_cramped(self, job: Job) -> bool:
         """Whether the answer is held shorter than the model's own max_tokens by a context that is nearly full."""
