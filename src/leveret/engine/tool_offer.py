@@ -2,9 +2,9 @@
 
 A model fine-tuned on a tool set has one functional token a tool and needs no description. A function that it has no
 token for, or that a request declares otherwise, is described in the prompt and called in a text dialect
-(tools/dialects). A request may hold both kinds; an
-answer then may as well. Where the chat template lists tools and writes calls itself, and its dialect is known, the
-template does it; elsewhere the system message says what there is and results come back as messages of the user.
+(tools/dialects). A request may hold both kinds; an answer then may as well. Where the chat template lists tools and
+writes calls itself, and its dialect is known, the template does it; elsewhere the system message says what there is
+and results come back as messages of the user.
 """
 
 from __future__ import annotations
