@@ -62,6 +62,17 @@ def test_the_oldest_turns_are_forgotten_together_and_the_system_message_stays(mo
     assert "Be brief." in shown and "0 Set" not in shown and shown.count("Set a timer") == len(talk.turns) // 2
 
 
+def test_a_turn_that_is_plainly_too_long_is_forgotten_too(model: TextModel) -> None:
+    talk = Conversation(model=model)
+    talk.ask("x" * 100_000)
+    talk.record("yes")
+    with pytest.raises(RequestError, match="tokens at least") as caught:
+        model.prepare_text("x" * 100_000)
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
+    assert talk.reply("Hi", max_tokens=5).content == model.predict("Hi", max_tokens=5)
+    assert talk.forgotten == 2
+
+
 def test_an_answer_gets_room_when_nobody_said_how_long_it_may_be(model: TextModel) -> None:
     talk = Conversation(model=model)
     while True:

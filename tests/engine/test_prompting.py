@@ -58,3 +58,24 @@ def test_the_template_is_told_the_variables_of_a_request(tokenizer: Tokenizer) -
     template = ChatTemplate("{{ messages[0].content }}{% if think %} hm{% endif %}")
     thinking = chat_ids(template, tokenizer, TALK[:1], shape=PromptShape(variables={"think": True}))
     assert tokenizer.decode(thinking) == TALK[0].content + " hm"
+
+
+def test_what_is_plainly_too_long_is_refused_before_it_is_read(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading megabytes takes seconds, in which a server answers nobody."""
+    read: list[str] = []
+    encode = Tokenizer.encode_with_offsets
+    monkeypatch.setattr(
+        Tokenizer, "encode_with_offsets", lambda self, text, **how: read.append(text) or encode(self, text, **how)
+    )
+    template = builtin_template("hare")
+    with pytest.raises(RequestError, match="tokens at least, and there is room for 64") as caught:
+        chat_ids(template, tokenizer, [Message("user", "Set a timer. " * 10_000)], most_tokens=64)
+    assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+    assert not any("timer" in text for text in read)
+    with pytest.raises(RequestError, match="tokens at least"):  # in many pieces, between what may be no token
+        chat_ids(template, tokenizer, [Message("user", "Set a timer<round_end>" * 10_000)], most_tokens=64)
+    assert sum("timer" in text for text in read) < 100
+    short = chat_ids(template, tokenizer, TALK, most_tokens=64)
+    assert short == chat_ids(template, tokenizer, TALK)

@@ -356,6 +356,43 @@ def test_a_misspelt_name_of_a_known_tool_declares_nothing() -> None:
         offer_from([entry({"name": "set_tmer"})], TOOLS)
     assert offer_from([entry({"name": "set_tmer", "description": "Another"})], TOOLS).declared
     assert offer_from([entry({"name": "set_tmer"})], None).declared
+    assert offer_from([entry({"name": "ping"})], TOOLS).declared  # a function without arguments, as OpenAI has them
+
+
+@pytest.mark.parametrize(
+    ("properties", "others", "learned"),
+    [
+        ({"minutes": {"type": "integer"}}, {}, True),
+        ({"minutes": {"type": ["number", "null"]}, "label": {"type": "string"}}, {"required": ["minutes"]}, True),
+        ({"minutes": True}, {}, True),
+        ({}, {}, True),
+        ({"minutes": {"type": "string"}}, {}, False),
+        ({"minutes": {"enum": [1, 5]}}, {}, False),
+        ({"seconds": {"type": "integer"}}, {}, False),
+        ({"minutes": {"type": "integer"}, "label": {"type": "string"}}, {"required": ["label"]}, False),
+    ],
+)
+def test_a_tool_that_is_declared_otherwise_is_not_the_one_that_the_model_learned(
+    properties: dict[str, Any], others: dict[str, Any], learned: bool
+) -> None:
+    offer = offer_from([entry({"name": "set_timer", "parameters": {"properties": properties, **others}})], TOOLS)
+    assert (offer.functional, len(offer.declared)) == ((("set_timer",), 0) if learned else ((), 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calls_fit_the_declaration_of_the_request_in_every_round(model: TextModel, seed: int) -> None:
+    schema = {"type": "object", "properties": {"seconds": {"enum": ["300", "60"]}}, "required": ["seconds"]}
+    tools = [entry({"name": "set_timer", "parameters": schema}), "take_photo"]
+    talk: list[Any] = [USER]
+    reply = model.chat(talk, tools=tools[:1], tool_choice="required", temperature=1.2, seed=seed, max_tokens=80)
+    assert reply.tool_calls
+    for call in reply.tool_calls:
+        jsonschema.validate(call.arguments, schema)
+    made = {"id": "c1", "type": "function", "function": {"name": "set_timer", "arguments": '{"seconds": "60"}'}}
+    talk += [{"role": "assistant", "tool_calls": [made]}, {"role": "tool", "content": "done", "tool_call_id": "c1"}]
+    for keys in ({"tools": tools}, {"tools": tools, "tool_choice": "none"}, {}):
+        prompt = model.tokenizer.decode(model.prepare_chat(talk, **keys).request.prompt_ids)
+        assert '"seconds": "60"' in prompt and "done" in prompt
 
 
 def test_a_message_says_its_calls_in_the_dialect_of_the_prompt() -> None:

@@ -70,6 +70,8 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": 10**30}, "max_tokens"),
         ({"max_completion_tokens": True}, "max_completion_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": 100_000}, "max_completion_tokens"),
         ({"seed": 2**64}, "seed"),
         ({"n": 0}, "n"),
         ({"n": 10**6}, "n"),
@@ -77,7 +79,7 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"stop": [""]}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stream": "yes"}, "stream"),
-        ({"stream_options": {"include_usage": True}}, None),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "function", "function": {"name": f"f{place}"}} for place in range(1025)]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": 5}}]}, "tools[0].function.name"),
@@ -133,6 +135,24 @@ def test_unknown_fields_come_with_a_suggestion(url: str) -> None:
     assert content["error"]["code"] == "unknown_parameter"
     _, content = send(url, "POST", CHAT, json.dumps({"prompt": "a"}).encode())
     assert "a text goes to /v1/completions" in content["error"]["message"]
+    inner = {"tools": [{"type": "function", "function": {"name": "f", "paramters": {}}}]}
+    _, content = send(url, "POST", CHAT, json.dumps({"messages": MESSAGES, **inner}).encode())
+    assert content["error"]["param"] == "tools[0].function.paramters"
+    assert content["error"]["code"] == "unknown_parameter"
+    assert "did you mean 'parameters'?" in content["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "way"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/responses", "/v1/chat/completions"),
+        ("/v1/v1/completions", "/v1/completions"),
+    ],
+)
+def test_a_path_where_nothing_is_tells_where_texts_are_generated(url: str, path: str, way: str) -> None:
+    status, content = send(url, "POST", path, json.dumps({"messages": MESSAGES}).encode())
+    assert status == 404 and way in content["error"]["message"].partition("hint:")[2]
 
 
 def test_fields_that_ask_for_nothing_are_taken(url: str) -> None:

@@ -73,7 +73,7 @@ def test_vllm_names_are_obeyed_in_both_endpoints(client: openai.OpenAI, extra: d
         ),
         ({"guided_regex": "(?=a)"}, "guided_regex", "look-around"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "give one"),
-        ({"structured_outputs": {"jsn": {}}}, "structured_outputs.jsn", "not permitted"),
+        ({"structured_outputs": {"jsn": {}}}, "structured_outputs.jsn", "did you mean 'json'"),
     ],
 )
 def test_a_form_that_cannot_be_is_a_400_that_names_it(

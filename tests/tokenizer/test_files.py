@@ -120,6 +120,46 @@ def test_a_sentencepiece_tokenizer_decodes_as_the_tokenizers_library_does() -> N
     assert sum(len(tokenizer.token_bytes(i)) for i in tokenizer.encode("世界 hare")) == len(" 世界 hare".encode())
 
 
+def composing() -> Tokenizer:
+    """A byte-level tokenizer that makes texts shorter, as Qwen's does, with a token that eats white space."""
+    content = json.loads(train_byte_bpe(TEXTS, vocab_size=330, special_tokens=SPECIAL).to_json())
+    content["normalizer"] = {"type": "NFC"}
+    content["added_tokens"][0] |= {"lstrip": True, "rstrip": True}
+    return Tokenizer(json.dumps(content))
+
+
+BOUNDED = [train_byte_bpe(TEXTS, vocab_size=330, special_tokens=SPECIAL), sentencepiece_like(), composing()]
+PIECES = [
+    "hello ",
+    "世界",
+    "   ",
+    "\n",
+    "\u1112\u1161\u11ab",
+    "e\u0301",
+    "▁▁",
+    "<|endoftext|>",
+    "[好 x]",
+    "<0x0A>",
+    "👩‍👩‍👧",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=30), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_no_text_has_fewer_ids_than_its_length_tells(pieces: list[str], allow_special: bool) -> None:
+    text = "".join(pieces)
+    for tokenizer in BOUNDED:
+        assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text, allow_special=allow_special))
+
+
+def test_the_length_of_a_long_text_tells_that_it_has_many_ids(tokenizer: Tokenizer) -> None:
+    assert tokenizer.fewest_tokens("hello " * 10_000) > 2_000
+    assert sentencepiece_like().fewest_tokens("hello " * 10_000) > 2_000
+    whole = json.loads(sentencepiece_like().to_json())
+    whole["model"]["byte_fallback"] = False  # now one <unk> stands for any number of foreign characters
+    assert Tokenizer(json.dumps(whole)).fewest_tokens("世" * 10_000) == 0
+
+
 def test_added_special_tokens_get_the_next_ids(tokenizer: Tokenizer) -> None:
     copy = Tokenizer(tokenizer.to_json(), eos_token=SPECIAL[0])
     before, size = copy.fingerprint, copy.vocab_size

@@ -82,15 +82,15 @@ class Conversation:
         """
         dropped = 0
         while True:
-            job = self._job(dropped, options)
-            refusal = self._refusal(job)
+            job = self._job_or_refusal(dropped, options)
             later = self._next_question(dropped) if self.remember else None
-            if refusal is None and (later is None or "max_tokens" in options or not self._is_cramped(job)):
+            if isinstance(job, RequestError):
+                if later is None or job.code != "context_length_exceeded":
+                    raise job
+            elif later is None or "max_tokens" in options or not self._is_cramped(job):
                 del self.turns[:dropped]
                 self.forgotten += dropped
                 return job
-            if refusal is not None and (later is None or refusal.code != "context_length_exceeded"):
-                raise refusal
             assert later is not None
             dropped = later
 
@@ -135,6 +135,13 @@ class Conversation:
     def _last_question(self) -> int:
         places = range(len(self.turns))
         return next((place for place in reversed(places) if self.turns[place].role == "user"), 0)
+
+    def _job_or_refusal(self, dropped: int, options: SamplingOptions) -> Job | RequestError:
+        try:
+            job = self._job(dropped, options)
+        except RequestError as error:
+            return error
+        return self._refusal(job) or job
 
     def _refusal(self, job: Job) -> RequestError | None:
         try:

@@ -19,7 +19,7 @@ from leveret.chat.template import ChatTemplate
 from leveret.engine.assembler import TextAssembler
 from leveret.engine.backend import Backend
 from leveret.engine.defaults import SamplingOptions, with_options
-from leveret.engine.prompting import USUAL, PromptShape, chat_ids
+from leveret.engine.prompting import USUAL, LengthCheck, PromptShape, chat_ids
 from leveret.engine.reply import Answer, TextAnswer
 from leveret.engine.request import Constraint, Request, SamplingParams
 from leveret.engine.structure import AnswerOptions, Structure, split_options
@@ -110,7 +110,9 @@ class JobMaker:
     def read_text(self, prompt: str | Sequence[int], **options: Unpack[AnswerOptions]) -> Prompt:
         """The prompt of `prepare_text`."""
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(checked_text(prompt, "prompt"), add_bos=self._adds_bos)
+            text = checked_text(prompt, "prompt")
+            LengthCheck(self.tokenizer, self.engine.context_tokens, param="prompt").take(text)
+            ids = self.tokenizer.encode(text, add_bos=self._adds_bos)
         else:
             ids = _ids(prompt)
         structure, sampling = split_options(options)
@@ -138,7 +140,8 @@ class JobMaker:
         offer = offer_from(tools, self.tools, tool_choice=tool_choice, parallel=parallel_tool_calls)
         conversation = _messages(messages)
         shown, entries = self._desk.shown(offer, conversation)
-        ids = chat_ids(template, self.tokenizer, shown, shape=shape, tools=entries)
+        most = self.engine.context_tokens
+        ids = chat_ids(template, self.tokenizer, shown, shape=shape, tools=entries, most_tokens=most)
         structure, sampling = split_options(options)
         if structure is not None:
             self.engine.check_form(structure.param)

@@ -10,13 +10,13 @@ it end after the last message as the template closes it, or in the midst of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from leveret.chat.messages import Message
-from leveret.chat.template import ChatTemplate, template_for
+from leveret.chat.template import ChatTemplate, Encoded, template_for
 from leveret.engine.defaults import read_defaults
 from leveret.engine.request import SamplingParams
 from leveret.errors import RequestError, TemplateError
@@ -47,20 +47,58 @@ def chat_ids(
     *,
     shape: PromptShape = USUAL,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    most_tokens: int | None = None,
 ) -> list[int]:
-    """The ids of a conversation. RequestError when the template refuses it."""
+    """The ids of a conversation. RequestError when the template refuses it.
+
+    Also when it plainly has more than `most_tokens`: then it is not read to its end, which takes seconds for megabytes.
+    """
     opens = shape.add_generation_prompt and not shape.continue_final_message
     given: dict[str, Any] = {"tools": tools, "add_generation_prompt": opens, "variables": shape.variables}
+
+    def encode(messages: Sequence[Message], cuts: Collection[int] = ()) -> Encoded:
+        length = LengthCheck(tokenizer, most_tokens, param="messages")
+        return template.encode(tokenizer, messages, cuts=cuts, encode_text=length.encode, **given)
+
     try:
         if not shape.continue_final_message:
-            return template.encode(tokenizer, messages, **given).ids
+            return encode(messages).ids
         word = _unknown_word(messages)
         marked = [*messages[:-1], replace(messages[-1], content=messages[-1].content.rstrip() + word)]
-        end = _end_of_last_message(template.encode(tokenizer, marked, **given).text, messages[-1], word)
-        cut = template.encode(tokenizer, marked, cuts=(end,), **given)
+        end = _end_of_last_message(encode(marked).text, messages[-1], word)
+        cut = encode(marked, cuts=(end,))
         return [token_id for token_id, (_, last) in zip(cut.ids, cut.offsets, strict=True) if last <= end]
     except TemplateError as error:
         raise RequestError(error.message, param="messages", code="invalid_value", hint=error.hint) from None
+
+
+class LengthCheck:
+    """Looks at a prompt, piece by piece, before it is read."""
+
+    def __init__(self, tokenizer: Tokenizer, most_tokens: int | None, *, param: str) -> None:
+        """`param`: what the caller calls the prompt."""
+        self._tokenizer = tokenizer
+        self._most = most_tokens
+        self._param = param
+        self._fewest = 0
+
+    def encode(self, text: str, allow_special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """`Tokenizer.encode_with_offsets` of a piece that may fit."""
+        self.take(text)
+        return self._tokenizer.encode_with_offsets(text, allow_special=allow_special)
+
+    def take(self, text: str) -> None:
+        """One more piece. RequestError when all of them together cannot fit, however they are read."""
+        if self._most is None:
+            return
+        self._fewest += self._tokenizer.fewest_tokens(text)
+        if self._fewest > self._most:
+            raise RequestError(
+                f"the prompt has {self._fewest} tokens at least, and there is room for {self._most}",
+                param=self._param,
+                code="context_length_exceeded",
+                hint="shorten the prompt",
+            )
 
 
 def _unknown_word(messages: Sequence[Message]) -> str:

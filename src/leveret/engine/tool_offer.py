@@ -1,9 +1,10 @@
 """What a request offers a model to call: functions with a token of their own, and functions described in the prompt.
 
 A model fine-tuned on a tool set has one functional token a tool and needs no description. A function that it has no
-token for is declared in the prompt and called in a text dialect (tools/dialects). A request may hold both kinds; an
-answer then may as well. Where the chat template lists tools and writes calls itself, and its dialect is known, the
-template does it; elsewhere the system message says what there is and results come back as messages of the user.
+token for, or that a request declares otherwise, is described in the prompt and called in a text dialect
+(tools/dialects). A request may hold both kinds; an answer then may as well. Where the chat template lists tools and
+writes calls itself, and its dialect is known, the template does it; elsewhere the system message says what there is
+and results come back as messages of the user.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any, get_args
 
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate
+from leveret.config import suggest
 from leveret.engine.structure import Structure
 from leveret.engine.tool_calls import OfferedTools, ToolChoice, offered_names, with_calls_rendered
 from leveret.errors import RequestError, TemplateError, ToolError
 from leveret.tools.dialects import Dialect, dialect_named, dialect_names
 from leveret.tools.functional import FunctionalDialect
-from leveret.tools.schema import ToolSet
+from leveret.tools.schema import Parameter, Tool, ToolSet
 
 DEFAULT_DIALECT = "hermes"
 """How functions without a token are called where the chat template knows no way of its own."""
@@ -134,14 +136,13 @@ def conversation_for(
 
     What was called before is shown whatever is offered now: the last answer of a round of calls is often to call none.
     """
-    known = () if functional is None else functional.tools.names
-    written = any(call.name not in known for message in messages for call in message.tool_calls)
+    written = any(not _has_token(call, functional) for message in messages for call in message.tool_calls)
     by_template = functional is None and writing.keeps_calls and not writing.native
     if not offer.declared and (by_template or not written):
         return with_calls_rendered(messages, functional)
     shown: list[Message] = []
     for message, previous in zip(messages, [None, *messages], strict=False):
-        if message.tool_calls and all(call.name in known for call in message.tool_calls):
+        if message.tool_calls and all(_has_token(call, functional) for call in message.tool_calls):
             shown += with_calls_rendered([*_queries(messages, message), message], functional)[-1:]
         elif message.tool_calls and not writing.native:
             shown.append(_written_out(message, writing.dialect, functional))
@@ -172,9 +173,42 @@ def _function(tool: Any, place: int) -> Mapping[str, Any]:
 
 
 def _is_own(function: Mapping[str, Any], toolset: ToolSet | None) -> bool:
-    """Whether it is a tool of the model's, or can be nothing else: a misspelt name declares nothing."""
+    """Whether it is a tool of the model's, or is meant to be one: a misspelt name declares nothing."""
+    if toolset is None:
+        return False
     bare = not any(function.get(key) for key in ("description", "parameters", "inputSchema"))
-    return toolset is not None and (function["name"] in toolset.names or bare)
+    if function["name"] in toolset.names:
+        return _fits(toolset.get(function["name"]), function)
+    return bare and suggest(function["name"], toolset.names) is not None
+
+
+def _fits(tool: Tool, function: Mapping[str, Any]) -> bool:
+    """Whether calls as the model learned them are calls of this declaration. One without properties is a name."""
+    schema = function.get("parameters") or function.get("inputSchema")
+    if not isinstance(schema, Mapping) or not schema.get("properties"):
+        return True
+    properties, needed = schema["properties"], schema.get("required") or []
+    if not isinstance(properties, Mapping) or not isinstance(needed, list):
+        return False  # no schema: who reads it says so
+    always = [parameter.name for parameter in tool.parameters if parameter.required]
+    return all(name in always for name in needed) and all(
+        parameter.name in properties and _is_within(parameter, properties[parameter.name])
+        for parameter in tool.parameters
+    )
+
+
+def _is_within(parameter: Parameter, schema: Any) -> bool:
+    """Whether the values of a parameter are of the type, and among the choices, that a schema names."""
+    if not isinstance(schema, Mapping):
+        return schema is True
+    given, choices = schema.get("type"), schema.get("enum")
+    types = given if isinstance(given, list) else [given]
+    kinds = {"enum": ("string",), "integer": ("integer", "number")}.get(parameter.type, (parameter.type,))
+    if given is not None and not any(kind in types for kind in kinds):
+        return False
+    if choices is None:
+        return True
+    return isinstance(choices, list) and bool(parameter.choices) and all(each in choices for each in parameter.choices)
 
 
 def _declared(tool: Any, place: int) -> Declared:
@@ -204,12 +238,22 @@ def _queries(messages: Sequence[Message], message: Message) -> list[Message]:
     return [each for each in before if each.role == "user"][-1:]
 
 
+def _has_token(call: ToolCall, functional: FunctionalDialect | None) -> bool:
+    """Whether a call can be written with a functional token: a request may declare a tool of that name otherwise."""
+    if functional is None or call.name not in functional.tools.names:
+        return False
+    try:
+        functional.tools.get(call.name).validate(call.arguments)
+    except ToolError:
+        return False
+    return True
+
+
 def _written_out(message: Message, dialect: Dialect, functional: FunctionalDialect | None) -> Message:
     """A message with its calls as text; calls of tools with a token are written with it."""
-    known = () if functional is None else functional.tools.names
     parts = [message.content] if message.content and functional is None else []
-    own = [call for call in message.tool_calls if call.name in known]
-    others = [call for call in message.tool_calls if call.name not in known]
+    own = [call for call in message.tool_calls if _has_token(call, functional)]
+    others = [call for call in message.tool_calls if not _has_token(call, functional)]
     if functional is not None and any(functional.without_tokens(call.name) != call.name for call in others):
         raise RequestError("a tool's name holds a special token", param="messages", code="invalid_value")
     try:

@@ -31,6 +31,9 @@ from leveret.serve.models import configured
 from leveret.serve.web.pages import add_pages
 from leveret.serve.wire import error_body
 
+PREFIX = "/v1/"
+GENERATING = (f"{PREFIX}chat/completions", f"{PREFIX}completions")
+
 
 def create_app(model: TextModel, config: ServeConfig) -> FastAPI:
     """The application for one model; its worker lives from start-up to shutdown.
@@ -95,7 +98,16 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # gone before its request was whole: nobody reads this
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        error = RequestError(f"{request.method} {request.url.path}: {error.detail}", code=code)
+        hint = _way_to(request.url.path) if error.status_code == 404 else None
+        error = RequestError(f"{request.method} {request.url.path}: {error.detail}", code=code, hint=hint)
     status, body = error_body(error)
     headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}.get(status)
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _way_to(path: str) -> str | None:
+    """What a client may have meant that asked at a path where nothing is: most forget the /v1 of the base URL."""
+    if path.startswith(PREFIX):
+        return f"texts are generated at {' and '.join(GENERATING)}"
+    meant = f"{PREFIX}{path.lstrip('/')}"
+    return f"the API is under {PREFIX}: {meant}" if meant in (*GENERATING, f"{PREFIX}models") else None

@@ -84,21 +84,23 @@ def ask_text(model: TextModel, body: CompletionBody, *, most_tokens: int | None 
 
 def ask_chat(model: TextModel, body: ChatBody, *, most_tokens: int | None = None) -> Asked:
     """The jobs of a chat request. RequestError for what cannot be served."""
-    options = _within(body.options(), most_tokens)
     names, choice = body.offer()
-    prompt = model.read_chat(
-        body.messages,
-        tools=names,
-        tool_choice=choice,
-        parallel_tool_calls=body.parallel,
-        shape=body.shape,
-        **options,
-    )
     try:
+        options = _within(body.options(), most_tokens)
+        prompt = model.read_chat(
+            body.messages,
+            tools=names,
+            tool_choice=choice,
+            parallel_tool_calls=body.parallel,
+            shape=body.shape,
+            **options,
+        )
         model.engine.check(prompt.request)
-    except RequestError as error:
-        if error.param == "prompt":  # the engine's word for what a chat calls its messages
+    except RequestError as error:  # in the engine's words for what a chat calls by others
+        if error.param == "prompt":
             error.param = "messages"
+        if error.param == "max_tokens" and body.max_completion_tokens is not None:
+            error.param = "max_completion_tokens"
         raise
     number = body.n or 1
     jobs = _jobs(prompt, number)

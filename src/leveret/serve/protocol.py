@@ -16,6 +16,7 @@ Source: https://platform.openai.com/docs/api-reference and vLLM's documentation 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -27,7 +28,7 @@ from leveret.engine.structure import AnswerOptions
 from leveret.engine.tool_calls import ToolChoice
 from leveret.errors import RequestError
 from leveret.serve.sampling_fields import SamplingFields, listed
-from leveret.serve.structured import StructuredFields
+from leveret.serve.structured import JsonSchemaBody, ResponseFormat, StructuredFields, StructuredOutputs
 from leveret.serve.writable import MAY_BE_UNWRITABLE, check_writable
 
 IGNORED = frozenset(
@@ -172,7 +173,7 @@ class Body(SamplingFields, StructuredFields):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only for a request with stream: true")
+            raise ValueError("stream_options: it is only for a request with stream: true")
         return self
 
 
@@ -216,7 +217,7 @@ class ChatBody(Body):
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """Read by `chat/messages.py`; roles may be Chinese (系统, 用户, 助手) or `developer`."""
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | Literal["all"] | None = None
     """Functions offered; "all" (our addition) offers those that the model has a token for."""
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice | None = None
@@ -293,6 +294,10 @@ class AdapterBody(_Part):
     lora_path: str | None = None
 
 
+_PARTS = (FunctionBody, ToolBody, AllowedTools, StreamOptions, ResponseFormat, JsonSchemaBody, StructuredOutputs)
+_INNER_NAMES = frozenset(field.alias or name for part in _PARTS for name, field in part.model_fields.items())
+"""Names of fields within fields, to suggest one."""
+
 BodyType = TypeVar("BodyType", bound=Body)
 ObjectType = TypeVar("ObjectType", bound=BaseModel)
 
@@ -308,9 +313,7 @@ def parse_body(model: type[BodyType], raw: bytes) -> BodyType:
     known = {key: value for key, value in data.items() if not _asks_nothing(key, value, model)}
     for key in known:
         if key not in model.model_fields:
-            near = suggest(key, [*model.model_fields, *IGNORED])
-            hint = OTHER_DOORS.get(key) or (f"did you mean {near!r}?" if near else None)
-            raise RequestError(f"unknown field {key!r}", param=key, code="unknown_parameter", hint=hint)
+            raise _unknown_field(key, key, [*model.model_fields, *IGNORED])
     return _validated(model, known)
 
 
@@ -332,6 +335,12 @@ def _validated(model: type[ObjectType], data: dict[str, Any]) -> ObjectType:
         return model.model_validate(data)
     except ValidationError as error:
         raise _request_error(error) from None
+
+
+def _unknown_field(name: str, place: str, known: Iterable[str]) -> RequestError:
+    near = suggest(name, known)
+    hint = OTHER_DOORS.get(place) or (f"did you mean {near!r}?" if near else None)
+    return RequestError(f"unknown field {place!r}", param=place, code="unknown_parameter", hint=hint)
 
 
 def _asks_nothing(key: str, value: object, model: type[Body]) -> bool:
@@ -356,6 +365,8 @@ def _request_error(error: ValidationError) -> RequestError:
             place += f"[{part}]"
         elif part.isidentifier() and part.islower() and part not in ("str", "int", "list"):
             place += f".{part}" if place else part
+    if first["type"] == "extra_forbidden":
+        return _unknown_field(str(first["loc"][-1]), place, _INNER_NAMES)
     what = first["msg"].removeprefix("Value error, ")
     named, colon, rest = what.partition(": ")
     if not place and colon and named.isidentifier():  # a check of several fields names the one to change

@@ -24,6 +24,9 @@ Notation = Literal["byte-level", "sentencepiece"]
 REPLACEMENT = "\ufffd".encode()
 """What stands in a decoded text for an id that has no token."""
 
+SPACE_MARK = "\u2581"
+"""How sentencepiece writes a space."""
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -84,7 +87,7 @@ def _piece_bytes(piece: str, notation: Notation, alphabet: Mapping[str, int]) ->
         return piece.encode()
     if match := _BYTE_PIECE.fullmatch(piece):
         return bytes([int(match.group(1), 16)])
-    return piece.replace("\u2581", " ").encode()
+    return piece.replace(SPACE_MARK, " ").encode()
 
 
 def _components(component: Any) -> Iterable[Mapping[str, Any]]:
