@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine
-from leveret.engine.graphs import FEWEST_BLOCKS, Capture, DecodeGraphs, capture_for, difference, refusal
+from leveret.engine.graphs import (
+    Capture,
+    CudaCapture,
+    DecodeGraphs,
+    StaticStep,
+    capture_for,
+    difference,
+    refusal,
+)
 from leveret.engine.request import Request, SamplingParams
 from leveret.engine.runner import Runner
 from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
 from leveret.model.decoder import Decoder
+from leveret.model.lora import LoraSettings
+from leveret.model.lora_targets import add_lora
 from leveret.model.paged_cache import Feed, PagedCache
+from leveret.model.static_rows import StaticBuffers
 from leveret.precision.int8 import Int8Linear
 
 from .conftest import random_decoder, tiny_config
@@ -74,9 +90,7 @@ class Breaking(Recalled):
         return breaking
 
 
-def engine_with(
-    monkeypatch: pytest.MonkeyPatch, capture: Capture | None, model: Decoder, **config: Any
-) -> Engine:
+def engine_with(monkeypatch: pytest.MonkeyPatch, capture: Capture | None, model: Decoder, **config: Any) -> Engine:
     monkeypatch.setattr("leveret.engine.engine.capture_for", lambda _: capture)
     return Engine(model, EngineConfig(**({"speculation": None, "cache_block_tokens": 4} | config)))
 
@@ -122,7 +136,8 @@ def test_buffers_give_the_logits_and_the_cache_of_a_step_by_the_modules(config: 
     for step in range(7):  # over the ends of blocks, and over 8 blocks, the width of the smallest graph
         rows = range(5) if step < 4 else (3, 0, 4)
         feeds = [
-            Feed(ids=[(step + row) % 97], start=lengths[row] + step, table=tables[row], planned_length=48) for row in rows
+            Feed(ids=[(step + row) % 97], start=lengths[row] + step, table=tables[row], planned_length=48)
+            for row in rows
         ]
         torch.testing.assert_close(static(feeds, [1] * len(feeds)), plain(feeds, [1] * len(feeds)))
         torch.testing.assert_close(static.cache._pool[:, :, :61], plain.cache._pool)
@@ -263,6 +278,118 @@ def test_a_difference_is_measured_by_the_largest_logit() -> None:
     assert "differs by 0.2" in str(difference(expected + 0.2, expected))
     assert "differs by nan" in str(difference(expected * torch.nan, expected))
     assert difference((expected + 4).bfloat16(), expected.bfloat16()) is None
+
+
+class Operators(TorchDispatchMode):
+    """Notes what is computed, and on which devices its tensors are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        self.names.add(str(function))
+        self.devices |= {
+            leaf.device.type for leaf in tree_leaves((args, kwargs, found)) if isinstance(leaf, torch.Tensor)
+        }
+        return found
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("dora", [None, False, True])
+@torch.inference_mode()
+def test_a_step_reads_nothing_back_and_brings_nothing_from_the_cpu(config: ModelConfig, dora: bool | None) -> None:
+    """Shapes without numbers take the way of a GPU, past the compiled kernels, and cannot answer what a number is."""
+    model = random_decoder(config).bfloat16()
+    if dora is not None:
+        add_lora(model, LoraSettings(rank=2, alpha=4, dora=dora), ["q_proj", "down_proj"], seed=1)
+    model.eval().to("meta")
+    cache = PagedCache(config, 20, 4, torch.bfloat16, "meta")
+    assert refusal(model, cache) is None
+    buffers = StaticBuffers(cache, num_rows=4, num_blocks=8, spare=20)
+    step = StaticStep(model, buffers, torch.empty(4, 97, dtype=torch.bfloat16, device="meta"))
+    step.run()  # the angles' frequencies come to the device
+    with Operators() as seen:
+        step.run()
+    assert seen.devices == {"meta"} and "aten.index_put_.default" in seen.names
+    assert not {
+        name for name in seen.names if any(word in name for word in ("local_scalar", "nonzero", "lift", "unique"))
+    }
+
+
+class FakeCuda:
+    """So much of torch.cuda that `CudaCapture` goes through its motions: the current stream, and what is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.streams = ["the caller's"]
+        self.calls: list[str] = []
+        self.pools: list[object] = []
+        true_signature = inspect.signature(torch.cuda.graph.__init__)
+
+        @contextmanager
+        def stream(wanted: SimpleNamespace) -> Iterator[None]:
+            self.streams.append(wanted.name)
+            try:
+                yield
+            finally:
+                self.streams.pop()
+
+        @contextmanager
+        def graph(*args: Any, **kwargs: Any) -> Iterator[None]:
+            given = true_signature.bind(None, *args, **kwargs).arguments
+            assert given["stream"].name == self.streams[-1] and given["capture_error_mode"] == "thread_local"
+            self.pools.append(given["pool"])
+            self.calls.append("record")
+            yield
+
+        def a_stream(name: str) -> SimpleNamespace:
+            return SimpleNamespace(name=name, wait_stream=lambda other: self.calls.append(f"{name} after {other.name}"))
+
+        fake = self
+
+        class Graph:
+            def pool(self) -> str:
+                return "the pool"
+
+            def replay(self) -> None:
+                fake.calls.append("replay")
+
+        for name, stand_in in (
+            ("device", lambda _: nullcontext()),
+            ("stream", stream),
+            ("graph", graph),
+            ("CUDAGraph", Graph),
+            ("Stream", lambda: a_stream("side")),
+            ("current_stream", lambda: a_stream(self.streams[-1])),
+        ):
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+
+
+def test_recording_is_done_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, capture = FakeCuda(monkeypatch), CudaCapture(torch.device("cuda:0"))
+    replay = capture.record(lambda: fake.calls.append(f"step on {fake.streams[-1]}"))
+    step = "step on side"
+    assert fake.calls == ["side after the caller's", step, step, "record", step, "the caller's after side"]
+    replay()
+    assert fake.calls[-1] == "replay"
+    again = capture.record(lambda: None)
+    assert fake.pools == [None, "the pool"]
+    del replay, again
+    capture.record(lambda: None)
+    assert fake.pools[-1] is None  # the one before is gone, and its pool with it
+
+
+def test_the_callers_stream_is_back_when_recording_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, capture = FakeCuda(monkeypatch), CudaCapture(torch.device("cuda:0"))
+
+    def fails() -> None:
+        raise RuntimeError("not while capturing")
+
+    with pytest.raises(RuntimeError, match="not while capturing"):
+        capture.record(fails)
+    assert fake.streams == ["the caller's"] and not capture._one_at_a_time.locked()
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ nobody needs are padding: token 0 at place 0 of a spare block, which no sequence
 write the same numbers there.
 
 Each row reads W blocks, those that it has no more being block 0, whose zeros a mask hides: what `PagedRows` does for
-the longest of its sequences is done here for any up to W * C tokens. The sums are those of `PagedRows` in another order.
+the longest of its sequences is done here for any up to W * C tokens. The sums are the same in another order.
 
 Shape legend: R rows, W blocks read, C tokens of a block, K key-value heads.
 """
