@@ -95,7 +95,7 @@ class CudaCapture(Capture):
         """Warm up and record on a stream of its own; the replay is on the caller's."""
         device = self.device
         with self._one_at_a_time, torch.cuda.device(device):
-            self._stream = stream = self._stream or torch.cuda.Stream()
+            self._stream = stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # also where recording fails, the caller's stream is then back in its place
                 for _ in range(WARM_UPS):
