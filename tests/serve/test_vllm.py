@@ -39,7 +39,7 @@ def test_every_key_with_a_flag_is_on_the_command(tmp_path: Path) -> None:
             chat_template="hare.jinja",
             adapter=["phone=adapters/phone", "mail=adapters/mail"],
             allow_origins=["https://chat.example"],
-            engine={"cache_memory_mib": 64, "reuse_prefixes": False, "prefill_chunk_tokens": 256},
+            engine={"cache_memory_mib": 64, "reuse_prefixes": False, "prefill_chunk_tokens": 256, "cuda_graphs": False},
         )
     ).argv
     pairs = dict(itertools.pairwise(argv))
@@ -51,7 +51,7 @@ def test_every_key_with_a_flag_is_on_the_command(tmp_path: Path) -> None:
     assert json.loads(pairs["--allowed-origins"]) == ["https://chat.example"]
     first = argv.index("--lora-modules")
     assert argv[first + 1 : first + 3] == ("phone=adapters/phone", "mail=adapters/mail")
-    assert {"--enable-lora", "--no-enable-prefix-caching"} <= set(argv)
+    assert {"--enable-lora", "--no-enable-prefix-caching", "--enforce-eager"} <= set(argv)
 
 
 def test_a_key_goes_through_the_environment_and_several_through_flags() -> None:

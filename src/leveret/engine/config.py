@@ -28,5 +28,7 @@ class EngineConfig(Config):
     batch_invariant: bool = False
     """The same request gives the same tokens, to the last bit of every number, alone and in company. It costs speed:
     prompts are read a block at a time, and nothing is guessed."""
+    cuda_graphs: bool = True
+    """On a GPU, record what a step launches and replay it, for plain models; compared once with the step itself."""
     draft_model: str | None = None
     """A small model with the same tokenizer that guesses tokens too: a directory, or a name on the hub."""

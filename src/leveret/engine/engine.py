@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from leveret.engine.beside import Beside, refusal
 from leveret.engine.blocks import BlockPool
 from leveret.engine.config import EngineConfig
 from leveret.engine.draft import DraftModel, draft_model
+from leveret.engine.graphs import Capture, capture_for
 from leveret.engine.invariant import InvariantRunner
 from leveret.engine.models import EngineModels
 from leveret.engine.request import Request
@@ -67,6 +68,8 @@ class Engine(Backend):
         self._arrivals = 0
         self._models = EngineModels(model)
         self._runner: Runner | InvariantRunner | None = None
+        self._capture: Capture | None = None
+        """For as long as the model stays on its device: what went wrong is not tried again."""
         self._served: dict[int, Decoder] = {}
         """What the runner has."""
         self._scheduler = self._new_scheduler()
@@ -215,9 +218,7 @@ class Engine(Backend):
         self._let_go()
         models = self._models.by_number
         if self._runner is None or (not self._scheduler.running and self._models.changed()):
-            size = self._config.cache_block_tokens
-            make = InvariantRunner if self._config.batch_invariant else Runner
-            self._runner = make(models, num_blocks=self._num_blocks, block_tokens=size)
+            self._runner = self._new_runner(models)
             self._models.look(again=True)  # quantized Linears may have changed what they hold
             self._scheduler.pool.forget_all()
         elif self._served is not models:
@@ -225,6 +226,15 @@ class Engine(Backend):
             self._models.look(again=False)
         self._served = models
         return self._runner
+
+    def _new_runner(self, models: Mapping[int, Decoder]) -> Runner | InvariantRunner:
+        size = self._config.cache_block_tokens
+        if self._config.batch_invariant:  # a step by the modules and one by a graph have not the same bits
+            return InvariantRunner(models, num_blocks=self._num_blocks, block_tokens=size)
+        device = self._model.embed_tokens.weight.device
+        if self._capture is None or self._capture.device != device:
+            self._capture = capture_for(device) if self._config.cuda_graphs else None
+        return Runner(models, num_blocks=self._num_blocks, block_tokens=size, capture=self._capture)
 
     def _new_scheduler(self) -> Scheduler:
         return Scheduler(

@@ -7,6 +7,8 @@ both kinds reads the weights twice. A processor without a compiled step does it 
 
 Several models of one shape may share the cache, mostly one under different adapters. Pieces of prompts go through the
 modules of their model, one model after the other; single tokens of models that share their weights go together.
+
+On a GPU, where each sequence brings one token, the modules' launches are recorded and replayed (graphs.py).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from leveret.engine.compiled_step import CompiledStep
+from leveret.engine.graphs import Capture, DecodeGraphs
 from leveret.engine.step_parts import KnownWeights
 from leveret.model.decoder import Decoder
 from leveret.model.paged_cache import Feed, PagedCache, PagedRows
@@ -31,11 +34,19 @@ MOST_UNWANTED_TOKENS = 32
 class Runner:
     """Models by their numbers, and the memory of their KV cache."""
 
-    def __init__(self, models: Mapping[int, Decoder], *, num_blocks: int, block_tokens: int) -> None:
-        """The cache is for models like the first one."""
+    def __init__(
+        self,
+        models: Mapping[int, Decoder],
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        capture: Capture | None = None,
+    ) -> None:
+        """The cache is for models like the first one. capture: for graphs of single tokens, if there are to be any."""
         first = next(iter(models.values()))
-        weight = first.embed_tokens.weight
-        self.cache = PagedCache(first.config, num_blocks, block_tokens, weight.dtype, weight.device)
+        weight, graphed = first.embed_tokens.weight, capture is not None
+        self.cache = PagedCache(first.config, num_blocks + graphed, block_tokens, weight.dtype, weight.device)
+        self._graphs = None if capture is None else DecodeGraphs(self.cache, capture, spare=num_blocks + 1)
         self._models: dict[int, Decoder] = {}
         self._known = KnownWeights()
         self.serve(models)
@@ -46,6 +57,8 @@ class Runner:
             self._known = KnownWeights()  # nothing of a model that is gone is held
         self._models = dict(models)
         self._steps = CompiledStep.of_all(self._models, self._known)
+        if self._graphs is not None:
+            self._graphs.serve(self._models)
 
     def step_of(self, model: int) -> CompiledStep | None:
         """The compiled step of a model, which others may share; None: it has none."""
@@ -86,6 +99,11 @@ class Runner:
         groups = _grouped(feeds, lambda feed: feed.model)
         if len(groups) > 1:
             return _in_parts([(group, self.by_modules) for group in groups], feeds, wanted)
+        if self._graphs is not None and all(wanted):
+            return self._graphs(feeds[0].model, feeds, lambda: self._in_one_forward(feeds, wanted))
+        return self._in_one_forward(feeds, wanted)
+
+    def _in_one_forward(self, feeds: Sequence[Feed], wanted: Sequence[int]) -> Tensor:
         rows, model = PagedRows(self.cache, feeds), self._models[feeds[0].model]
         hidden = model.hidden(rows.ids, cache=rows)[0]  # (T, H)
         logits: Tensor = model.lm_head(hidden[_places(feeds, wanted)])

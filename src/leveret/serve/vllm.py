@@ -104,6 +104,8 @@ def _engine_flags(config: ServeConfig) -> list[str]:
         argv += ["--kv-cache-memory-bytes", str(engine.cache_memory_mib << 20)]
     if not engine.reuse_prefixes:
         argv += ["--no-enable-prefix-caching"]
+    if not engine.cuda_graphs:
+        argv += ["--enforce-eager"]
     if engine.draft_model is not None:
         argv += ["--speculative-config", json.dumps({"model": engine.draft_model, "num_speculative_tokens": 4})]
     return argv
