@@ -14,6 +14,7 @@ from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.swap import quantize_linears
+from leveret.weights import load
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
 
@@ -59,3 +60,20 @@ def test_a_full_precision_directory_that_claims_to_be_quantized_is_refused(direc
     (directory / "config.json").write_text(json.dumps(values))
     with pytest.raises(MissingWeights, match="qweight"):
         load_model(directory)
+
+
+def test_the_product_is_chosen_again_where_the_weights_came_to_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory it is chosen for a CPU."""
+    model, storage = quantized("llama", 4)
+    save_model(model, tmp_path, quantization_config=storage.to_dict())
+    found: list[bool] = []
+    monkeypatch.setattr(load, "choose_product", lambda model: found.append(model.embed_tokens.weight.is_meta))
+    load_model(tmp_path)
+    assert not found, "for a CPU it was right"
+    fill = load._fill
+    monkeypatch.setattr(load, "as_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr(load, "_fill", lambda *arguments: fill(*arguments[:-1], torch.device("cpu")))
+    load_model(tmp_path, device="cuda:0")
+    assert found == [False]

@@ -113,10 +113,15 @@ class GptqStorage:
         """The inverse of `pack`."""
         return unpack(tensors, bits=self.bits, checkpoint_format=self.checkpoint_format)
 
+    @property
+    def zero_offset(self) -> int:
+        """What is added to zero points as they are stored, modulo 2**bits."""
+        return _stored_offset(self.checkpoint_format)
+
     def zero_points(self, qzeros: torch.Tensor) -> torch.Tensor:
         """The zero points (G, O) int32 that are stored so."""
         stored = _unpack_words(qzeros.T, self.bits).T
-        zeros: torch.Tensor = (stored + _stored_offset(self.checkpoint_format)) & (2**self.bits - 1)
+        zeros: torch.Tensor = (stored + self.zero_offset) & (2**self.bits - 1)
         return zeros
 
 

@@ -7,7 +7,8 @@ matter, chosen once:
     copy    write the weight out on first use and keep it in the dtype of the activations; costs the memory that storage
             saved. For few rows of bfloat16 (generating) the integers are read instead, which is several times faster.
     packed  never keep a copy: the compiled kernels read the integers (kernels/integer_product.py), or PyTorch's
-            operators, both in bfloat16. For models whose written-out weights would be large.
+            operators, both in bfloat16; on a GPU Triton does, for few rows (kernels/triton_product.py), and for more
+            the weight is written out. For models whose written-out weights would be large.
     plain   write the weight out on every call. Slow, small, always right: the twin the others are tested against.
 
 Where the compiled kernels read the integers they may round bfloat16 activations to eight bits (`activations`), which is
@@ -42,14 +43,15 @@ from leveret.kernels.integer_product import (
     pack_words,
     words_in_tiles,
 )
+from leveret.kernels.triton_product import DTYPES, MOST_ROWS, TritonWeight, prepare_words, triton_refusal, watch
 from leveret.precision.awq_layout import AwqStorage
-from leveret.precision.gptq_layout import GptqStorage
+from leveret.precision.gptq_layout import GptqStorage, pack
 from leveret.precision.held_once import HeldOnce
 from leveret.precision.rounding import check_group_size, round_to_nearest
 
 Product = Literal["copy", "packed", "plain"]
 
-Packed = CompiledWeight | PackedWeight
+Packed = CompiledWeight | PackedWeight | TritonWeight
 
 IntegerStorage = GptqStorage | AwqStorage
 
@@ -148,7 +150,7 @@ class QuantizedLinear(HeldOnce):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in_features) -> (..., out_features), in the dtype of x."""
         if self._reads_integers(x) and (packed := self._packed(x.dtype)) is not None:
-            y = _multiply(x, packed)
+            y = watch().multiply(x, packed, self.integers) if isinstance(packed, TritonWeight) else _multiply(x, packed)
         elif self.product == "copy":
             y = F.linear(x, self._copy(x.dtype))
         else:
@@ -156,7 +158,12 @@ class QuantizedLinear(HeldOnce):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _reads_integers(self, x: torch.Tensor) -> bool:
-        if self.product == "plain" or x.dtype not in PACKED_DTYPES or (x.requires_grad and torch.is_grad_enabled()):
+        if self.product == "plain" or (x.requires_grad and torch.is_grad_enabled()):
+            return False
+        if self.on_gpu:  # where a copy that is kept anyway is multiplied
+            few = 0 < x.numel() <= MOST_ROWS * self.in_features
+            return self.product == "packed" and x.dtype in DTYPES and few
+        if x.dtype not in PACKED_DTYPES:
             return False
         if self.product == "packed" or self.activations == "int8":
             return True
@@ -164,9 +171,12 @@ class QuantizedLinear(HeldOnce):
 
     def packed_refusal(self) -> str | None:
         """Why the packed product cannot be used for this layer; None when it can."""
+        inputs = self.in_features
+        if self.on_gpu:
+            outputs, device = self.out_features, self._device()
+            return triton_refusal(bits=self.bits, in_features=inputs, out_features=outputs, device=device)
         if self.compiled_refusal() is None:
             return None
-        inputs = self.in_features
         return packed_refusal(
             bits=self.bits,
             group_size=None if self.storage.desc_act else self.storage.group_size or inputs,
@@ -185,6 +195,11 @@ class QuantizedLinear(HeldOnce):
         """The weight as the compiled kernels read it in bfloat16; None when they cannot, or must not (`product`)."""
         packed = None if self.product == "plain" else self._packed(torch.bfloat16)
         return packed if isinstance(packed, CompiledWeight) else None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether Triton would multiply, not a processor."""
+        return self._device().type == "cuda"
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.scales.is_meta else self.scales.device
@@ -213,7 +228,9 @@ class QuantizedLinear(HeldOnce):
     @torch.no_grad()
     def _prepack(self, dtype: torch.dtype) -> tuple[Packed | None, float]:
         """The packed weight and its relative error against the plain product on one fixed row, for some outputs."""
-        packed: Packed | None = None
+        if self.on_gpu:
+            return self._for_triton(), 0.0  # whoever multiplies with it looks at the error
+        packed: CompiledWeight | PackedWeight | None = None
         if self.compiled_refusal() is None:
             packed = self._as_it_lies() or pack_compiled(self.integers(), self.activations)
         if packed is None and self.storage.desc_act:
@@ -223,6 +240,16 @@ class QuantizedLinear(HeldOnce):
         wanted = matmul_plain(row, self._first_outputs()).float()
         found = _multiply(row, packed)[:, : wanted.shape[1]].float()
         return packed, float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+    def _for_triton(self) -> TritonWeight:
+        """The stored tensors themselves; AWQ's words lie across the outputs, so they are packed anew, beside them."""
+        if isinstance(self.storage, GptqStorage):
+            stored, offset = {name: getattr(self, name) for name in self._stored}, self.storage.zero_offset
+        else:
+            stored, offset = pack(self.integers(), "gptq_v2"), 0
+        return prepare_words(
+            stored["qweight"], stored["qzeros"], stored["scales"], stored["g_idx"], bits=self.bits, zero_offset=offset
+        )
 
     def can_be_tiled(self) -> bool:
         """Whether the words of the file are those that the compiled kernels read, but for their order."""
@@ -278,5 +305,5 @@ class QuantizedLinear(HeldOnce):
         return self
 
 
-def _multiply(x: torch.Tensor, packed: Packed) -> torch.Tensor:
+def _multiply(x: torch.Tensor, packed: CompiledWeight | PackedWeight) -> torch.Tensor:
     return multiply_compiled(x, packed) if isinstance(packed, CompiledWeight) else matmul_packed(x, packed)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from leveret.errors import ConfigError
+from leveret.kernels.triton_product import MOST_ROWS
 from leveret.precision.awq_layout import METHOD as AWQ
 from leveret.precision.awq_layout import AwqStorage
 from leveret.precision.gptq_layout import GptqStorage
@@ -177,6 +178,8 @@ def _best_product(layers: list[QuantizedLinear]) -> tuple[Product, str]:
     refusals = {refusal for layer in layers if (refusal := layer.packed_refusal()) is not None}
     if refusals:
         return "plain", f"{size}, too large to keep, and {min(refusals)}"
+    if all(layer.on_gpu for layer in layers):
+        return "packed", f"{size}, too large to keep; Triton reads the integers for up to {MOST_ROWS} rows"
     compiled = all(layer.compiled_refusal() is None for layer in layers)
     reader = "the compiled kernels read" if compiled else f"PyTorch {torch.__version__} reads"
     return "packed", f"{size}, too large to keep; {reader} the integers, in bfloat16"

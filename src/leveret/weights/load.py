@@ -27,7 +27,7 @@ from leveret.model.token_rows import fold_rows
 from leveret.precision.at_load import quantize_in_memory
 from leveret.precision.int8_table import write_out_table
 from leveret.precision.linear import QuantizedLinear
-from leveret.precision.swap import prepare_quantized
+from leveret.precision.swap import choose_product, prepare_quantized
 from leveret.weights.adapter_load import load_adapter
 from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.placing import HEAD, NUMBERS, assign, match_names, require_numbers, split
@@ -84,7 +84,10 @@ def load_model(
         model = Decoder(config)
     if quantization := values.get("quantization_config"):
         prepare_quantized(model, quantization, stored_name=family_for(config.family).stored_module)
-    _fill(model, directory, wanted, as_device(device))
+    target = as_device(device)
+    _fill(model, directory, wanted, target)
+    if quantization and target.type != "cpu":
+        choose_product(model)  # again: without memory it was chosen for a CPU
     if quantize is not None:
         quantize_in_memory(model, quantize)
     if adapter is not None:

@@ -1,6 +1,6 @@
 """Finds the compiled kernels that suit this processor, loads them once, and can say what was chosen and why.
 
-    LEVERET_NATIVE=off          use the PyTorch twins only
+    LEVERET_NATIVE=off          use the PyTorch twins only, on a GPU too (../triton_product.py)
     LEVERET_NATIVE=avx2         use this build (avx512_amx, avx512_bf16, avx512, avx2, plain), for comparisons
 
 A build whose sources have changed since is not loaded: kernels and the Python that calls them belong together. A build
