@@ -74,7 +74,7 @@ def json_of(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     try:
         with answer_of(url, body) as response:
             answer = json.load(response)
-    except (ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise RequestError(f"{url} does not answer in JSON: {error}", code="bad_gateway") from error
     if not isinstance(answer, dict):
         raise RequestError(f"{url} does not answer with an object, but {str(answer)[:40]}", code="bad_gateway")

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from leveret.certify.divergence import SequenceDivergence, compare_logits, mean_kl, perplexities, worst_position
+from leveret.certify.compare import largest_difference
+from leveret.certify.divergence import (
+    SequenceDivergence,
+    compare_logits,
+    compare_logprobs,
+    mean_kl,
+    perplexities,
+    worst_position,
+)
 
 
 def logits(seed: int, length: int = 9, vocabulary: int = 13) -> torch.Tensor:
@@ -78,3 +86,15 @@ def test_numbers_that_are_not_numbers_are_the_parting_and_never_within_a_bound()
     result = compare_logits("x", list(range(9)), logits(0), second, is_text=True)
     assert worst_position([result], 1e-3) == (result, 3) == worst_position([result], None)
     assert not mean_kl([result]).high <= 1e9
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_server_s_number_that_is_none_is_never_within_a_bound(place: int) -> None:
+    first = logits(0, length=3)
+    rows = first.double().log_softmax(-1)
+    told = [(float(rows[at, at + 1]), {index: float(rows[at, index]) for index in (4, 5)}) for at in (0, 1)]
+    told[1][1][4 + place] = float("nan")
+    result = compare_logprobs("x", [0, 1, 2], first, told, is_text=True)
+    quiet = compare_logprobs("y", [0, 1, 2], first, told[:1], is_text=True)
+    assert math.isnan(largest_difference([quiet, result])) and math.isnan(result.kl_T[1])
+    assert worst_position([quiet, result], 1e-3) == (result, 1) and not mean_kl([quiet, result]).high <= 1e9

@@ -18,7 +18,7 @@ import torch
 from leveret.certify.by_leveret import LeveretForm, from_directory
 from leveret.certify.zoo import Fixture
 from leveret.engine.text import TextModel
-from leveret.errors import CertificateError, ConfigError, LeveretError
+from leveret.errors import CertificateError, ConfigError, LeveretError, RequestError
 from leveret.model.decoder import Decoder
 from leveret.serve.config import ServeConfig
 from leveret.serve.running import running
@@ -156,6 +156,30 @@ def test_llama_cpp_s_way_is_compared_along_its_answers_and_the_rest_is_told(
     assert found["token ids"]["verdict"] == found["log probabilities"]["verdict"] == "same"
     assert "along its own answers" in found["log probabilities"]["measured"]
     assert found["perplexity"]["verdict"] == "not compared" and "echo" in found["perplexity"]["measured"]
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "part"),
+    [
+        ("/v1/models", {"data": [{"name": "x"}]}, "names of models"),
+        ("/tokenize", {"tokens": ["a", "b"]}, "tokens"),
+        ("/v1/completions", {"choices": []}, "choices"),
+        ("/v1/completions", {"choices": [{"delta": "x"}]}, "text and its logprobs"),
+        ("/v1/completions", {"choices": [{"text": "x", "logprobs": ["a"]}]}, "text and its logprobs"),
+        (
+            "/v1/completions",
+            {"choices": [{"text": "x", "logprobs": {"tokens": ["no such token"] * 999}}]},
+            "logprobs of a prompt",
+        ),
+    ],
+)
+def test_an_answer_of_another_form_is_named_with_its_part(
+    make_form: MakeForm, monkeypatch: pytest.MonkeyPatch, path: str, answer: dict[str, Any], part: str
+) -> None:
+    ordinary = FakeServer.answer
+    monkeypatch.setattr(FakeServer, "answer", lambda self, at, body: answer if at == path else ordinary(self, at, body))
+    with faked(make_form("a"), "vllm") as url, pytest.raises(RequestError, match=f"its {part} are not of the usual"):
+        certify(make_form("a"), url, server_numbers="exact")
 
 
 def test_of_a_bare_server_what_cannot_be_compared_is_told(make_form: MakeForm, text: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def logit_tolerance(sequences: Sequence[SequenceDivergence], bounds: Bounds) -> 
 
 
 def _logits_check(sequences: Sequence[SequenceDivergence], tolerance: float | None, too_long: int) -> Check:
-    difference = _largest_difference(sequences)
+    difference = largest_difference(sequences)
     positions = sum(len(sequence.kl_T) for sequence in sequences)
     return Check(
         name="logits",
@@ -153,7 +153,7 @@ def figures_of(sequences: Sequence[SequenceDivergence]) -> dict[str, float]:
     kl, pair = mean_kl(sequences), perplexities(sequences)
     figures = {
         "positions": float(sum(len(sequence.kl_T) for sequence in sequences)),
-        "largest_logit_difference": _largest_difference(sequences),
+        "largest_logit_difference": largest_difference(sequences),
         "kl_nats": kl.mean,
         "kl_nats_low": kl.low,
         "kl_nats_high": kl.high,
@@ -201,6 +201,7 @@ def _same_choice(sequences: Sequence[SequenceDivergence]) -> float:
     )
 
 
-def _largest_difference(sequences: Sequence[SequenceDivergence]) -> float:
+def largest_difference(sequences: Sequence[SequenceDivergence]) -> float:
+    """Over all positions; NaN if one of them is."""
     values = [float(sequence.difference_T.max()) for sequence in sequences]
     return math.nan if any(math.isnan(value) for value in values) else max(values)

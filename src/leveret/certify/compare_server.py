@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from leveret.certify.compare import figures_of, kl_check, logit_tolerance, perplexity_check, room_for, told_in_text
+from leveret.certify.compare import (
+    figures_of,
+    kl_check,
+    largest_difference,
+    logit_tolerance,
+    perplexity_check,
+    room_for,
+    told_in_text,
+)
 from leveret.certify.divergence import SequenceDivergence, compare_logprobs, worst_position
 from leveret.certify.findings import Check, Comparison, Parting, verdict
 from leveret.certify.form import OURS, Form
@@ -159,7 +167,7 @@ def _numbers(
         return [Check(name=name, measured=NO_SCORES, bound="-", verdict="not compared") for name in names], None
     tolerance = logit_tolerance(sequences, bounds)
     tolerance = None if tolerance is None else 2 * tolerance  # each of a logit and of the sum over all
-    difference = max(float(sequence.difference_T.max()) for sequence in sequences)
+    difference = largest_difference(sequences)
     positions = sum(len(sequence.difference_T) for sequence in sequences)
     place = "" if scored else ", along its own answers: it scores no prompt"
     logprobs = Check(

@@ -119,7 +119,7 @@ def compare_logprobs(
         row = log_first[at]
         told = dict(top) if following is None else dict(top) | {ids[at + 1]: following}
         ours = {index: float(row[index]) for index in told}
-        differences.append(max((_apart(ours[index], told[index]) for index in told), default=0.0))
+        differences.append(np.max([_apart(ours[index], told[index]) for index in told], initial=0.0))
         kls.append(_coarse_kl([(ours[index], told[index]) for index in told]))
         same.append(not top or int(row.argmax()) == max(top, key=lambda index: top[index]))
         if following is not None:
@@ -139,14 +139,19 @@ def compare_logprobs(
 
 def _apart(first: float, second: float) -> float:
     """|first - second|; of two that are as good as impossible, nothing."""
-    return 0.0 if max(first, second) < LEAST_LOGPROB else abs(max(first, LEAST_LOGPROB) - max(second, LEAST_LOGPROB))
+    if first < LEAST_LOGPROB and second < LEAST_LOGPROB:
+        return 0.0
+    return abs(max(first, LEAST_LOGPROB) - max(second, LEAST_LOGPROB))
 
 
 def _coarse_kl(pairs: Sequence[tuple[float, float]]) -> float:
-    """KL of two distributions over some ids (log probabilities given) and over the rest, taken as one."""
+    """KL of two distributions over some ids (log probabilities given) and over the rest, taken as one.
+
+    Of numbers that are none it is none either: of two, max() keeps the first, and that is where they stand here.
+    """
     rest = [max(1.0 - sum(math.exp(pair[side]) for pair in pairs), LEAST_REST) for side in (0, 1)]
     pairs = [*pairs, (math.log(rest[0]), math.log(rest[1]))]
-    return max(0.0, sum(math.exp(first) * (first - max(second, LEAST_LOGPROB)) for first, second in pairs))
+    return max(sum(math.exp(first) * (first - max(second, LEAST_LOGPROB)) for first, second in pairs), 0.0)
 
 
 def mean_kl(sequences: Sequence[SequenceDivergence], *, seed: int = 0) -> Interval:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -38,17 +39,16 @@ SMUGGLED_TOKENS = 3
 def run(config: CertifyConfig, console: Console) -> StageResult:
     """Compare all forms; returns the verdict, or raises CertificateError after everything is written."""
     references, notes = _references(config)
-    first = Remembered(load_form(references[0]))
-    described, comparisons = [describe_form(first)], []
-    fixtures, windows = _inputs(config, first)
-    with console.progress("certify", len(references) - 1, "pair") as progress:
-        for done, reference in enumerate(references[1:], start=1):
-            begun = time.perf_counter()
-            description, comparison = _compared(config, first, reference, fixtures, windows)
-            described.append(description)
-            comparisons.append(replace(comparison, seconds=time.perf_counter() - begun))
-            progress.update(done, last="passed" if comparison.passed else "FAILED")
-    first.close()
+    with closing(Remembered(load_form(references[0]))) as first:
+        described, comparisons = [describe_form(first)], []
+        fixtures, windows = _inputs(config, first)
+        with console.progress("certify", len(references) - 1, "pair") as progress:
+            for done, reference in enumerate(references[1:], start=1):
+                begun = time.perf_counter()
+                description, comparison = _compared(config, first, reference, fixtures, windows)
+                described.append(description)
+                comparisons.append(replace(comparison, seconds=time.perf_counter() - begun))
+                progress.update(done, last="passed" if comparison.passed else "FAILED")
     certificate = Certificate(forms=tuple(described), comparisons=tuple(comparisons), notes=tuple(notes))
     certificate.show(console)
     if config.output is not None:
@@ -72,11 +72,9 @@ def _compared(
             first, server, numerics, fixtures=fixtures, windows=windows, greedy_tokens=config.greedy_tokens
         )
         return described, compared
-    second = load_form(reference)
-    compared = compare_forms(first, second, fixtures=fixtures, windows=windows, greedy_tokens=config.greedy_tokens)
-    described = describe_form(second)
-    second.close()
-    return described, compared
+    with closing(load_form(reference)) as second:
+        compared = compare_forms(first, second, fixtures=fixtures, windows=windows, greedy_tokens=config.greedy_tokens)
+        return describe_form(second), compared
 
 
 def _references(config: CertifyConfig) -> tuple[list[str], list[str]]:

@@ -17,12 +17,14 @@ only if it read the text into as many ids.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from leveret.certify.zoo import Fixture
+from leveret.errors import RequestError
 from leveret.openai_http import Refusal, json_of
 from leveret.tokenizer.files import Tokenizer
 
@@ -53,7 +55,7 @@ class Scored:
     """Of the likeliest ids; those whose text is the text of several ids are left out."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Generated:
     """A greedy answer."""
 
@@ -76,8 +78,9 @@ class Server:
     @cached_property
     def model(self) -> str | None:
         """The name of the first model it serves; RequestError when there is no server."""
-        served = json_of(self.url + "/models").get("data") or []
-        return str(served[0]["id"]) if served else None
+        with self._expected("names of models"):
+            served = json_of(self.url + "/models").get("data") or []
+            return str(served[0]["id"]) if served else None
 
     def ids(self, fixture: Fixture) -> tuple[int, ...] | None:
         """Ids of a fixture; None where the server gives none, or refuses the conversation."""
@@ -85,9 +88,8 @@ class Server:
             body = {"prompt": fixture.text, "add_special_tokens": False, "content": fixture.text, "add_special": False}
             return self._tokens(body | {"parse_special": False})
         asked = _conversation(fixture) | {"add_generation_prompt": fixture.add_generation_prompt}
-        answer = self._try(self._root + "/tokenize", asked | self._named)
-        if answer is not None and answer.get("tokens"):
-            return tuple(answer["tokens"])
+        if ids := self._tokens(asked):
+            return ids
         rendered = self._try(self._root + "/apply-template", asked)
         if rendered is None or "prompt" not in rendered:
             return None
@@ -98,20 +100,25 @@ class Server:
         if fixture.text is not None or not fixture.add_generation_prompt:
             return None
         answer = self._try(self.url + "/chat/completions", _conversation(fixture) | self._named | {"max_tokens": 1})
-        usage = (answer or {}).get("usage") or {}
-        return usage.get("prompt_tokens")
+        with self._expected("usage"):
+            usage = (answer or {}).get("usage") or {}
+            return None if usage.get("prompt_tokens") is None else int(usage["prompt_tokens"])
 
     def scores(self, ids: Sequence[int]) -> list[Scored] | None:
         """After each of the ids but the last, what it thinks comes next; None where it does not score a prompt."""
         body = {"echo": True, "logprobs": TOP, "max_tokens": 1, "temperature": 0}
         given = (self._completion("scores", ids, body) or {}).get("logprobs")
-        if not given or not self._aligned(given.get("tokens"), ids):
-            return None
-        logprobs, tops = given["token_logprobs"], given["top_logprobs"] or []
-        return [
-            Scored(following=logprobs[at], top=self._by_ids(tops[at] if at < len(tops) else None))
-            for at in range(1, len(ids))
-        ]
+        with self._expected("logprobs of a prompt"):
+            if not given or not self._aligned(given.get("tokens"), ids):
+                return None
+            logprobs, tops = given["token_logprobs"], given["top_logprobs"] or []
+            return [
+                Scored(
+                    following=None if logprobs[at] is None else float(logprobs[at]),
+                    top=self._by_ids(tops[at] if at < len(tops) else None),
+                )
+                for at in range(1, len(ids))
+            ]
 
     def continue_greedily(self, ids: Sequence[int], max_tokens: int) -> Generated | None:
         """Its answer to a prompt of ids; None where it takes none."""
@@ -119,7 +126,8 @@ class Server:
         given = self._completion("answers", ids, body | {"logprobs": TOP}) or self._completion(
             "bare answers", ids, body
         )
-        return None if given is None else Generated(text=str(given["text"]), steps=self._steps(given.get("logprobs")))
+        with self._expected("text and its logprobs"):
+            return None if given is None else Generated(str(given["text"]), self._steps(given.get("logprobs")))
 
     @cached_property
     def takes_ids(self) -> bool:
@@ -192,13 +200,27 @@ class Server:
             answer = self._try(self.url + "/completions", {"prompt": prompt} | body | self._named | extra)
             if answer is not None:
                 self.taken[purpose] = extra
-                read = (answer.get("usage") or {}).get("prompt_tokens", len(ids))
-                return dict(answer["choices"][0]) if self.takes_ids or read == len(ids) else None
+                with self._expected("choices"):
+                    read = (answer.get("usage") or {}).get("prompt_tokens", len(ids))
+                    return dict(answer["choices"][0]) if self.takes_ids or read == len(ids) else None
         return None
 
     def _tokens(self, body: Body) -> tuple[int, ...] | None:
         answer = self._try(self._root + "/tokenize", body | self._named)
-        return None if answer is None or "tokens" not in answer else tuple(answer["tokens"])
+        with self._expected("tokens"):
+            return None if answer is None or "tokens" not in answer else tuple(int(index) for index in answer["tokens"])
+
+    @contextmanager
+    def _expected(self, what: str) -> Iterator[None]:
+        """Reading a part of an answer: RequestError where it has not the form that this API, or its maker, gives it."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise RequestError(
+                f"{self.url} answers, but its {what} are not of the usual form ({type(error).__name__}: {error})",
+                code="bad_gateway",
+                hint="the server must answer as OpenAI's API, vLLM, llama.cpp or Leveret does",
+            ) from error
 
     def _try(self, url: str, body: Body) -> Body | None:
         try:
