@@ -328,3 +328,18 @@ def test_a_whole_model_beside_an_older_adapter_is_told_of(make_config, capsys):
         assert "run/adapter is of another run than" in said
     finetune.run(make_config("other"), Console())
     assert "another run" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("adapter", "folders"), [(None, ["model"]), ({"merge": True}, ["adapter", "model"])])
+def test_what_comes_of_training_keeps_the_licence_and_the_way_to_sample_of_its_start(make_config, adapter, folders):
+    config = make_config(adapter=adapter and {"rank": 4, "alpha": 8} | adapter)
+    start = make_config.folder / "base"
+    said = json.loads((start / "generation_config.json").read_text())
+    (start / "generation_config.json").write_text(json.dumps(said | {"do_sample": True, "temperature": 0.3}))
+    (start / "LICENSE").write_text("Apache")
+    finetune.run(config, QUIET)
+    for folder in folders:
+        now = json.loads((config.output / folder / "generation_config.json").read_text())
+        assert (now["do_sample"], now["temperature"]) == (True, 0.3)
+        assert now["eos_token_id"] != said["eos_token_id"]  # the template's own
+        assert (config.output / folder / "LICENSE").read_text() == "Apache"

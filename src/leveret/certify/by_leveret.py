@@ -33,6 +33,7 @@ from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.snapshot import Manifest
 from leveret.weights.adapter import TENSORS
 from leveret.weights.adapter_load import load_adapter
+from leveret.weights.companions import first_with
 from leveret.weights.gguf_file import open_gguf
 from leveret.weights.load import load_model, read_config
 from leveret.weights.safetensors import read_json
@@ -100,9 +101,9 @@ def from_directory(reference: str, path: Path, adapter: Path | None = None) -> L
         reference,
         adapter or path,
         model,
-        Tokenizer.load(_first_with("tokenizer.json", folders)),
+        Tokenizer.load(first_with("tokenizer.json", folders)),
         numerics_of(model.norm.weight.dtype, stored_bits(quantization)),
-        _declared_stops(settings := _first_with("generation_config.json", folders), model),
+        _declared_stops(settings := first_with("generation_config.json", folders), model),
         read_defaults(settings),
     )
 
@@ -151,8 +152,8 @@ def from_checkpoint(reference: str, path: Path) -> LeveretForm:
     for name in places.keys() & masters.keys():
         places[name].copy_(masters[name])
     folders = (beside, model_under(beside))
-    tokenizer = Tokenizer.load(_first_with("tokenizer.json", folders))
-    settings = _first_with("generation_config.json", folders)
+    tokenizer = Tokenizer.load(first_with("tokenizer.json", folders))
+    settings = first_with("generation_config.json", folders)
     declared, numerics = _declared_stops(settings, model), numerics_of(torch.float32, None)
     if has_adapter:
         numerics = replace(numerics, saved_as=_stored_dtype(beside / TENSORS))
@@ -229,8 +230,3 @@ def _declared_stops(folder: Path, model: Decoder) -> frozenset[int]:
     if (folder / "generation_config.json").is_file():
         return frozenset(read_defaults(folder).stop_ids)
     return frozenset(model.config.eos_token_ids)
-
-
-def _first_with(name: str, folders: Sequence[Path]) -> Path:
-    """The first folder that has a file of this name; the last one if none has."""
-    return next((folder for folder in folders if (folder / name).is_file()), folders[-1])

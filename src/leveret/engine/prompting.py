@@ -22,6 +22,7 @@ from leveret.engine.request import SamplingParams
 from leveret.errors import RequestError, TemplateError
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.schema import ToolSet
+from leveret.weights.companions import first_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +139,11 @@ def find_parts(folders: Sequence[Path]) -> Parts:
 
     Raises TokenizerError, TemplateError, ToolError or WeightsError, naming the file that is wrong.
     """
-    tokenizer = Tokenizer.load(_first_with("tokenizer.json", folders))
-    tools = _first_with("tools.json", folders)
+    tokenizer = Tokenizer.load(first_with("tokenizer.json", folders))
+    tools = first_with("tools.json", folders)
     return Parts(
         tokenizer=tokenizer,
         template=None if tokenizer.chat_template is None else template_for(tokenizer),
         tools=ToolSet.load(tools) if (tools / "tools.json").exists() else None,
-        defaults=read_defaults(_first_with("generation_config.json", folders)),
+        defaults=read_defaults(first_with("generation_config.json", folders)),
     )
-
-
-def _first_with(name: str, folders: Sequence[Path]) -> Path:
-    """The first folder that has a file of this name; the last one if none has."""
-    return next((folder for folder in folders if (folder / name).is_file()), folders[-1])

@@ -31,8 +31,9 @@ from leveret.precision.swap import num_parameters, round_to_nf4
 from leveret.tokenizer.files import Tokenizer
 from leveret.trainer.outcome import MODEL
 from leveret.weights.adapter import TENSORS, save_adapter, unfit_for_peft
+from leveret.weights.companions import copy_companions
 from leveret.weights.fingerprint import fingerprint_of
-from leveret.weights.merged import COMPANIONS, copy_companions, load_merged
+from leveret.weights.merged import load_merged
 from leveret.weights.save import save_generation, save_model
 
 ADAPTER = "adapter"
@@ -180,7 +181,7 @@ def merge_beside(output: Path, adaptation: AdapterTraining, start: Path, console
     model.config = replace(model.config, eos_token_id=tuple(stops) if isinstance(stops, list) else stops)
     with atomic_directory(target) as draft:
         save_model(model, draft)
-        copy_companions((source,), draft, COMPANIONS)
+        copy_companions(source, draft)
         files = sorted(file.name for file in draft.iterdir())
         record = {"adapter": made_of, "dtype": report.dtype, "lost": dict(report.lost), "files": files}
         atomic_write(draft / MERGE, json.dumps(record, indent=1) + "\n")

@@ -119,6 +119,7 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
         figures=summary,
         keep_final_checkpoint=config.training.keep_final_checkpoint,
         keep_best=config.training.keep_best,
+        start=start,
         add_files=more,
         name=MODEL if adaptation is None else ADAPTER,
         save=save_model if adaptation is None else adaptation.save,

@@ -7,7 +7,6 @@ name and hashes of its weights' fingerprint, config and tokenizer, by which the 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,9 @@ from leveret.merge.sources import Source
 from leveret.paths import atomic_write, sha256_file
 from leveret.tokenizer.files import Tokenizer
 from leveret.version import VERSION
+from leveret.weights.companions import copy_companions
 from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.safetensors import read_json
-
-CARRIED = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-    "generation_config.json", "tools.json", "LICENSE*", "NOTICE*",
-)  # fmt: skip
-"""Files of the first model that belong to the merged one as well."""
 
 RECORD = "leveret-merge.json"
 
@@ -38,10 +32,7 @@ PAPERS = {
 
 def carry_over(first: Source, target: Path, added: Sequence[Mapping[str, Any]]) -> None:
     """Copy tokenizer, template, tools and the like, and give the tokenizer the added tokens of the other models."""
-    for pattern in CARRIED:
-        for file in first.folder.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, target / file.name)
+    copy_companions(first.folder, target)
     if added:
         _add_tokens(target, added)
 

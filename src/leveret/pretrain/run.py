@@ -122,6 +122,7 @@ def _run(config: PretrainConfig, world: World, console: Console) -> StageResult:
         figures=summary,
         keep_final_checkpoint=config.training.keep_final_checkpoint,
         keep_best=config.training.keep_best,
+        start=start,
     )
     console.info(f"saved {folder}")
     return StageResult(output=config.output, summary=summary)

@@ -7,7 +7,6 @@ source, and say per layer and in perplexity what it cost. The output appears who
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,15 +36,10 @@ from leveret.quantize.gptq import Gptq, GptqSettings
 from leveret.quantize.report import LayerReport, mean_error, show
 from leveret.quantize.tensors import empty_quantized, fill_quantized, linears_named, quantized_layers
 from leveret.tokenizer.files import Tokenizer
+from leveret.weights.companions import copy_companions
 from leveret.weights.load import as_dtype, load_model, read_config
 from leveret.weights.safetensors import find_weight_files
 from leveret.weights.save import save_model
-
-CARRIED = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-    "generation_config.json", "tools.json", "LICENSE*", "NOTICE*",
-)  # fmt: skip
-"""Files of the source that belong to the quantized model as well."""
 
 SUMMARY = (
     "bits", "group_size", "bytes_before", "bytes_after", "relative_error", "perplexity_before", "perplexity_after",
@@ -89,7 +83,7 @@ def run(config: QuantizeConfig, console: Console) -> StageResult:
         store_table(model.embed_tokens, *table)
     with atomic_directory(config.output) as draft:
         save_model(model, draft, quantization_config=storage.to_dict())
-        _carry_over(source, draft)
+        copy_companions(source, draft)
         report["bytes_after"] = _weight_bytes(draft)
         atomic_write(draft / "quantization.json", json.dumps(report, indent=1) + "\n")
     show(report, layers, console)
@@ -230,13 +224,6 @@ def _all_layers(
                 len(layers), error=layer.relative_error if layer.output_error is None else layer.output_error
             )
     return layers
-
-
-def _carry_over(source: Path, target: Path) -> None:
-    for pattern in CARRIED:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copy2(file, target / file.name)
 
 
 def _weight_bytes(directory: Path) -> int:

@@ -30,6 +30,7 @@ from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.snapshot import Damaged, Manifest
 from leveret.trainer.world import World
+from leveret.weights.companions import pass_on
 from leveret.weights.save import save_model
 
 MODEL = "model"
@@ -121,6 +122,7 @@ def publish(
     figures: Mapping[str, Any],
     keep_final_checkpoint: bool = False,
     keep_best: bool = False,
+    start: Path | None = None,
     add_files: Callable[[Path], object] | None = None,
     name: str = MODEL,
     save: Callable[[Decoder, Path], None] = save_model,
@@ -128,6 +130,7 @@ def publish(
     """Write model/ and outcome.json, then delete the checkpoints (but those asked for); the folder of the model.
 
     Of several processes the first one does it, which has the model.
+    start: the model it was trained from, whose licence and ways to sample it keeps.
     add_files: called with the folder before it appears, to put more files in. name, save: another folder than model/,
     and what writes into it what was trained. TrainingError when the disk is full.
     """
@@ -138,6 +141,8 @@ def publish(
         with atomic_directory(folder) as draft:
             save(model, draft)
             tokenizer.save(draft)
+            if start is not None:
+                pass_on(start, draft)
             if add_files is not None:
                 add_files(draft)
         kept = {"keep_newest": keep_final_checkpoint, "keep_best": keep_best}

@@ -13,8 +13,7 @@ weights would round the change away, and writing those out first would merge int
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,12 +29,10 @@ from leveret.model.prefix import prefixes_of
 from leveret.model.token_rows import fold_rows
 from leveret.paths import atomic_directory, require_outside
 from leveret.weights.adapter_load import load_adapter
+from leveret.weights.companions import copy_over
 from leveret.weights.fingerprint import fingerprint_of
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
-
-COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tools.json")
-"""Files that make weights a model one can talk to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +106,8 @@ def merge_into_model(
     model, report = load_merged(folder, base=under, dtype=dtype)
     with atomic_directory(Path(output)) as draft:
         save_model(model, draft)
-        copy_companions((folder, under), draft, (*COMPANIONS, "generation_config.json"))
+        copy_over((folder, under), draft)
     return report
-
-
-def copy_companions(places: Sequence[Path], target: Path, names: Sequence[str]) -> None:
-    """Copy each file from the first of the folders that has it."""
-    for name in names:
-        source = next((place / name for place in places if (place / name).is_file()), None)
-        if source is not None:
-            shutil.copy(source, target / name)
 
 
 def _merge(module: LoraLinear) -> float:
