@@ -59,6 +59,17 @@ def test_a_hostfile_starts_here_and_over_ssh_and_honors_slots(hostfile):
     assert line == f"cd {hostfile.parent} && exec env 'NCCL_DEBUG=a b' OMP_NUM_THREADS=1 {words}"
 
 
+@pytest.mark.parametrize("first", ["localhost", "me@127.0.0.1", "::1"])
+def test_a_first_machine_that_the_others_would_take_for_themselves_is_refused(tmp_path, monkeypatch, first):
+    path = tmp_path / "hosts"
+    path.write_text(f"{first} slots=1\n10.0.0.2 slots=1\n")
+    monkeypatch.setattr(module, "is_here", lambda machine: machine.address != "10.0.0.2")
+    with pytest.raises(ConfigError, match=rf"hosts.* first machine {first}.* 10\.0\.0\.2 would take for itself"):
+        starts_of(config(hostfile=path), INNER, {})
+    monkeypatch.setattr(module, "is_here", lambda machine: True)
+    assert len(starts_of(config(hostfile=path), INNER, {})) == 2
+
+
 def test_nproc_is_above_slots_and_ssh_may_have_options(hostfile):
     here, there = starts_of(config(hostfile=hostfile, nproc=2, ssh="ssh -p 99", master_port=1234), INNER, {})
     assert "--nproc-per-node=2" in here.arguments and "--master-port=1234" in here.arguments

@@ -197,7 +197,8 @@ def test_a_machine_that_dies_ends_the_others_and_the_run_goes_on(folder, unbroke
     """Two machines of a hostfile, one of them reached through a program in the place of ssh."""
     (folder / "far.sh").write_text(FAR)
     (folder / "far.sh").chmod(0o755)
-    (folder / "hosts").write_text("127.0.0.1 slots=1\nfar-away slots=1  # no such machine\n")
+    hosts = f"{socket.gethostname()} slots=1\nfar-away slots=1  # no such machine\n"
+    (folder / "hosts").write_text(hosts)
     options = ("--hostfile", "hosts", "--ssh", "./far.sh", "--master-port", free_port(), "--grace-seconds", "10")
     process = start(folder, *pretrain("lost"), options=options)
     while len(read_metrics(folder / "lost/metrics.jsonl")) < 12:

@@ -113,6 +113,20 @@ def test_a_best_state_from_after_the_resumed_step_does_not_outlive_a_new_one(sta
     assert [folder.name for folder in (checkpoints / "best").iterdir()] == ["step-00000008"]
 
 
+@pytest.mark.parametrize("losses", [LOSSES, [1.0, *LOSSES[1:]]])
+def test_asked_for_on_the_way_the_best_state_from_there_on_is_kept(start, losses):
+    with pytest.raises(Died):
+        start(die_after=8, losses=losses)
+    summary, *_ = start(keep_best=True, losses=losses)
+    from_there_on = min(range(7, 13), key=lambda step: losses[step - 1])
+    (kept,) = (start.folder / "run/checkpoints/best").iterdir()
+    assert kept.name == f"step-{from_there_on:08d}" and summary.best_step == from_there_on
+    assert (
+        f"{min(losses[:6]):.4g} after step {losses.index(min(losses)) + 1}) was not kept"
+        in (start.folder / "log").read_text()
+    )
+
+
 def test_what_validation_decides_may_not_change_on_the_way(start):
     with pytest.raises(Died):
         start(die_after=4, publish="best")

@@ -58,6 +58,16 @@ def test_only_the_last_ones_are_kept_and_nothing_else_lies_about(tmp_path):
     assert names(tmp_path) == ["step-00000015", "step-00000020"]
 
 
+def test_a_folder_of_another_name_is_none_of_the_run_s(tmp_path):
+    checkpoints = make_checkpoints(tmp_path, keep=1)
+    mine = shutil.copytree(checkpoints.save(1, make_optimizer(0)), tmp_path / "checkpoints" / "step-00000009.mine")
+    checkpoints.save(2, make_optimizer(0))
+    assert names(tmp_path) == ["step-00000002", mine.name]
+    assert checkpoints.resume(make_optimizer(1)).step == 2
+    checkpoints.delete_after(1)
+    assert names(tmp_path) == [mine.name]
+
+
 def test_of_the_best_states_only_the_best_is_left_when_the_run_is_done(tmp_path):
     checkpoints, optimizer = make_checkpoints(tmp_path), make_optimizer()
     best = Checkpoints(checkpoints.folder / "best", identity=IDENTITY, keep=2, console=Console(quiet=True))

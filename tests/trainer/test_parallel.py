@@ -19,7 +19,7 @@ from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.optimizer import build_optimizer
-from leveret.trainer.parallel import DTYPES, mesh_of, placed
+from leveret.trainer.parallel import DTYPES, _checksum, mesh_of, placed
 from leveret.trainer.parallel_config import ParallelConfig
 from leveret.trainer.routing import freeze_routers
 from leveret.trainer.step import optimizer_step
@@ -229,6 +229,23 @@ def unequal():
         model.norm.weight[0] += world.rank
         with placed(model, config, world, Console(quiet=True)):
             pass
+
+
+def test_the_checksum_of_a_model_is_the_same_on_a_machine_with_more_threads():
+    numbers = torch.randn(3_000_000, generator=torch.Generator().manual_seed(2))  # their sum depends on the threads
+    model = torch.nn.ParameterList([numbers, numbers[:7].bfloat16(), torch.tensor(2.0)])
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3, 8):
+            torch.set_num_threads(threads)
+            found.append(_checksum(model))
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found)) == 1
+    with torch.no_grad():
+        model[0][7] = model[0][7].nextafter(torch.tensor(9.0))
+    assert _checksum(model) != found[0]
 
 
 def test_a_sharded_model_is_plain_again_afterwards(group):

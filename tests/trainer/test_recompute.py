@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from leveret.model.config import MoeConfig
+from leveret.model.lora import LoraSettings, lora_modules
+from leveret.model.lora_targets import add_lora
 from leveret.trainer.batches import BatchSource
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.objective import CausalLoss
@@ -49,6 +51,19 @@ def test_gradients_and_loss_are_the_same_to_the_bit(new_model, new_order, random
     assert torch.equal(plain, recomputed)
     assert loss == other_loss
     assert other_kept < kept
+
+
+def test_changes_inside_a_frozen_model_get_their_gradients(new_model, new_order):
+    changed = []
+    for what in ("nothing", "layers"):
+        model = new_model()
+        add_lora(model, LoraSettings(rank=2, alpha=4), "all-linear", seed=0)  # what the first layer reads is frozen
+        batch = BatchSource(new_order(), TrainingConfig(), rows_in_one_epoch=40).step(0)[0]
+        with recomputed_layers(model, what):
+            CausalLoss(model)(batch).backward()
+        changed.append([module.lora_B.grad for module in lora_modules(model).values()])
+    assert len(changed[1]) == 14 and all(gradient.any() for gradient in changed[1])
+    assert all(torch.equal(one, other) for one, other in zip(*changed, strict=True))
 
 
 def test_names_and_forward_are_as_before_afterwards(new_model):

@@ -103,6 +103,19 @@ def test_a_spike_is_reported_with_its_rows_and_the_run_goes_on(start):
     assert "step 11: spike: loss" in (start.folder / "log").read_text()
 
 
+IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": None, "micro_batch_rows": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"), [({}, "before the update"), (IN_BACKWARD, "on the weights as the step left them")]
+)
+def test_a_report_says_which_weights_its_losses_are_measured_on(start, settings, told):
+    start(odd=ODD_IN_STEP_10, **settings)
+    report = json.loads((start.folder / "run/forensics/step-11.json").read_text())
+    assert report["measured"] == told
+    assert f"Measured one by one {told}, without dropout" in (start.folder / "run/forensics/step-11.html").read_text()
+
+
 def test_looking_into_a_step_changes_nothing_that_is_learnt(start):
     (_, looked), (_, ignored) = (start(how, odd=ODD_IN_STEP_10, on_spike=how) for how in ("report", "ignore"))
     assert torch.equal(weights(looked), weights(ignored))

@@ -65,6 +65,18 @@ def test_neither_the_adapter_nor_the_model_under_it_is_replaced(base: Path, tmp_
             merge_into_model(adapter, output)
 
 
+@pytest.mark.parametrize("named_is_there", [False, True])
+def test_the_base_that_is_given_is_merged_into_and_not_the_one_that_is_named(base: Path, named_is_there: bool) -> None:
+    adapter, given = make_adapter(base), base.rename(base.with_name("moved"))
+    wanted = load_model(given, adapter=adapter)
+    if named_is_there:  # another model by now
+        other = Decoder(wanted.config)
+        init_weights(other, 1)
+        save_model(other, base)
+    merged, _ = load_merged(adapter, base=given)
+    assert torch.allclose(wanted(IDS), merged(IDS), atol=1e-4)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("rows", [(), (5, 40, 41)])

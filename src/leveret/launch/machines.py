@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -33,6 +34,14 @@ class Machine:
     def address(self) -> str:
         """The host without the user."""
         return self.host.rpartition("@")[2]
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether its address means another machine wherever it is used."""
+        try:
+            return ipaddress.ip_address(self.address).is_loopback
+        except ValueError:  # a name
+            return self.address.partition(".")[0] == "localhost"
 
 
 def read_hostfile(path: Path) -> list[Machine]:

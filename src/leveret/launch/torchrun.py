@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leveret.errors import ConfigError
 from leveret.launch.config import LaunchConfig
 from leveret.launch.machines import Machine, SlurmJob, count_accelerators, is_here, read_hostfile
 
@@ -44,6 +45,7 @@ def starts_of(config: LaunchConfig, inner: Sequence[str], environment: Mapping[s
         machines = read_hostfile(config.hostfile)
         if config.nproc is not None:
             machines = [Machine(host=machine.host, slots=config.nproc) for machine in machines]
+        _refuse_unreachable(machines, config.hostfile)
         return _everywhere(machines, config, inner, environment)
     job = SlurmJob.from_environment(environment, nproc=config.nproc)
     if job is not None and len(job.machines) > 1:
@@ -65,6 +67,17 @@ def torchrun(machines: Sequence[Machine], node: int, config: LaunchConfig, inner
             f"--master-addr={machines[0].address}", f"--master-port={config.master_port}",
         ]  # fmt: skip
     return [sys.executable, "-m", "leveret.launch.agent", *where, "-m", "leveret", *inner]
+
+
+def _refuse_unreachable(machines: Sequence[Machine], hostfile: Path) -> None:
+    """ConfigError when the first machine, where all meet, is named so that others would look for it at home."""
+    others = [machine for machine in machines[1:] if machines[0].is_loopback and not is_here(machine)]
+    if others:
+        raise ConfigError(
+            f"{hostfile}: all processes meet at the first machine {machines[0].host}, which {others[0].address} would "
+            "take for itself",
+            hint="write the name or the address by which the other machines reach it",
+        )
 
 
 def _everywhere(

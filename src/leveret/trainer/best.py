@@ -51,6 +51,7 @@ class Best:
         """After how many steps the loss was lowest."""
         self.values: dict[str, float] = {}
         """What was measured then."""
+        self._is_kept = self.saves  # whether the state of then was saved
         self._waited = 0
         self._bar = math.inf  # what a loss must fall below by min_delta, for patience
 
@@ -68,7 +69,7 @@ class Best:
             self._waited += 1
         if not loss < self.loss:
             return False
-        self.values, self.step = dict(values), step
+        self.values, self.step, self._is_kept = dict(values), step, self.saves
         return True
 
     @property
@@ -91,7 +92,8 @@ class Best:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
         bar = None if math.isinf(self._bar) else self._bar
-        return {"best": {"step": self.step, "values": self.values, "waited": self._waited, "bar": bar}}
+        best = {"step": self.step, "values": self.values, "kept": self._is_kept, "waited": self._waited, "bar": bar}
+        return {"best": best}
 
     def restore(self, progress: dict[str, Any], done: int) -> None:
         """Go on from a checkpoint after `done` steps; better ones made after it are made again.
@@ -102,5 +104,12 @@ class Best:
             self.checkpoints.delete_after(done)
         known = progress.get("best", {})
         self.step, self.values = known.get("step"), known.get("values", {})
+        self._is_kept = known.get("kept", True)
         self._waited, bar = known.get("waited", 0), known.get("bar")
         self._bar = math.inf if bar is None else bar
+        if self.saves and self.step is not None and not self._is_kept:  # keep_best was asked for on the way
+            self.checkpoints.console.warn(
+                f"the state of the lowest {LOSS} so far ({self.loss:.4g} after step {self.step:,}) was not kept, as "
+                "keep_best was off; the lowest from here on is"
+            )
+            self.step, self.values = None, {}

@@ -29,6 +29,7 @@ These files resume *this* run. What others load is written by `leveret.weights`.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,6 +48,8 @@ from leveret.trainer.snapshot import MANIFEST, Damaged, Manifest, Snapshot
 from leveret.trainer.world import World
 
 _STATE = "state.safetensors"
+_NAME = re.compile(r"step-\d+")
+"""A folder of another name, such as a copy that somebody made, is none of ours."""
 
 
 class Checkpoints:
@@ -74,7 +77,7 @@ class Checkpoints:
 
     def saved(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
     def save(self, step: int, optimizer: Optimizer, progress: Mapping[str, Any] | None = None) -> Path:
         """Write the state after `step` steps, then delete what is older than the last `keep`."""

@@ -32,9 +32,13 @@ class Places:
         if value is None:
             return None
         try:
-            return kind(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{self.path}: {place} should be a number, not {value!r}") from None
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if number is None or (kind is int and isinstance(value, float) and number != value):
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{self.path}: {place} should be {what}, not {value!r}")
+        return number
 
     def count(self, place: str) -> Any:
         """The same, as a whole number above 0."""

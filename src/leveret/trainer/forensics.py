@@ -4,9 +4,10 @@
       step-57.json    everything, for programs
       step-57.html    the rows with the highest losses and their texts, for people
 
-The losses are those of the rows alone, by a forward pass over the weights as they were before the step's update,
-without dropout and without gradients. So the page tells bad data (one row far above the others) from a model that has
-gone astray (all rows high). The keys on it are those that `exclude_rows` takes.
+The losses are those of the rows alone, by a forward pass over the weights as they were before the step's update (with
+updates in backward: as these have left them), without dropout and without gradients. So the page tells bad data (one
+row far above the others) from a model that has gone astray (all rows high). The keys on it are those that
+`exclude_rows` takes.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class StepReport:
     """Loss, what was typical, gradient norm, learning rate, as far as known."""
     rows: list[RowReport]
     """The highest loss first."""
+    measured: str = "before the update"
+    """When the losses of the rows were, or on which weights."""
 
 
 class Forensics:
@@ -83,10 +86,12 @@ class Forensics:
     def __init__(
         self, folder: Path, model: nn.Module, objective: Objective, *,
         tokenizer: Tokenizer | None = None, origins: Origins | None = None, world: World | None = None,
+        updates_in_backward: bool = False,
     ) -> None:  # fmt: skip
         self.world = world or World(torch.device("cpu"))
         self.folder = folder / "forensics"
         self.model, self.objective, self.tokenizer = model, objective, tokenizer
+        self.measured = "on the weights as the step left them" if updates_in_backward else "before the update"
         self.origins = origins or (lambda keys: {key: key.split(" + ") for key in keys})
 
     def report(
@@ -112,7 +117,9 @@ class Forensics:
             )
             for place, (loss, row) in enumerate(ranked)
         ]
-        report = StepReport(step=step + 1, reason=reason, action=action, facts=facts, rows=described)
+        report = StepReport(
+            step=step + 1, reason=reason, action=action, facts=facts, rows=described, measured=self.measured
+        )
         page = self.folder / f"step-{step + 1}.html"
         if not self.world.is_main:
             return report, page

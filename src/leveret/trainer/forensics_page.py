@@ -51,7 +51,7 @@ def render_report(report: StepReport) -> str:
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
         f'<p class="soft">{html.escape(report.action)}</p><table>{facts}</table>'
         f"<h2>The {len(shown)} rows with the highest losses, of {len(report.rows)}</h2>"
-        f'<p class="soft">Measured one by one before the update, without dropout{_typically(typical)}. One row far '
+        f'<p class="soft">Measured one by one {report.measured}, without dropout{_typically(typical)}. One row far '
         "above the others is bad data; all of them high is a model gone astray.</p>"
         f"{rows}{_exclusion(shown)}"
         + (f'<p class="soft">{more} more rows are in step-{report.step}.json.</p>' if more > 0 else "")

@@ -141,8 +141,9 @@ class _Training:
         self.best = Best(run.config, self.checkpoints, validates=run.validate is not None)
         self.journal = Journal(self.checkpoints.folder, run.identity, writes=world.is_main)
         forensics = Forensics(
-            run.folder, model, run.objective, tokenizer=run.tokenizer, origins=run.origins, world=world
-        )
+            run.folder, model, run.objective, tokenizer=run.tokenizer, origins=run.origins, world=world,
+            updates_in_backward=run.config.optimizer_in_backward,
+        )  # fmt: skip
         self.rescue = Rescue(run.config, self.checkpoints, self.journal, forensics, console)
         self.writer = BackgroundWriter(enabled=run.config.async_checkpoints)
         dtype = DTYPES[run.config.precision]

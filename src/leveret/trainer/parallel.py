@@ -169,9 +169,17 @@ def _whole(tensor: Tensor, world: World) -> Tensor:
     return there.full_tensor()
 
 
-def _checksum(model: nn.Module) -> float:
-    """A number that two models share when they have the same weights."""
-    return float(sum(parameter.detach().double().sum() for parameter in model.parameters()))
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a number -> the integers that its bits are read as."""
+
+
+def _checksum(model: nn.Module) -> int:
+    """A number that two models share when they have the same weights.
+
+    The sum of their bits: a sum of floats has other last bits on a machine with more threads or an older processor.
+    """
+    words = (parameter.detach().flatten().view(_BITS[parameter.element_size()]) for parameter in model.parameters())
+    return sum(int(each.sum(dtype=torch.int64)) for each in words)
 
 
 def _described(mesh: DeviceMesh) -> str:

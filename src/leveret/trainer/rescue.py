@@ -82,7 +82,7 @@ class Rescue:
         first = self._first_skipped(step) + 1
         action = f"rolled back; steps {first} to {step + 1} are skipped" if goes_back else "only reported"
         if reason == "non-finite" and not goes_back:
-            action = "the run ended before the update"
+            action = "the run ended" + ("" if self.config.optimizer_in_backward else " before the update")
         try:
             report, page = self.forensics.report(step, batches, reason=reason, action=action, facts=facts)
         except OSError as error:  # a full disk: the report is not worth the run

@@ -79,9 +79,12 @@ def optimizer_step(
     """Forward and backward over `micro_batches`, clip, update once. With a `world`, these are this process's share.
 
     before_update: sees the result while the weights are those it was measured on, and may stop the step by raising.
+    Where the optimizer updates in backward, they have moved by then, and who stops the step must go back to a
+    checkpoint.
 
     Raises NothingToTrain when no token is a target and NonFiniteLoss when the loss or the gradient is not finite; the
-    weights and the optimizer are then as they were before the call.
+    weights and the optimizer are then as they were before the call, unless they were updated in backward and it is the
+    gradient that is not finite.
     """
     world = world or World(torch.device("cpu"))
     total_weight, trained, tokens = world.sum(
