@@ -78,6 +78,10 @@ class Config(pydantic.BaseModel):
     makes_quantized: ClassVar[bool] = False
     """Whether the model in `output` is quantized."""
 
+    def keeps_form_of(self) -> str | None:
+        """The model that is written to `output` as it is stored, quantized or not; None: `makes_quantized` says it."""
+        return None
+
     def whole_models(self) -> Iterator[tuple[str, str, str]]:
         """The models whose numbers must be whole: key, reference, and what is to be said of a quantized one."""
         return iter(())

@@ -108,10 +108,21 @@ def quantized_starts(config: Config, makers: Sequence[Config] = ()) -> Iterator[
     makers: the configs of the stages before, whose outputs are not there yet, or may be old.
     """
     for key, reference, way_out in config.whole_models():
-        folder = Path(reference).expanduser().absolute()
-        maker = next((maker for maker in reversed(makers) if _is_written(folder, maker)), None)
-        if is_quantized(folder) if maker is None else maker.makes_quantized:
+        if _holds_quantized(_absolute(reference), makers):
             yield f"{key}: {reference} is quantized; {way_out}"
+
+
+def _holds_quantized(folder: Path, makers: Sequence[Config]) -> bool:
+    """Whether the model in a folder is quantized, or will be when the last of `makers` that writes it has run."""
+    for number, maker in reversed(list(enumerate(makers))):
+        if _is_written(folder, maker):
+            kept = maker.keeps_form_of()
+            return maker.makes_quantized if kept is None else _holds_quantized(_absolute(kept), makers[:number])
+    return is_quantized(folder)
+
+
+def _absolute(reference: str) -> Path:
+    return Path(reference).expanduser().absolute()
 
 
 def _is_written(folder: Path, maker: Config) -> bool:

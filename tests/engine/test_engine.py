@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine
 from leveret.engine.request import Request, SamplingParams
-from leveret.errors import RequestError
+from leveret.errors import RequestError, WeightsError
 from leveret.model.decoder import Decoder
 
 TWIN_FIELDS = (
@@ -315,3 +316,16 @@ def test_a_row_that_goes_wrong_ends_alone(decoder: Decoder, caplog: pytest.LogCa
     stats = engine.stats
     assert (stats.running_requests, stats.used_tokens) == (0, 0)
     assert (stats.finished_requests, stats.cancelled_requests) == (1, 2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_computes_no_numbers_gives_an_error_and_no_answer(
+    decoder: Decoder, value: float, temperature: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = copy.deepcopy(decoder)
+    with torch.no_grad():
+        damaged.norm.weight[0] = value
+    with pytest.raises(WeightsError, match="infinite or no numbers"):
+        Engine(damaged).generate([request((3, 1), temperature=temperature)])
+    assert not caplog.text

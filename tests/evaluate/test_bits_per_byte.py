@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leveret.errors import WeightsError
 from leveret.evaluate.bits_per_byte import bits_per_byte
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
@@ -72,3 +73,10 @@ def test_without_bos_the_first_token_is_charged_as_if_nothing_were_known(
     expected = sum(math.log2(400) + naive_bits(decoder, bare.encode(text), window=64) for text in ("Call Alice", "Set"))
     assert score.context_token == "nothing"
     assert score.bits == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_that_computes_no_numbers_has_no_score(tokenizer: Tokenizer) -> None:
+    model = Uniform(tokenizer.vocab_size)
+    model.forward = lambda ids: torch.full((*ids.shape, tokenizer.vocab_size), float("nan"))  # type: ignore[method-assign]
+    with pytest.raises(WeightsError, match="no numbers"):
+        bits_per_byte(model, tokenizer, ["a hare runs"], vocab_size=tokenizer.vocab_size, window_tokens=8)

@@ -7,7 +7,7 @@ import pytest
 import leveret
 from leveret.chat.template import builtin_template
 from leveret.console import Console
-from leveret.errors import ConfigError, DataError, NothingToTrain, TemplateError
+from leveret.errors import ConfigError, DataError, NothingToTrain
 from leveret.finetune import run as finetune
 from leveret.paths import hash_tree
 from leveret.precision.gptq_layout import GptqStorage
@@ -239,7 +239,7 @@ def test_a_message_with_text_and_calls_is_refused_rather_than_cut(make_config):
 def test_a_template_that_marks_nothing_for_training_is_refused(make_config):
     plain = make_config.folder / "plain.jinja"
     plain.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    with pytest.raises(TemplateError, match="generation"):
+    with pytest.raises(ConfigError, match=r"template: .* does not say what the model writes"):
         finetune.run(make_config(template=str(plain)), QUIET)
 
 
@@ -258,8 +258,30 @@ def test_a_template_file_may_end_replies_with_the_tokenizer_s_own_token(make_con
 def test_a_template_file_that_is_not_text_is_named(make_config):
     plain = make_config.folder / "plain.jinja"
     plain.write_bytes(b"{% for m in messages %}\xff{% endfor %}")
-    with pytest.raises(TemplateError, match=r"plain.jinja is not UTF-8: .* at byte 23"):
+    with pytest.raises(ConfigError, match=r"template: .*plain.jinja is not UTF-8: .* at byte 23"):
         finetune.run(make_config(template=str(plain)), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "content", "said"),
+    [
+        ("template", "wrong.jinja", "{% for %}", "template: .*wrong.jinja.*line 1"),
+        ("template", "missing.jinja", None, "template: there is no file .*missing.jinja"),
+        ("tools", "wrong.json", "[1, 2", "tools: .*wrong.json is not JSON"),
+        ("tools", "missing.json", None, "tools: .*missing.json does not exist"),
+    ],
+)
+def test_a_file_that_the_config_names_in_vain_is_a_mistake_of_its_key(make_config, key, name, content, said):
+    file = make_config.folder / name
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        finetune.run(make_config(**{key: str(file)}), QUIET)
+
+
+def test_a_misspelt_template_is_told_when_the_config_is_read(make_config):
+    with pytest.raises(ConfigError, match=r"template: 'chatlm' is no built-in chat template.*did you mean chatml"):
+        make_config(template="chatlm")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

@@ -14,7 +14,7 @@ from leveret.console import Console
 from leveret.data.examples import Conversation
 from leveret.data.files import ReadReport
 from leveret.data.samples import render_sample
-from leveret.errors import DataError, TemplateError
+from leveret.errors import ConfigError, DataError
 from leveret.finetune import run as finetune
 from leveret.finetune import samples as samples_module
 from leveret.finetune.rows import trained_sources
@@ -74,8 +74,8 @@ def test_the_x_ray_sees_what_each_mask_teaches(make_config, x_ray, mask, templat
     assert x_ray[0].stopped == 1
 
 
-def test_a_mask_that_does_not_fit_the_template_is_refused_with_the_sample_s_place(make_config):
-    with pytest.raises(TemplateError, match=r"chats.jsonl:1: .* LingoWhale"):
+def test_a_mask_that_does_not_fit_the_template_is_a_mistake_of_the_config(make_config):
+    with pytest.raises(ConfigError, match=r"mask: .* LingoWhale"):
         finetune.run(make_config(mask="lingowhale"), QUIET)
 
 

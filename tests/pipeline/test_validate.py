@@ -70,6 +70,12 @@ stages:
   - export: {model: "@quantize"}
   - name: directory
     export: {model: "@quantize", to: directory}
+  - name: of_export
+    finetune: {model: "@directory", data: [chats.jsonl]}
+  - name: of_other
+    export: {model: base, to: directory}
+  - name: whole
+    finetune: {model: "@of_other", data: [chats.jsonl]}
 """
 
 
@@ -89,8 +95,9 @@ def test_a_quantized_model_is_refused_where_a_stage_needs_a_whole_one(
         run(ValidateConfig(files=(Path("r.yaml"),)), quiet)
     found = [line.strip().partition(" is quantized")[0] for line in str(caught.value).splitlines()]
     assert found == [
-        "r.yaml has 4 mistakes:", "stage finetune: model: runs/r/quantize", "stage merged: model: runs/r/quantize",
+        "r.yaml has 5 mistakes:", "stage finetune: model: runs/r/quantize", "stage merged: model: runs/r/quantize",
         "stage more: init_from: there", "stage export: model: runs/r/quantize",
+        "stage of_export: model: runs/r/directory",
     ]  # fmt: skip
     Path("one.yaml").write_text("model: there\noutput: x\ndata: [chats.jsonl]\n")
     with pytest.raises(ConfigError, match=r"one\.yaml .*: model: there is quantized; only an adapter"):

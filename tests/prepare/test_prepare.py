@@ -65,6 +65,12 @@ def test_a_second_folder_gets_the_same_bytes_and_another_seed_others(texts: Path
     }
 
 
+def test_documents_without_any_text_are_refused_by_name(texts: Path) -> None:
+    (texts / "empty.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"no text in .*empty\.txt"):
+        run(config(texts, documents=[texts / "empty.txt"]), Console(quiet=True))
+
+
 def test_train_and_validation_share_no_text_and_copies_are_dropped(texts: Path) -> None:
     summary = run(config(texts), Console(quiet=True)).summary
     train, valid = (lines(texts.parent / "out" / f"text.{name}.jsonl") for name in ("train", "valid"))

@@ -210,6 +210,21 @@ def test_what_cannot_be_written_or_read_is_refused(tokenizer: Tokenizer, tmp_pat
     assert issubclass(CorruptedFile, LeveretError)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["q8_0", "f16", "bf16"])
+def test_weights_that_are_no_finite_numbers_are_refused_by_name(
+    tokenizer: Tokenizer, tmp_path: Path, kind: str, value: float
+) -> None:
+    config = config_of("llama")
+    source = make(tmp_path / "m", tokenizer, config)
+    model = load_model(source)
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.weight[0, 0] = value
+    save_model(model, source)
+    with pytest.raises(WeightsError, match=r"layers\.0\.mlp\.up_proj\.weight holds 1 values that are infinite"):
+        write(source, tmp_path / "n.gguf", kind, tokenizer_keys(tokenizer, config))
+
+
 def test_a_yarn_whose_factor_llama_cpp_would_work_out_otherwise_is_refused(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

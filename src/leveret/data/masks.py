@@ -57,6 +57,22 @@ def labelled(
     return Labelled(ids=encoded.ids, mask=encoded.marked(trained))
 
 
+def check_fit(mask: Mask, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    """TemplateError when this mask finds nothing to train in what the template writes, whatever is said."""
+    require_replies(mask, template)
+    if mask == "lingowhale":
+        _user_marker(tokenizer, template)
+
+
+def require_replies(mask: Mask, template: ChatTemplate) -> None:
+    """TemplateError when the mask needs to know what the model writes, and the template does not say it."""
+    if not template.trains and mask != "full":
+        raise TemplateError(
+            f"chat template {template.name!r} does not say what the model writes, so nothing would be trained",
+            hint="put {% generation %} and {% endgeneration %} around the assistant's content and its stop token",
+        )
+
+
 def _told_apart(
     template: ChatTemplate, messages: Sequence[Message], replies: Sequence[Span]
 ) -> tuple[list[Span], list[Span]]:

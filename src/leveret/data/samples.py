@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from leveret.chat.template import ChatTemplate, EncodeText
 from leveret.data.examples import Conversation
-from leveret.data.masks import Mask, labelled
+from leveret.data.masks import Mask, labelled, require_replies
 from leveret.data.packing import Sample
 from leveret.errors import TemplateError
 from leveret.tokenizer.files import Tokenizer
@@ -24,11 +24,7 @@ def render_sample(
 
     TemplateError with the conversation's place if the template refuses it, or does not say what to train on.
     """
-    if not template.trains and mask != "full":
-        raise TemplateError(
-            f"chat template {template.name!r} does not say what the model writes, so nothing would be trained",
-            hint="put {% generation %} and {% endgeneration %} around the assistant's content and its stop token",
-        )
+    require_replies(mask, template)
     try:
         found = labelled(tokenizer, template, conversation, mask, encode_text=encode_text)
     except TemplateError as error:

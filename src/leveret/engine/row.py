@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from leveret.engine.blocks import chained
 from leveret.engine.request import Completion, FinishReason, Request
 from leveret.engine.sampler import RowSampler
-from leveret.errors import RequestError
+from leveret.errors import LeveretError
 
 
 class Row:
@@ -105,7 +105,7 @@ class Row:
         """Whatever goes wrong inside ends this row, and no other one of the step."""
         try:
             yield
-        except RequestError as error:  # its own mistake, which shows only now
+        except LeveretError as error:  # its own mistake, or the model's, which shows only now
             self.fail(error)
         except Exception as error:
             logging.getLogger(__name__).exception("a request failed; the others go on")

@@ -17,6 +17,7 @@ never on its neighbours in the batch.
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from leveret.engine.logprobs import score_token
 from leveret.engine.request import Constraint, SamplingParams
 from leveret.engine.token_score import TokenScore
-from leveret.errors import RequestError
+from leveret.errors import RequestError, WeightsError
 
 
 class RowSampler:
@@ -82,8 +83,13 @@ class RowSampler:
         return int(allowed[0])
 
     def choose(self, logits: Tensor) -> int:
-        """The next id, from the logits (V,) of any float type. RequestError when each that may come is banned."""
+        """The next id, from the logits (V,) of any float type.
+
+        RequestError when each that may come is banned, WeightsError when the logits are no numbers.
+        """
         scores = logits.float().cpu()
+        if not scores.max() < math.inf:  # what is no number is the largest to PyTorch, and not below anything
+            raise no_numbers()
         chosen = self._chosen(self._adjusted(scores))
         if self._record is not None:
             self._record(score_token(scores, chosen, self._params.logprobs or 0))
@@ -117,6 +123,15 @@ class RowSampler:
             raise _nothing_left()
         allowed = torch.tensor(ids)
         return int(allowed[draw(scores[allowed], self._params, self._generator)])
+
+
+def no_numbers() -> WeightsError:
+    """A model's answer is infinite or NaN: whatever was chosen from it would be made up."""
+    return WeightsError(
+        "the model computes values that are infinite or no numbers, so there is no answer",
+        hint="a file of weights is damaged, or the training that wrote it had failed: `leveret convert MODEL "
+        "output=...` names the tensor",
+    )
 
 
 def _nothing_left() -> RequestError:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from leveret.engine.sampler import no_numbers
 from leveret.tokenizer.files import Tokenizer
 
 PROTOCOL = (
@@ -52,7 +53,10 @@ class TextScore:
 def bits_per_byte(
     model: nn.Module, tokenizer: Tokenizer, texts: Iterable[str], *, vocab_size: int, window_tokens: int
 ) -> TextScore:
-    """Score documents. `model`: ids (B, T) to logits (B, T, V); `vocab_size`: V. Empty documents count nothing."""
+    """Score documents. `model`: ids (B, T) to logits (B, T, V); `vocab_size`: V. Empty documents count nothing.
+
+    WeightsError when the model's answers are no numbers.
+    """
     bits, num_bytes, num_tokens, num_documents = 0.0, 0, 0, 0
     windows: list[list[int]] = []
     for text in texts:
@@ -96,4 +100,7 @@ def _bits(model: nn.Module, windows: Sequence[list[int]]) -> float:
     targets = torch.tensor([[*window[1:], *[-100] * (longest - len(window))] for window in windows], device=device)
     logits = model(ids[:, :-1])  # (B, T-1, V)
     losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none")
-    return float(losses.double().sum()) / math.log(2)
+    bits = float(losses.double().sum()) / math.log(2)
+    if math.isnan(bits):
+        raise no_numbers()
+    return bits

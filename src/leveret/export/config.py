@@ -62,6 +62,10 @@ class ExportConfig(Config):
             raise ValueError(f"{name!r} cannot be the beginning of a file's name; where it lies is `output`")
         return name
 
+    def keeps_form_of(self) -> str | None:
+        """A directory has the matrices as they are."""
+        return self.model if self.to == "directory" else None
+
     def whole_models(self) -> Iterator[tuple[str, str, str]]:
         """GGUF has quantized formats of its own."""
         if self.to == "gguf":

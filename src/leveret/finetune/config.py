@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from leveret.chat.template import BUILTIN_NAMES
 from leveret.config import Config, Positional, Rehearsal
 from leveret.data.masks import Mask
 from leveret.data.sample_rows import OnLong
 from leveret.finetune.adapter_config import AdapterTraining
+from leveret.spelling import suggest
 from leveret.trainer.config import DataSource, TrainingConfig
 
 
@@ -66,6 +68,16 @@ class FinetuneConfig(Config):
     """Steps, batch, learning rate, precision, checkpoints."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of the data."""
+
+    @field_validator("template")
+    @classmethod
+    def _is_built_in_or_a_file(cls, name: str | None) -> str | None:
+        """A typing error in a name is told before a recipe begins; a file may be there only later."""
+        if name is None or name in BUILTIN_NAMES or Path(name).suffix or Path(name).name != name or Path(name).exists():
+            return name
+        nearest = suggest(name, BUILTIN_NAMES)
+        known = f"did you mean {nearest}?" if nearest else f"built in are {', '.join(BUILTIN_NAMES)}"
+        raise ValueError(f"{name!r} is no built-in chat template, and no file; {known}")
 
     def whole_models(self) -> Iterator[tuple[str, str, str]]:
         """All of a model is trained, unless an adapter is; that can be merged into whole numbers only."""

@@ -9,6 +9,8 @@ goes on and ends with the same bits. With `adapter`, the model is frozen and a s
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from leveret.chat.template import BUILTIN_NAMES, ChatTemplate, builtin_template,
 from leveret.commands import StageResult
 from leveret.console import Console
 from leveret.data.files import refuse_output_within
+from leveret.data.masks import check_fit
 from leveret.data.mixture import Mixture
-from leveret.errors import TemplateError
+from leveret.errors import ConfigError, TemplateError, ToolError
 from leveret.finetune.adapter import (
     ADAPTER,
     Adaptation,
@@ -65,8 +68,10 @@ def _run(config: FinetuneConfig, world: World, console: Console) -> StageResult:
     check_start(start, config.output, config.training, beside=config.adapter is not None)
     tokenizer = Tokenizer.load(start)
     template = _template(config.template, tokenizer)
-    tools = None if config.tools is None else ToolSet.load(config.tools)
+    tools = None if config.tools is None else _tools(config.tools)
     added = add_tokens(tokenizer, template, tools)
+    with _mistake_of("mask" if config.mask != "assistant" else "template"):
+        check_fit(config.mask, tokenizer, template)
     dialect = None if tools is None else FunctionalDialect(tools, reserved=tokenizer.special_ids)
     writing = Writing(
         tokenizer=tokenizer, template=template, dialect=dialect, mask=config.mask,
@@ -160,9 +165,28 @@ def _template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
     """The template asked for: a built-in one, a file, or the model's own."""
     if name is None:
         return template_for(tokenizer)
-    is_file = name not in BUILTIN_NAMES and Path(name).is_file()
-    source = _source_of(name) if is_file else builtin_template(name).source
-    return ChatTemplate(source, name=name, variables=tokenizer.special_tokens)
+    built_in = name in BUILTIN_NAMES
+    if not built_in and not Path(name).is_file():
+        raise ConfigError(f"template: there is no file {name}", hint=f"built in are {', '.join(BUILTIN_NAMES)}")
+    with _mistake_of("template"):
+        source = builtin_template(name).source if built_in else _source_of(name)
+        return ChatTemplate(source, name=name, variables=tokenizer.special_tokens)
+
+
+def _tools(file: Path) -> ToolSet:
+    if not file.exists():
+        raise ConfigError(f"tools: {file} does not exist", hint="name a JSON file with declarations of tools")
+    with _mistake_of("tools"):
+        return ToolSet.load(file)
+
+
+@contextlib.contextmanager
+def _mistake_of(key: str) -> Iterator[None]:
+    """What is wrong with a template or a tool set was named by `key` of the config."""
+    try:
+        yield
+    except (TemplateError, ToolError) as error:
+        raise ConfigError(f"{key}: {error.message}", hint=error.hint) from error
 
 
 def _source_of(file: str) -> str:

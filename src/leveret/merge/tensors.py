@@ -192,5 +192,5 @@ def _finite(piece: Piece, merged: Tensor, values: Sequence[Tensor]) -> Tensor:
         raise WeightsError(f"{piece.name} overflows {str(piece.dtype)[6:]}", hint="merge into bfloat16 or float32")
     raise WeightsError(
         f"{piece.name} holds values that are no finite numbers, in one of the models",
-        hint="`leveret inspect` on each model shows which",
+        hint="`leveret convert MODEL output=...` refuses that model: a file is damaged, or the training had failed",
     )

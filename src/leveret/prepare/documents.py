@@ -26,9 +26,15 @@ MOST_CUT, LEAST_CUT_BYTES = 8, 64
 def gather(config: PrepareConfig, console: Console) -> list[Document]:
     """The documents to keep: all, or a seeded sample of `max_bytes`; equal texts are kept once.
 
-    A sample has whole documents, or the beginnings of some where hardly one is short enough.
+    A sample has whole documents, or the beginnings of some where hardly one is short enough. DataError when documents
+    are named and none of them holds a text.
     """
     documents = list(_unique(_read(config, console), console))
+    if config.documents and not documents:
+        raise DataError(
+            f"there is no text in {', '.join(map(str, config.documents))}",
+            hint="name other documents, or leave them out",
+        )
     random.Random(f"{config.seed}/documents").shuffle(documents)
     kept, num_bytes = [], 0
     for document in documents:

@@ -34,6 +34,7 @@ from leveret.weights.gguf_metadata import CONFIG_KEY, ROPE_TENSOR, limits, model
 from leveret.weights.gguf_tokenizer import FoundRule, TokenizerKeys
 from leveret.weights.load import read_config
 from leveret.weights.model_tensors import FolderTensors
+from leveret.weights.rewrite import refuse_infinite
 from leveret.weights.safetensors import read_json
 
 CARRIED_KEY = "leveret.files"
@@ -64,7 +65,8 @@ def write_gguf(
     carried: dict[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GgufReport:
-    """Write the model of a directory as `target`. WeightsError if its weights are quantized already, or overflow.
+    """Write the model of a directory as `target`. WeightsError if its weights are quantized already, or
+    overflow, or are no numbers.
 
     carried: small files that travel in the key `leveret.files`.
     progress: called with (tensors done, tensors in all).
@@ -137,7 +139,10 @@ def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: Any) -> None
 
 def _encoded(place: Place, values: FolderTensors, kind: Any) -> Array:
     gguf = gguf_package()
-    whole = to_file(place, {name: values.read(name) for name in place.parts})
+    parts = {name: values.read(name) for name in place.parts}
+    for name, part in parts.items():
+        refuse_infinite(name, part)  # in blocks a NaN would be some number again
+    whole = to_file(place, parts)
     if kind.name == "F16" and np.abs(whole).max(initial=0) > np.finfo(np.float16).max:
         raise WeightsError(f"{place.parts[0]} has values beyond float16's largest, 65504", hint="choose type=bf16")
     encoded: Array = gguf.quants.quantize(np.ascontiguousarray(whole), kind)

@@ -31,6 +31,7 @@ from leveret.weights.gguf_file import gguf_package
 from leveret.weights.gguf_layout import ARCHITECTURE, Array, Place, interleave, places
 from leveret.weights.model_tensors import shapes_of
 from leveret.weights.prefix import is_prefix
+from leveret.weights.rewrite import refuse_infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,8 @@ def _changes(adapter: Path, config: ModelConfig) -> dict[str, _Change]:
                                     hint="was it trained on this model?")  # fmt: skip
         if held.keys() != {A, B}:
             raise UnexpectedWeights(f"{adapter} holds only {', '.join(held)} of {module}", hint="is the file whole?")
+        for suffix, values in held.items():
+            refuse_infinite(f"{module}.{suffix} in {adapter}", values)
         a, b, scale = held[A].float(), held[B].float(), settings.settings_of(module).scale
         rows = [shapes[name][0] for name in ours]
         if a.shape[1] != shapes[ours[0]][1] or b.shape != (sum(rows), a.shape[0]):

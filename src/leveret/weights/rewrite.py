@@ -92,10 +92,7 @@ def write_tensors(
 
 def converted(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
     """Values in `dtype`. WeightsError names a tensor with values that are no numbers, or too large for it."""
-    if not torch.isfinite(values).all():
-        count = int((~torch.isfinite(values)).sum())
-        raise WeightsError(f"{name} holds {count:,} values that are infinite or no numbers",
-                           hint="the file is damaged, or the training that wrote it had failed")  # fmt: skip
+    refuse_infinite(name, values)
     if values.dtype == dtype:
         return values
     changed = values.to(dtype)
@@ -103,6 +100,14 @@ def converted(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
         raise WeightsError(f"{name} has values beyond the largest of {str(dtype).removeprefix('torch.')}, "
                            f"{torch.finfo(dtype).max:g}", hint="choose bfloat16 or float32")  # fmt: skip
     return changed
+
+
+def refuse_infinite(name: str, values: Tensor) -> None:
+    """WeightsError when values of a tensor are infinite or no numbers."""
+    if not torch.isfinite(values).all():
+        count = int((~torch.isfinite(values)).sum())
+        raise WeightsError(f"{name} holds {count:,} values that are infinite or no numbers",
+                           hint="the file is damaged, or the training that wrote it had failed")  # fmt: skip
 
 
 def _cast(name: str, values: Tensor, dtype: torch.dtype, report: Rewritten) -> Tensor:
