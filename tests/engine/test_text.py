@@ -424,8 +424,18 @@ def test_special_tokens_are_shown_when_asked_for(model: TextModel) -> None:
 def test_the_keys_of_the_engine_reach_it_and_are_refused_for_other_backends(model_dir: Path) -> None:
     model = TextModel.load(model_dir, engine=EngineConfig(cache_memory_mib=1))
     assert model.engine.stats.cache_bytes <= 1 << 20
-    with pytest.raises(ConfigError, match="the engine keys are for our own engine, and the backend is transformers"):
-        TextModel.load(model_dir, backend="transformers", engine=EngineConfig(speculation=None))
+    words = (
+        "engine.max_rows, engine.speculation are for our own engine, and the backend is transformers: leave them out"
+    )
+    with pytest.raises(ConfigError, match=words):
+        TextModel.load(model_dir, backend="transformers", engine=EngineConfig(max_rows=2, speculation=None))
+
+
+@pytest.mark.parametrize("backend", ["llama.cpp", "http://127.0.0.1:9/v1"])
+def test_how_weights_are_loaded_is_refused_where_another_program_loads_them(model_dir: Path, backend: str) -> None:
+    with pytest.raises(ConfigError, match=f"dtype, device are for our own engine, and the backend is {backend}"):
+        TextModel.load(model_dir, backend=backend, dtype="bfloat16", device="cuda")
+    TextModel.load(model_dir, backend="transformers", dtype="bfloat16")
 
 
 def test_a_tool_set_offers_its_tools(model: TextModel) -> None:
