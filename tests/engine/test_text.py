@@ -18,6 +18,7 @@ from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import builtin_template, template_for
 from leveret.engine.config import EngineConfig
 from leveret.engine.defaults import read_defaults
+from leveret.engine.prompting import PromptShape
 from leveret.engine.reply import reply_from
 from leveret.engine.request import Completion
 from leveret.engine.text import TextModel
@@ -90,7 +91,7 @@ def test_chat_stream_and_whole_reply_are_the_same(model: TextModel) -> None:
 
 
 def test_the_server_side_prompt_is_the_training_prompt(model: TextModel, tokenizer: Tokenizer) -> None:
-    """Row by row: default system message, given one, empty turn, Chinese, earlier tool calls and their results."""
+    """Row by row: default system message, given one, empty turn, Chinese, earlier calls with results, white space."""
     calls = (ToolCall("set_timer", {"minutes": 5}), ToolCall("call_contact", {"name": "Alice"}))
     dialect = FunctionalDialect(model.tools, reserved=tokenizer.special_ids)
     template = template_for(tokenizer)
@@ -100,6 +101,7 @@ def test_the_server_side_prompt_is_the_training_prompt(model: TextModel, tokeniz
         [Message("system", "Be brief."), Message("user", "")],
         [Message("user", "a<round_end>b <api_0>"), Message("assistant", "ok"), Message("user", "c")],
         [Message("user", USER["content"]), rendered, Message("tool", "done"), Message("user", "thanks")],
+        [Message("user", "  a\n"), Message("assistant", "ok \n"), Message("user", "\tb ")],
     ]
     for trained in conversations:
         served = [
@@ -126,7 +128,8 @@ def test_the_server_side_prompt_is_the_training_prompt(model: TextModel, tokeniz
 def test_a_chat_prompt_has_a_bos_exactly_where_its_template_says_so(
     name: str, files_add_bos: bool, model: TextModel
 ) -> None:
-    source = "{{ bos_token }}{{ messages[0].content }}" if name == "with-bos" else builtin_template(name).source
+    plain = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    source = plain if name == "with-bos" else builtin_template(name).source
     tokenizer = Tokenizer(
         adding_bos(model.tokenizer) if files_add_bos else model.tokenizer.to_json(),
         bos_token="<s>",
@@ -134,9 +137,14 @@ def test_a_chat_prompt_has_a_bos_exactly_where_its_template_says_so(
         chat_template=source,
     )
     tokenizer.add_special_tokens([t for t in template_for(tokenizer).special_tokens if t not in tokenizer.special_ids])
-    prompt = TextModel(model.model, tokenizer, template=template_for(tokenizer)).prepare_chat([USER]).request.prompt_ids
-    assert prompt.count(tokenizer.special_ids["<s>"]) == (name == "with-bos")
-    assert prompt[0] == tokenizer.special_ids["<s>"] or name != "with-bos"
+    talker = TextModel(model.model, tokenizer, template=template_for(tokenizer))
+    opened = talker.prepare_chat([USER])
+    continued = talker.prepare_chat(
+        [USER, {"role": "assistant", "content": "Well"}], shape=PromptShape(continue_final_message=True)
+    )
+    for prompt in (opened.request.prompt_ids, continued.request.prompt_ids):
+        assert prompt.count(tokenizer.special_ids["<s>"]) == (name == "with-bos")
+        assert prompt[0] == tokenizer.special_ids["<s>"] or name != "with-bos"
 
 
 def test_a_raw_prompt_gets_a_bos_if_the_tokenizer_files_say_so(model: TextModel) -> None:
@@ -424,8 +432,18 @@ def test_special_tokens_are_shown_when_asked_for(model: TextModel) -> None:
 def test_the_keys_of_the_engine_reach_it_and_are_refused_for_other_backends(model_dir: Path) -> None:
     model = TextModel.load(model_dir, engine=EngineConfig(cache_memory_mib=1))
     assert model.engine.stats.cache_bytes <= 1 << 20
-    with pytest.raises(ConfigError, match="the engine keys are for our own engine, and the backend is transformers"):
-        TextModel.load(model_dir, backend="transformers", engine=EngineConfig(speculation=None))
+    words = (
+        "engine.max_rows, engine.speculation are for our own engine, and the backend is transformers: leave them out"
+    )
+    with pytest.raises(ConfigError, match=words):
+        TextModel.load(model_dir, backend="transformers", engine=EngineConfig(max_rows=2, speculation=None))
+
+
+@pytest.mark.parametrize("backend", ["llama.cpp", "http://127.0.0.1:9/v1"])
+def test_how_weights_are_loaded_is_refused_where_another_program_loads_them(model_dir: Path, backend: str) -> None:
+    with pytest.raises(ConfigError, match=f"dtype, device are for our own engine, and the backend is {backend}"):
+        TextModel.load(model_dir, backend=backend, dtype="bfloat16", device="cuda")
+    TextModel.load(model_dir, backend="transformers", dtype="bfloat16")
 
 
 def test_a_tool_set_offers_its_tools(model: TextModel) -> None:

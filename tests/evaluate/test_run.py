@@ -131,11 +131,19 @@ def test_unconstrained_answers_that_do_not_parse_are_counted(
     assert len(failures) == 2 and all(json.loads(line)["predicted"] is None for line in failures)
 
 
-def test_a_request_that_is_too_long_is_a_failure_not_an_end(model_dir: Path, tmp_path: Path) -> None:
+def test_a_request_that_is_too_long_is_a_failure_of_its_own_kind_not_an_end(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"query": "very " * 2000, "calls": []}) + "\n")
-    result = run(config_for(model_dir, tools=[file]), Console(quiet=True))
-    assert result.summary["long: unparsable"] == 1 and result.output is None
+    result = run(config_for(model_dir, tools=[file], output=tmp_path / "out"), Console())
+    assert result.summary["long: unparsable"] == 0 and result.summary["long: exact"] == 0
+    [entry] = json.loads((tmp_path / "out" / "evaluation.json").read_text())["tools"].values()
+    assert entry["overall"]["errors"] == {"not_asked": 1}
+    [failure] = map(json.loads, (tmp_path / "out" / "failures.jsonl").read_text().splitlines())
+    assert failure["error"] == "not_asked" and "room for" in failure["reason"] and "raw" not in failure
+    told = capsys.readouterr()
+    assert "1 request could not be asked" in told.err and "(not asked)" in told.out + told.err
 
 
 def test_each_request_file_is_a_group(model_dir: Path, requests_file: Path, tmp_path: Path) -> None:

@@ -53,6 +53,30 @@ def test_a_streamed_chat_adds_up_to_the_whole_one(client: openai.OpenAI) -> None
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+def test_usage_may_be_told_with_every_chunk_each_choice_counted_for_itself(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    asked: list[Any] = [
+        client.chat.completions.create(model="phone", messages=[USER], n=2, stream=True, **options, **SAMPLED),
+        client.completions.create(model="phone", prompt=[[5, 6], [5, 6, 7, 8]], stream=True, **options, **SAMPLED),
+    ]
+    for chunks in map(list, asked):
+        last = chunks[-1]
+        ends = []
+        for index in range(2):
+            own = [chunk.usage for chunk in chunks if chunk.choices and chunk.choices[0].index == index]
+            counts = [usage.completion_tokens for usage in own]
+            assert (
+                counts == sorted(counts) and len(set(counts)) > 2 and len({usage.prompt_tokens for usage in own}) == 1
+            )
+            assert all(usage.total_tokens == usage.prompt_tokens + usage.completion_tokens for usage in own)
+            ends.append(own[-1])
+        assert last.choices == [] and sum(end.completion_tokens for end in ends) == last.usage.completion_tokens
+    assert sum(end.prompt_tokens for end in ends) == last.usage.prompt_tokens and ends[1].prompt_tokens == 4
+    without = {"stream_options": {"include_usage": False, "continuous_usage_stats": True}}
+    chunks = list(client.completions.create(model="phone", prompt="Set a", stream=True, **without, **SAMPLED))
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+
+
 def test_text_completions_of_texts_and_ids_with_several_choices(client: openai.OpenAI, model: TextModel) -> None:
     response = client.completions.create(model="phone", prompt=["Set a", "明天"], n=2, **SAMPLED)
     options = [SAMPLED | {"seed": seed} for seed in (5, 6)]

@@ -15,6 +15,7 @@ import pytest
 
 from leveret.config import fingerprint
 from leveret.console import Console
+from leveret.engine.config import EngineConfig
 from leveret.engine.text import TextModel
 from leveret.errors import ConfigError, LeveretError, MissingExtra
 from leveret.serve.client import Answer, ask
@@ -107,3 +108,12 @@ def test_what_cannot_be_served_is_an_error_before_an_address_is_named(
         with pytest.raises(ConfigError):
             run(ServeConfig(model=str(model_dir), port=0, **wrong), Console())
         assert "answers at" not in capsys.readouterr().err
+
+
+def test_keys_of_our_engine_are_refused_by_name_before_another_program_loads_the_model() -> None:
+    words = "engine.max_rows, max_model_len are for our own engine, and the backend is transformers: leave them out"
+    with pytest.raises(ValueError, match=words):
+        ServeConfig(model="x", backend="transformers", max_model_len=64, engine=EngineConfig(max_rows=2))
+    with pytest.raises(ValueError, match=r"dtype is for our own engine, and the backend is llama\.cpp: leave it out"):
+        ServeConfig(model="x.gguf", backend="llama.cpp", dtype="float32")
+    ServeConfig(model="x", backend="vllm", max_model_len=64, engine=EngineConfig(cache_block_tokens=16))

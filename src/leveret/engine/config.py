@@ -32,3 +32,9 @@ class EngineConfig(Config):
     """On a GPU, record what a step launches and replay it, for plain models; compared once with the step itself."""
     draft_model: str | None = None
     """A small model with the same tokenizer that guesses tokens too: a directory, or a name on the hub."""
+
+    @property
+    def changed(self) -> list[str]:
+        """The keys that are not as they are by default."""
+        default = type(self)()
+        return [name for name in type(self).model_fields if getattr(self, name) != getattr(default, name)]

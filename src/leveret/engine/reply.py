@@ -53,6 +53,8 @@ class Delta:
     """The scores of the tokens that this piece came of, or that came before it, if they were asked for."""
     prompt_scores: tuple[TokenScore, ...] = ()
     """The scores of the prompt's tokens, if they were asked for; on a first piece without text."""
+    num_generated: int | None = None
+    """Tokens of the answer when this was given out, where somebody counts along."""
     finish_reason: ReplyReason | None = None
     """Set on the last piece."""
     usage: Usage | None = None

@@ -25,7 +25,7 @@ import torch
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate
 from leveret.engine.backend import Backend
-from leveret.engine.backends.names import OWN, checked_name
+from leveret.engine.backends.names import OWN, check_keys, checked_name
 from leveret.engine.backends.opening import open_parts
 from leveret.engine.beside import Beside
 from leveret.engine.config import EngineConfig
@@ -92,6 +92,7 @@ class TextModel(JobMaker):
         """
         try:
             is_own = checked_name(backend) == OWN
+            check_keys(backend, engine=engine, dtype=dtype, device=device)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if not is_own:
@@ -100,8 +101,6 @@ class TextModel(JobMaker):
                     "an adapter, or quantizing at load, is for our own engine",
                     hint="merge the adapter first (leveret export), or quantize first (leveret quantize)",
                 )
-            if engine not in (None, EngineConfig()):
-                raise ConfigError(f"the engine keys are for our own engine, and the backend is {backend}")
             return cls(**vars(open_parts(path, backend, dtype=dtype, device=device)))
         directory = resolve_model(str(path))
         top = directory if adapter is None else resolve_model(str(adapter))

@@ -98,6 +98,12 @@ def _tool_calls(config: EvaluateConfig, model: TextModel, file: Path, console: C
             f"{file}: {len(evaluation.misfits)} expected calls do not fit the model's tools and cannot be answered "
             f"right, the first: {evaluation.misfits[0]}"
         )
+    if evaluation.not_asked:
+        number = len(evaluation.not_asked)
+        console.warn(
+            f"{file}: {number} request{'s' * (number > 1)} could not be asked and count as failures, the first: "
+            f"{evaluation.not_asked[0]}"
+        )
     return evaluation
 
 

@@ -41,7 +41,7 @@ def show_failures(failures: list[dict[str, Any]], limit: int, console: Console) 
         rows = [
             [
                 failure["error"],
-                *map(_cut, (failure["query"], _calls(failure["expected"]), _calls(failure["predicted"]))),
+                *map(_cut, (failure["query"], _calls(failure["expected"]), _answered(failure))),
             ]
             for failure in failures[:limit]
         ]
@@ -78,9 +78,13 @@ def _cut(text: str) -> str:
     return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
 
 
-def _calls(calls: list[dict[str, Any]] | None) -> str:
-    if calls is None:
-        return "(does not parse)"
+def _answered(failure: Mapping[str, Any]) -> str:
+    if failure["predicted"] is None:
+        return "(not asked)" if failure["error"] == "not_asked" else "(does not parse)"
+    return _calls(failure["predicted"])
+
+
+def _calls(calls: list[dict[str, Any]]) -> str:
     return "; ".join(map(_call, calls)) or "(no tool)"
 
 

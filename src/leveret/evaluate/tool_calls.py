@@ -14,7 +14,7 @@ from leveret.engine.jobs import Job
 from leveret.engine.reply import Reply
 from leveret.engine.text import TextModel
 from leveret.errors import RequestError, ToolError
-from leveret.tools.checker import check
+from leveret.tools.checker import Verdict, check
 from leveret.tools.requests import ToolRequest
 from leveret.tools.schema import ToolSet
 from leveret.tools.score import Judged, Score, score
@@ -25,10 +25,13 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A judged request with the raw text of an answer that did not parse."""
+    """A judged request, and what there is in place of calls."""
 
     judged: Judged
-    raw: str | None
+    raw: str | None = None
+    """The text of an answer that did not parse."""
+    reason: str | None = None
+    """Why the request could not be asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class ToolEvaluation:
     score: Score
     misfits: tuple[str, ...]
     """Expected calls that the model's tools do not admit: these requests cannot be answered right."""
+    not_asked: tuple[str, ...]
+    """Why requests could not be asked, one reason each: most are longer than the context."""
     seconds: float
     answer_tokens: float
     """Mean length of an answer."""
@@ -68,7 +73,7 @@ class ToolEvaluation:
                     "parameter": verdict.parameter,
                     "expected": _calls_json(judged.request.calls),
                     "predicted": None if judged.predicted is None else _calls_json(judged.predicted),
-                } | ({} if answer.raw is None else {"raw": answer.raw})
+                } | {key: value for key in ("raw", "reason") if (value := getattr(answer, key)) is not None}
 
 
 def evaluate_requests(
@@ -98,6 +103,7 @@ def evaluate_requests(
         answers=tuple(answers),
         score=score(answer.judged for answer in answers),
         misfits=tuple(_misfits(requests, tools)),
+        not_asked=tuple(answer.reason for answer in answers if answer.reason is not None),
         seconds=time.perf_counter() - began,
         answer_tokens=num_tokens / len(requests),
     )
@@ -124,11 +130,13 @@ def _replies(model: TextModel, requests: Sequence[ToolRequest], constrained: boo
 
 
 def _judge(request: ToolRequest, reply: Reply | str, tools: ToolSet, any_order: bool) -> Answered:
-    predicted: Sequence[ToolCall] | None = None
-    if isinstance(reply, Reply) and reply.parsed:
-        predicted = reply.tool_calls
-    raw = (reply if isinstance(reply, str) else _as_written(reply)) if predicted is None else None
+    if isinstance(reply, str):
+        tool = request.calls[0].name if request.calls else None
+        verdict = Verdict(exact=False, lenient=False, error="not_asked", tool=tool)
+        return Answered(judged=Judged(request=request, predicted=None, verdict=verdict), reason=reply)
+    predicted = reply.tool_calls if reply.parsed else None
     verdict = check(predicted, request.calls, tools, ordered=not any_order)
+    raw = None if reply.parsed else _as_written(reply)
     return Answered(judged=Judged(request=request, predicted=predicted, verdict=verdict), raw=raw)
 
 

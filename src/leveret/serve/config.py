@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from leveret.config import Config, Positional
-from leveret.engine.backends.names import OWN, VLLM, checked_server
+from leveret.engine.backends.names import OWN, VLLM, check_keys, checked_server
 from leveret.engine.config import EngineConfig
 from leveret.precision.names import InMemory
 
@@ -97,6 +97,14 @@ class ServeConfig(Config):
             raise ValueError(f"tensor_parallel_size is for backend=vllm, and the backend is {self.backend}")
         if self.adapter and self.backend not in (OWN, VLLM):
             raise ValueError(f"adapters are for backend=leveret and vllm; {self.backend} serves one model")
+        if self.backend != VLLM:
+            check_keys(
+                self.backend,
+                engine=self.engine,
+                dtype=self.dtype,
+                device=self.device,
+                max_model_len=self.max_model_len,
+            )
         if self.api_key is not None and not self.api_keys:
             raise ValueError("api_key is empty: leave it out for a server without a key")
         return self

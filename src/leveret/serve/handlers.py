@@ -26,7 +26,7 @@ from leveret.serve.guard import Guard
 from leveret.serve.inbox import Inbox, events
 from leveret.serve.metrics import CONTENT_TYPE, Metrics
 from leveret.serve.models import ServedModels, explain
-from leveret.serve.protocol import AdapterBody, Body, ChatBody, CompletionBody, parse_body, parse_object
+from leveret.serve.protocol import AdapterBody, Body, ChatBody, CompletionBody, StreamOptions, parse_body, parse_object
 from leveret.serve.ticket import Ticket
 from leveret.serve.wire import Wire, error_body, event
 from leveret.serve.worker import Worker
@@ -154,19 +154,21 @@ class Handlers:
         return body
 
     async def _respond(self, request: Request, body: Body, asked: Asked, model: TextModel, kind: str) -> Response:
-        usage = body.stream_options is not None and body.stream_options.include_usage
+        options = body.stream_options or StreamOptions()
+        counts = options.include_usage and options.continuous_usage_stats
         wire = Wire(
             kind=kind,
             model=self._models.name if body.model is None else body.model,
             jobs_per_prompt=asked.jobs_per_prompt,
-            include_usage=usage,
+            include_usage=options.include_usage,
+            prompt_tokens=tuple(len(job.request.prompt_ids) for job in asked.jobs) if counts else (),
             role=self._config.response_role,
             tokenizer=asked.tokenizer,
             echoes=asked.echoes,
             choices_per_prompt=asked.choices_per_prompt,
         )
         inbox = Inbox(asyncio.get_running_loop())
-        ticket = Ticket(asked.jobs, inbox.put, inbox.fail, model=model)
+        ticket = Ticket(asked.jobs, inbox.put, inbox.fail, model=model, counts=counts)
         self.submit(ticket)
         if body.stream:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

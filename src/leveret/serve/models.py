@@ -17,7 +17,6 @@ from typing import Any
 from leveret.chat.template import ChatTemplate
 from leveret.engine.backend import Backend
 from leveret.engine.beside import Beside, refusal
-from leveret.engine.config import EngineConfig
 from leveret.engine.engine import Engine
 from leveret.engine.prompting import find_parts
 from leveret.engine.stats import EngineStats
@@ -132,8 +131,9 @@ def _engine(model: TextModel, config: ServeConfig) -> Backend:
     if isinstance(model.engine, Beside):
         return model.engine
     if not isinstance(model.engine, Engine):
-        if tokens is not None or config.engine != EngineConfig():
-            raise ConfigError(f"max_model_len and engine are for our own engine, and the backend is {config.backend}")
+        given = [*(f"engine.{key}" for key in config.engine.changed), *["max_model_len"] * (tokens is not None)]
+        if given:
+            raise ConfigError(f"{', '.join(given)}: for our own engine, and another program runs {model.name}")
         return model.engine
     longest = model.model.config.max_position_embeddings
     if tokens is not None and tokens > longest:

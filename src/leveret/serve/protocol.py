@@ -132,6 +132,8 @@ class StreamOptions(_Part):
     """Options of a streamed answer."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: with `include_usage`, every chunk has the usage of its choice so far."""
     include_obfuscation: bool = False
 
 

@@ -25,12 +25,15 @@ class Ticket:
         on_error: Callable[[BaseException], None],
         *,
         model: TextModel | None = None,
+        counts: bool = False,
     ) -> None:
-        """`model`: whose jobs these are; None: those of the worker's own model."""
+        """`model`: whose jobs these are; None: those of the worker's own model. `counts`: deltas tell how many tokens
+        there are."""
         self.jobs = tuple(jobs)
         self.listener = listener
         self.on_error = on_error
         self.model = model
+        self.counts = counts
         self.cancelled = False
         self.prompt_scores: dict[tuple[int, ...], tuple[TokenScore, ...]] = {}
         """The scores of prompts that are echoed, by their ids (scoring.py)."""

@@ -8,7 +8,8 @@
 A tool call is streamed as chunks with the same `index`: its id and name, then its arguments, a JSON text, as they are
 written. One that the answer ends within has the beginning of its arguments, streamed or not. The first chunk of each
 choice carries the role. With `include_usage`, every chunk has `usage: null` and one more at the end has the usage and
-no choices. How log probabilities are written is in `probabilities.py`.
+no choices; with `continuous_usage_stats` too, every chunk has the usage of its choice so far. How log probabilities are
+written is in `probabilities.py`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Wire:
     """So many answers were generated for a prompt, which is counted once."""
     include_usage: bool = False
     """Whether the stream ends with a usage chunk."""
+    prompt_tokens: tuple[int, ...] = ()
+    """The length of each choice's prompt, where every chunk is to have the usage so far."""
     role: str = "assistant"
     """Who speaks in a chat."""
     tokenizer: Tokenizer | None = None
@@ -69,6 +72,7 @@ class Wire:
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
     _num_calls: dict[int, int] = field(default_factory=dict)
+    _num_generated: dict[int, int] = field(default_factory=dict)
     _num_in_pieces: dict[int, int] = field(default_factory=dict)
     _prompt_logprobs: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -98,6 +102,9 @@ class Wire:
     def piece(self, index: int, delta: Delta) -> bytes:
         """The chunks of one delta of choice `index`."""
         out = b""
+        count = delta.num_generated if delta.usage is None else delta.usage.completion_tokens
+        if count is not None:
+            self._num_generated[index] = count
         if delta.prompt_scores:
             scores = self._logprobs(index, (), delta.prompt_scores)
             out += self._chunk(index, {"content": self._echo(index)}, logprobs=scores)
@@ -144,7 +151,7 @@ class Wire:
     def _usage(self, usages: Sequence[Usage]) -> dict[str, int]:
         prompt = sum(usage.prompt_tokens for usage in usages[:: self.jobs_per_prompt])
         completion = sum(usage.completion_tokens for usage in usages)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return _tokens(prompt, completion)
 
     @property
     def _chunk_kind(self) -> str:
@@ -196,7 +203,12 @@ class Wire:
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": logprobs}
         choice |= {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         chunk = {**self._head(self._chunk_kind), "choices": [choice]}
-        return event(chunk | ({"usage": None} if self.include_usage else {}))
+        return event(chunk | ({"usage": self._usage_so_far(index)} if self.include_usage else {}))
+
+    def _usage_so_far(self, index: int) -> dict[str, int] | None:
+        if not self.prompt_tokens:
+            return None
+        return _tokens(self.prompt_tokens[index], self._num_generated.get(index, 0))
 
 
 def call_body(call: ToolCall) -> dict[str, Any]:
@@ -207,6 +219,10 @@ def call_body(call: ToolCall) -> dict[str, Any]:
 
 def _body(identity: str, name: str | None, arguments: str) -> dict[str, Any]:
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _tokens(prompt: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def call_id() -> str:

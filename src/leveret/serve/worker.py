@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leveret.engine.backend import Backend
 from leveret.engine.reply import Delta
@@ -256,6 +256,8 @@ def _deltas(place: _Place, progress: Progress) -> list[Delta]:
         raise progress.row.error
     answer = place.ticket.jobs[place.index].answer
     deltas = answer.drain()
+    if place.ticket.counts:
+        deltas = [replace(delta, num_generated=progress.row.num_generated) for delta in deltas]
     return deltas if progress.completion is None else [*deltas, *answer.finish(progress.completion)]
 
 

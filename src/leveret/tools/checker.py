@@ -5,6 +5,7 @@ white space, an absent optional argument equals only an absent one. *Lenient*: a
 spacing in texts do not count, as in the Berkeley Function Calling Leaderboard. Each request that is not exact gets one
 error class, the first that applies:
 
+    not_asked     too long for the model's context
     unparsable    the answer is no call at all          wrong_number  too few or too many calls
     missed_call   a call was asked for, none made       wrong_tool    a call goes to another tool
     false_call    none was asked for, one was made      bad_argument  the right tools, an argument is off
@@ -20,7 +21,9 @@ from typing import Any, Literal, get_args
 from leveret.chat.messages import ToolCall
 from leveret.tools.schema import ToolSet
 
-ErrorClass = Literal["unparsable", "missed_call", "false_call", "wrong_number", "wrong_tool", "bad_argument"]
+ErrorClass = Literal[
+    "not_asked", "unparsable", "missed_call", "false_call", "wrong_number", "wrong_tool", "bad_argument"
+]
 ERROR_CLASSES: tuple[ErrorClass, ...] = get_args(ErrorClass)
 
 

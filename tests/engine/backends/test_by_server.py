@@ -86,6 +86,18 @@ def test_the_tokens_of_an_answer_are_those_that_the_server_counts(
         [reply] = other.run([other.prepare_text("Set", max_tokens=50)])
         assert reply.content == " a"
         assert reply.usage.completion_tokens == (number or len(model.tokenizer.encode(" a")))
+
+
+def test_what_the_server_generated_behind_a_stop_is_nobodys(
+    scripted: tuple[type[Script], str], model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its count has come when the stop is found is chance; the answer has the tokens up to the stop."""
+    script, url = scripted
+    last = {**piece(" aXtime of long", "stop"), "usage": {"completion_tokens": 42, "prompt_tokens": 5}}
+    monkeypatch.setattr(script, "events", [last, "data: [DONE]"])
+    other = leveret.load(model_dir, backend=url)
+    [reply] = other.run([other.prepare_text("Once upon", stop=["X"])])
+    assert reply.content == " a" and reply.usage.completion_tokens == len(other.tokenizer.encode(" aX"))
     assert script.asked[0]["stream_options"] == {"include_usage": True}
 
 

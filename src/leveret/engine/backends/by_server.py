@@ -163,9 +163,11 @@ class ServerBackend(QueuedBackend[Reading]):
             assert news.piece is not None
             reading = self._running[row]
             ids = list[int]()
-            row.num_counted = news.piece.num_generated
             with row.alone():
-                ids = _append(row, reading.read(news.piece), reading, news.piece.finish_reason)
+                read = reading.read(news.piece)
+                ids = _append(row, read, reading, news.piece.finish_reason)
+                if len(ids) + (row.stop_id is not None) == len(read):  # else the server went on behind our end
+                    row.num_counted = news.piece.num_generated
             return self._progress(row, ids)
 
 
