@@ -32,8 +32,9 @@ from leveret.engine.runner import Runner
 from leveret.engine.scheduler import Scheduler, Turn
 from leveret.engine.speculative import Guesser, Lookup, Speculation
 from leveret.engine.stats import EngineStats
-from leveret.engine.turns import choose, feed, greedy_ids, num_wanted
+from leveret.engine.turns import choose, feed, num_wanted
 from leveret.errors import ConfigError, RequestError
+from leveret.kernels.likeliest import likeliest
 from leveret.model.decoder import Decoder
 from leveret.model.paged_cache import PagedCache
 
@@ -178,7 +179,7 @@ class Engine(Backend):
 
     def _taken(self, turns: Sequence[Turn], wanted: Sequence[int], logits: Tensor) -> list[Progress]:
         """Let the rows that have read all of their ids choose, and note what every row has read."""
-        best = greedy_ids(logits) if any(turn.row.sampler.plain for turn in turns) else []
+        best = likeliest(logits) if any(turn.row.sampler.plain for turn in turns) else []
         progress, counts, at = [], self._counts, 0
         for turn, count in zip(turns, wanted, strict=True):
             row, first, at = turn.row, at, at + count

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from leveret.engine.sampler import no_numbers
 from leveret.engine.scheduler import Turn
-from leveret.kernels.likeliest import likeliest
 from leveret.model.paged_cache import Feed
 
 
-def greedy_ids(logits: Tensor) -> list[int | None]:
-    """The likeliest id of each row of logits (B, V); None where they are no numbers, which make nothing likely."""
-    ids = likeliest(logits)
-    largest = logits.gather(1, torch.tensor(ids, device=logits.device).unsqueeze(1)).squeeze(1)
-    return [index if known else None for index, known in zip(ids, (largest < math.inf).tolist(), strict=True)]
-
-
-def choose(turn: Turn, logits: Tensor, greedy: Sequence[int | None], first: int = 0) -> tuple[list[int], int]:
+def choose(turn: Turn, logits: Tensor, likeliest: Sequence[int | None], first: int = 0) -> tuple[list[int], int]:
     """The ids that a row appends, and how many of its draft were among them in the right places.
 
-    Its logits, and of each the likeliest id (`greedy_ids`), are those from place `first` on.
+    Its logits, and of each the likeliest id (None where they are no numbers), are those from place `first` on.
 
     The row chooses after each id as it always does; a draft that says the same has only saved a step. So whatever is
     drafted, the row takes the ids, draws the numbers and follows the distribution that it would without.
@@ -32,7 +22,7 @@ def choose(turn: Turn, logits: Tensor, greedy: Sequence[int | None], first: int 
     row, taken, right = turn.row, list[int](), 0
     while row.finish_reason is None and right == len(taken):
         place = first + right
-        chosen = greedy[place] if row.sampler.plain else row.sampler.choose(logits[place])
+        chosen = likeliest[place] if row.sampler.plain else row.sampler.choose(logits[place])
         if chosen is None:
             raise no_numbers()
         taken += row.take(chosen)

@@ -162,12 +162,12 @@ LEVERET_EXPORT void leveret_likeliest(const bfloat16* logits, int64_t rows, int6
             none = value == value ? none : all(1.0f);
         });
         float highest = highest_of(tops);
-        bool any = sum_of(none) > 0.0f;
-        int64_t place = 0;
-        for (; place < width - 1; place++) {
-            float value = to_float(here[place]);
-            if (any ? value != value : value == highest) break;
+        if (sum_of(none) > 0.0f || !(highest < INFINITY)) {
+            ids[row] = -1;
+            continue;
         }
+        int64_t place = 0;
+        while (place < width - 1 && to_float(here[place]) != highest) place++;
         ids[row] = place;
     }
 }
