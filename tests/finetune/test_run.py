@@ -204,6 +204,18 @@ def test_a_conversation_without_a_reply_is_trained_with_the_whole_text_and_else_
     assert sum(len(labels.samples) for labels in watch_x_ray) == 2
 
 
+def test_keys_of_messages_that_nobody_reads_are_told(make_config):
+    base = make_config.folder
+    odd = chat("hello", "I am fine")
+    odd["messages"][1]["weigth"] = 0
+    data = write_lines(base / "odd.jsonl", chat("hello", "I am fine"), odd)
+    finetune.run(make_config(data=[data], training={"max_steps": 1}), Console(quiet=True, log=base / "log"))
+    assert (
+        f"nothing reads 'weigth' (1; did you mean 'weight'?) in messages; first at {data}:2"
+        in (base / "log").read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("choice", "outcome"), [("drop", "1 samples dropped: longer than 96"), ("truncate", "1 samples cut at 96")]
 )

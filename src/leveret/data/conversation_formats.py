@@ -46,6 +46,15 @@ CALLERS = ("function_call", "tool_call")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that every template may be given; others are left to the template."""
 
+TURN_KEYS = frozenset({"from", "value", "loss", "weight"})
+"""The keys of a ShareGPT turn that are read."""
+
+TURN_KEYS_OF_OTHER_ROLES = frozenset({"role", "content", "loss", "weight"})
+"""The same of a turn that says `role` and means one of ShareGPT's speakers."""
+
+PAIR_KEYS = frozenset({"human", "assistant"})
+"""The keys of a Firefly pair that are read."""
+
 Reader = Callable[[Record], list[Message]]
 
 
@@ -176,7 +185,7 @@ def _firefly(record: Record) -> list[Message]:
     messages = _system(record)
     for index, turn in enumerate(turns):
         place = f'"conversation"[{index}]'
-        if not isinstance(turn, Mapping) or not {"human", "assistant"} <= set(turn):
+        if not isinstance(turn, Mapping) or not set(turn) >= PAIR_KEYS:
             raise record.error(f'{place} must have "human" and "assistant"')
         messages.append(Message("user", text_of(record, turn["human"], f'{place} "human"')))
         messages.append(Message("assistant", text_of(record, turn["assistant"], f'{place} "assistant"')))

@@ -19,6 +19,7 @@ from leveret.data.conversation_formats import conversation_format, text_of, tool
 from leveret.data.examples import Conversation, Document, Preference
 from leveret.data.files import RECORD_SUFFIXES, ReadReport, Record, data_files, kind_of, read_records, read_text
 from leveret.data.preference_formats import preference_from
+from leveret.data.unread_keys import count_unread
 from leveret.errors import DataError
 
 Paths = str | Path | Sequence[str | Path]
@@ -56,6 +57,7 @@ def read_conversations(paths: Paths, report: ReadReport | None = None) -> Iterat
         name, reader = conversation_format(record)
         messages = reader(record)
         report.formats[name] += 1
+        count_unread(record, report)
         if {"chosen", "rejected"} <= record.fields.keys() and messages and messages[-1].role != "assistant":
             raise record.error(
                 'this is a preference: the replies stand under "chosen" and "rejected", and a conversation is '
@@ -78,6 +80,7 @@ def read_preferences(paths: Paths, report: ReadReport | None = None) -> Iterator
     for record in _records(paths, report):
         name, preference = preference_from(record)
         report.formats[name] += 1
+        count_unread(record, report)
         if preference.chosen == preference.rejected:
             report.dropped["preferences whose two sides are equal"] += 1
         elif not all(any(m.content or m.tool_calls for m in side) for side in (preference.chosen, preference.rejected)):
