@@ -112,6 +112,23 @@ CONVERSATIONS: list[tuple[str, dict[str, Any], list[Message]]] = [
         [U, replace(A, trained=False), CALL],
     ),
     (
+        "sharegpt",
+        {"conversations": [{"from": "系统", "value": "s"}, {"from": "用户", "value": "u"}, m("助手", "a")]},
+        [S, U, A],
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                m("用户", "u"),
+                {**m("assistant", ""), "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+                m("function", "1"),
+                m("助手", "a"),
+            ],
+        },
+        [U, CALL, Message("tool", "1"), A],
+    ),
+    (
         "prompt-completion",
         {"prompt": [{"role": "user", "content": "u"}], "completion": [{"role": "assistant", "content": "a"}]},
         [U, A],

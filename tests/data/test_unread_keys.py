@@ -34,6 +34,7 @@ def write(path: Path, *records: Any) -> Path:
             {"tool_calls": 1},
         ),
         ({"conversations": [USER, {**REPLY, "tool_calls": [CALL]}]}, {}),
+        ({"conversations": [USER, {"role": "助手", "content": "a", "tool_calls": [CALL]}]}, {}),
         ({"conversations": [{"role": "human", "content": "u", "name": "n"}, REPLY]}, {"name": 1}),
         ({"conversation": [{"human": "u", "assistant": "a", "score": 1}]}, {"score": 1}),
         ({"prompt": [USER], "completion": [{**REPLY, "id": 3}]}, {"id": 1}),

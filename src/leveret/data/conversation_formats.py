@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from leveret.chat.messages import Message, ToolCall, checked_text, messages_from, said_to_be_trained
+from leveret.chat.messages import ROLE_ALIASES, Message, ToolCall, checked_text, messages_from, said_to_be_trained
 from leveret.config import suggest
 from leveret.data.files import Record
 from leveret.errors import RequestError
@@ -38,6 +38,9 @@ SHAREGPT_ROLES = {
     "tool_response": "tool",
     "function_call": "assistant",
     "tool_call": "assistant",
+    "系统": "system",
+    "用户": "user",
+    "助手": "assistant",
 }
 
 CALLERS = ("function_call", "tool_call")
@@ -45,6 +48,9 @@ CALLERS = ("function_call", "tool_call")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that every template may be given; others are left to the template."""
+
+MESSAGE_ROLES = (*ROLES, *ROLE_ALIASES)
+"""The roles by which a ShareGPT turn with `role` is known for a message in OpenAI's form."""
 
 TURN_KEYS = frozenset({"from", "value", "loss", "weight"})
 """The keys of a ShareGPT turn that are read."""
@@ -114,7 +120,7 @@ def read_turns(record: Record, turns: Any, key: str) -> list[Message]:
 def read_turn(record: Record, turn: Any, place: str) -> Message:
     """One ShareGPT turn."""
     if isinstance(turn, Mapping) and "role" in turn:  # some files mix the two spellings
-        if turn["role"] in ROLES:
+        if turn["role"] in MESSAGE_ROLES:
             return _message(record, turn, place)
         turn = {**turn, "from": turn["role"], "value": turn.get("content")}
     if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from leveret.chat.messages import READ_KEYS
-from leveret.data.conversation_formats import PAIR_KEYS, ROLES, TURN_KEYS, TURN_KEYS_OF_OTHER_ROLES
+from leveret.data.conversation_formats import MESSAGE_ROLES, PAIR_KEYS, TURN_KEYS, TURN_KEYS_OF_OTHER_ROLES
 from leveret.data.files import ReadReport, Record
 from leveret.spelling import mistyped
 
@@ -49,7 +49,7 @@ def _keys_read(holder: str, message: Mapping[str, Any]) -> Iterable[str]:
     """What the reader of this message looks at, as conversation_formats.py decides it."""
     if holder == "conversation":
         return PAIR_KEYS
-    if holder == "conversations" and "role" in message and message["role"] not in ROLES:
+    if holder == "conversations" and "role" in message and message["role"] not in MESSAGE_ROLES:
         return TURN_KEYS_OF_OTHER_ROLES
     return READ_KEYS if "role" in message else TURN_KEYS
 
