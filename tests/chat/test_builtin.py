@@ -109,6 +109,12 @@ def test_text_is_exactly_the_published_format(name: str) -> None:
     assert template.render([SYSTEM, USER, REPLY, AGAIN, LAST]).text == long
 
 
+@pytest.mark.parametrize("name", ["aquila-v1", "lingowhale"])
+def test_an_empty_system_message_adds_nothing_where_the_format_has_none(name: str) -> None:
+    template = builtin_template(name)
+    assert template.render([Message("system", ""), USER, REPLY]).text == GOLDEN[name][0]
+
+
 @pytest.mark.parametrize("name", BUILTIN_NAMES)
 def test_stops_are_those_of_the_original(name: str) -> None:
     assert builtin_template(name).stops == STOPS[name]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from leveret.chat.marks import Marks
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import BUILTIN_NAMES, ChatTemplate, builtin_template
 from leveret.errors import TemplateError
+from leveret.tokenizer.dropout import BpeDropout
 from leveret.tokenizer.files import Tokenizer
 
 PIECES = [
@@ -144,3 +147,30 @@ def _tokenizer_with(*special: str) -> Tokenizer:
     from leveret.tokenizer.train import train_byte_bpe
 
     return train_byte_bpe(["x"], vocab_size=256 + len(special), special_tokens=special)
+
+
+def space_before_a_text(folder: Path) -> Tokenizer:
+    """A tokenizer in sentencepiece's notation that puts a space before a text, not behind a special token."""
+    engine = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    engine.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    strip = decoders.Strip(" ", 1, 0)
+    engine.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    special = ["<unk>", "<s>", "<round_start>", "<round_end>"]
+    initial = ["▁", "\n", *map(chr, range(33, 127))]
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=special, initial_alphabet=initial, show_progress=False)
+    engine.train_from_iterator(["system user assistant hello world"] * 5, trainer)
+    engine.save(str(folder / "tokenizer.json"))
+    return Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("probability", [None, 1e-9])
+@pytest.mark.parametrize("text", ["s", "hello", "<s", "hello <s> world", "<s>", "<round_end>hello <round_start>"])
+def test_text_behind_a_special_token_begins_as_it_does_beside_harmless_text(
+    text: str, probability: float | None, tmp_path: Path
+) -> None:
+    tokenizer, template = space_before_a_text(tmp_path), builtin_template("hare")
+    read = None if probability is None else BpeDropout(tokenizer, probability).reader("")
+    encoded = template.encode(tokenizer, [Message("user", text), Message("assistant", text)], encode_text=read)
+    assert tokenizer.decode(encoded.ids) == encoded.text
+    harmless = template.encode(tokenizer, [Message("user", "@")]).ids
+    assert encoded.ids[: harmless.index(tokenizer.ids["@"])] == harmless[: harmless.index(tokenizer.ids["@"])]

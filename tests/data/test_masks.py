@@ -55,6 +55,11 @@ def test_lingowhale_teaches_the_end_token_at_each_user_marker_after_a_reply(toke
     ]  # fmt: skip
 
 
+def test_lingowhale_teaches_the_end_token_after_an_empty_reply_too(tokenizer: Tokenizer) -> None:
+    found = label(tokenizer, builtin_template("lingowhale"), "lingowhale", ASK, Message("assistant", ""), AGAIN, MORE)
+    assert [target for _, target in written(tokenizer, found) if target] == ["<!!EOS!!>", "野", "<!!EOS!!>"]
+
+
 def test_lingowhale_leaves_out_the_marker_of_a_reply_that_is_left_out(tokenizer: Tokenizer) -> None:
     found = label(tokenizer, builtin_template("lingowhale"), "lingowhale", ASK, SILENT, AGAIN, MORE)
     assert [target for _, target in written(tokenizer, found) if target] == ["野", "<!!EOS!!>"]

@@ -112,6 +112,23 @@ CONVERSATIONS: list[tuple[str, dict[str, Any], list[Message]]] = [
         [U, replace(A, trained=False), CALL],
     ),
     (
+        "sharegpt",
+        {"conversations": [{"from": "系统", "value": "s"}, {"from": "用户", "value": "u"}, m("助手", "a")]},
+        [S, U, A],
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                m("用户", "u"),
+                {**m("assistant", ""), "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+                m("function", "1"),
+                m("助手", "a"),
+            ],
+        },
+        [U, CALL, Message("tool", "1"), A],
+    ),
+    (
         "prompt-completion",
         {"prompt": [{"role": "user", "content": "u"}], "completion": [{"role": "assistant", "content": "a"}]},
         [U, A],
@@ -181,11 +198,18 @@ def test_a_conversation_with_its_reply_may_have_two_sides_as_well(tmp_path: Path
     assert [conversation.messages for conversation in read_conversations(path)] == [(U, A)]
 
 
-def test_conversations_without_a_reply_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_conversations_with_an_empty_reply_are_left_out_and_counted(tmp_path: Path) -> None:
     report = ReadReport()
     path = write(tmp_path / "x.jsonl", {"prompt": "u", "completion": ""}, {"prompt": "u", "completion": "a"})
     assert [conversation.key for conversation in read_conversations(path, report)] == [f"{path}:2"]
-    assert report.dropped == {"conversations without a reply": 1}
+    assert report.dropped == {"conversations whose reply is empty": 1}
+
+
+def test_a_conversation_of_user_turns_only_is_read_and_an_empty_one_is_not(tmp_path: Path) -> None:
+    report = ReadReport()
+    path = write(tmp_path / "x.jsonl", {"messages": [m("user", "u")]}, {"messages": []}, {"messages": [m("user", "")]})
+    assert [conversation.messages for conversation in read_conversations(path, report)] == [(U,)]
+    assert report.dropped == {"empty conversations": 2}
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,31 @@ def test_a_sample_without_a_trained_token_is_refused_or_dropped_and_counted(make
     assert "1 samples dropped: nothing in them is trained" in (base / "log").read_text()
 
 
+def test_a_conversation_without_a_reply_is_trained_with_the_whole_text_and_else_asked_about(make_config, watch_x_ray):
+    base = make_config.folder
+    data = write_lines(base / "asked.jsonl", chat("hello", "I am fine"), chat("today?"))
+    with pytest.raises(NothingToTrain, match=r"asked\.jsonl:2.*\n.*on_untrained=drop"):
+        finetune.run(make_config(data=[data]), QUIET)
+    console = Console(quiet=True, log=base / "log")
+    finetune.run(make_config(data=[data], on_untrained="drop", training={"max_steps": 1}), console)
+    assert "1 samples dropped: nothing in them is trained" in (base / "log").read_text()
+    watch_x_ray.clear()
+    finetune.run(make_config("whole", data=[data], mask="full", training={"max_steps": 1}), QUIET)
+    assert sum(len(labels.samples) for labels in watch_x_ray) == 2
+
+
+def test_keys_of_messages_that_nobody_reads_are_told(make_config):
+    base = make_config.folder
+    odd = chat("hello", "I am fine")
+    odd["messages"][1]["weigth"] = 0
+    data = write_lines(base / "odd.jsonl", chat("hello", "I am fine"), odd)
+    finetune.run(make_config(data=[data], training={"max_steps": 1}), Console(quiet=True, log=base / "log"))
+    assert (
+        f"nothing reads 'weigth' (1; did you mean 'weight'?) in messages; first at {data}:2"
+        in (base / "log").read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("choice", "outcome"), [("drop", "1 samples dropped: longer than 96"), ("truncate", "1 samples cut at 96")]
 )

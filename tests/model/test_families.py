@@ -45,6 +45,15 @@ def test_metadata_nulls_and_neutral_values_are_let_through() -> None:
     assert family.config_from_hf(PLAIN | harmless) == family.config_from_hf(PLAIN)
 
 
+@pytest.mark.parametrize("key", ["emb_dropout_prob", "attn_pdrop", "ffn_dropout", "resid_dropout_p"])
+def test_a_dropout_of_zero_is_let_through_however_it_is_called(key: str) -> None:
+    family = family_for("lingowhale")
+    assert family.config_from_hf(PLAIN | {key: 0.0}) == family.config_from_hf(PLAIN | {key: 0})
+    for value in (0.1, "0", [0]):
+        with pytest.raises(ConfigError, match=key):
+            family.config_from_hf(PLAIN | {key: value})
+
+
 def test_what_a_file_leaves_out_is_what_transformers_assumes() -> None:
     transformers = pytest.importorskip("transformers")
     for name, oracle in (("mistral", "Mistral"), ("llama", "Llama"), ("mixtral", "Mixtral")):

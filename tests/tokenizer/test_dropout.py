@@ -49,7 +49,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 @pytest.mark.parametrize("allow_special", [False, True])
 def test_without_dropped_merges_it_is_the_tokenizer(tokenizer: Tokenizer, allow_special: bool) -> None:
-    ids, offsets = BpeDropout(tokenizer, 0.0).reader("")(TEXT, allow_special)
+    ids, offsets = BpeDropout(tokenizer, 0.0).reader("")(TEXT, allow_special, False)
     expected_ids, expected_offsets = tokenizer.encode_with_offsets(TEXT, allow_special=allow_special)
     assert ids == expected_ids
     if not tokenizer.strips_first_space:
@@ -57,13 +57,13 @@ def test_without_dropped_merges_it_is_the_tokenizer(tokenizer: Tokenizer, allow_
 
 
 def test_with_all_dropped_every_character_stands_alone(tokenizer: Tokenizer) -> None:
-    ids, _ = BpeDropout(tokenizer, 1.0).reader("")("tortoise <stop>", True)
+    ids, _ = BpeDropout(tokenizer, 1.0).reader("")("tortoise <stop>", True, False)
     assert [tokenizer.decode([index]).strip() for index in ids if index][-10:] == [*"tortoise", "", "<stop>"]
 
 
 @given(text=st.text(st.sampled_from("the tors 野兔é𠮷")), seed=st.integers(0, 3).map(str))
 def test_any_choice_of_merges_reads_back_as_the_text(byte_level: Tokenizer, text: str, seed: str) -> None:
-    ids, offsets = BpeDropout(byte_level, 0.3).reader(seed)(text, False)
+    ids, offsets = BpeDropout(byte_level, 0.3).reader(seed)(text, False, False)
     assert byte_level.decode(ids) == text
     covered = {place for start, end in offsets for place in range(start, end)}
     assert covered == set(range(len(text)))
@@ -72,9 +72,11 @@ def test_any_choice_of_merges_reads_back_as_the_text(byte_level: Tokenizer, text
 
 def test_a_seed_repeats_and_another_one_differs(tokenizer: Tokenizer) -> None:
     dropout = BpeDropout(tokenizer, 0.2)
-    assert dropout.reader("1")(TEXT, True) == dropout.reader("1")(TEXT, True)
-    assert dropout.reader("1")(TEXT, True) != dropout.reader("2")(TEXT, True)
-    assert tokenizer.decode(dropout.reader("1")(TEXT, True)[0]) == tokenizer.decode(dropout.reader("2")(TEXT, True)[0])
+    assert dropout.reader("1")(TEXT, True, False) == dropout.reader("1")(TEXT, True, False)
+    assert dropout.reader("1")(TEXT, True, False) != dropout.reader("2")(TEXT, True, False)
+    assert tokenizer.decode(dropout.reader("1")(TEXT, True, False)[0]) == tokenizer.decode(
+        dropout.reader("2")(TEXT, True, False)[0]
+    )
 
 
 def test_texts_grow_as_with_the_dropout_of_the_tokenizers_library(tokenizer: Tokenizer) -> None:
@@ -83,13 +85,13 @@ def test_texts_grow_as_with_the_dropout_of_the_tokenizers_library(tokenizer: Tok
     theirs = tokenizers.Tokenizer.from_str(json.dumps(plain))
     theirs.encode_special_tokens = True
     dropout = BpeDropout(tokenizer, 0.3)
-    ours = mean(len(dropout.reader(str(i))(TEXT, False)[0]) for i in range(300))
+    ours = mean(len(dropout.reader(str(i))(TEXT, False, False)[0]) for i in range(300))
     assert ours == pytest.approx(mean(len(theirs.encode(TEXT).ids) for _ in range(300)), rel=0.05)
 
 
 def test_the_tokenizer_itself_never_drops(byte_level: Tokenizer) -> None:
     before = byte_level.to_json()
-    BpeDropout(byte_level, 1.0).reader("")(TEXT, False)
+    BpeDropout(byte_level, 1.0).reader("")(TEXT, False, False)
     assert byte_level.to_json() == before and json.loads(before)["model"]["dropout"] is None
 
 

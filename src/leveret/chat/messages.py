@@ -17,6 +17,11 @@ ROLE_ALIASES = {"系统": "system", "用户": "user", "助手": "assistant", "de
 """Other names for a role; Huozi's API writes them in Chinese, OpenAI's newer models write `developer`, its older ones
 `function` for what answers a `function_call`."""
 
+READ_KEYS = frozenset({
+    "role", "content", "tool_calls", "function_call", "tool_call_id", "name", "reasoning_content", "loss", "weight",
+})  # fmt: skip
+"""The keys of a message in the OpenAI form that `messages_from` looks at."""
+
 
 @dataclass(frozen=True)
 class ToolCall:

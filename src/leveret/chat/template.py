@@ -58,8 +58,9 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBE = "leveret0probe"
 
 
-EncodeText = Callable[[str, bool], tuple[list[int], list[tuple[int, int]]]]
-"""Reads a text: its ids, and for each the range of characters it came from. The flag: read special tokens as such."""
+EncodeText = Callable[[str, bool, bool], tuple[list[int], list[tuple[int, int]]]]
+"""Reads a text: its ids, and for each the range of characters it came from. The flags: read special tokens as such;
+the text goes on behind a special token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,9 @@ class ChatTemplate:
         for start, end in itertools.pairwise(sorted({0, *cuts, len(rendered.text)})):
             piece, untrusted = rendered.text[start:end], [place - start for place in rendered.untrusted]
             piece_ids, piece_offsets = (
-                _encode_around(read, tokenizer.special_ids, guard, piece, untrusted) if untrusted else read(piece, True)
+                _encode_around(read, tokenizer.special_ids, guard, piece, untrusted)
+                if untrusted
+                else read(piece, True, False)
             )
             ids += piece_ids
             offsets += [(first + start, last + start) for first, last in piece_offsets] if start else piece_offsets
@@ -284,7 +287,9 @@ def _guarded(message: Message, guard: Guard, marks: Marks) -> dict[str, Any]:
 
 
 def _reader(tokenizer: Tokenizer) -> EncodeText:
-    return lambda text, allow_special: tokenizer.encode_with_offsets(text, allow_special=allow_special)
+    return lambda text, allow_special, inside: tokenizer.encode_with_offsets(
+        text, allow_special=allow_special, inside=inside
+    )
 
 
 def _encode_around(
@@ -295,7 +300,7 @@ def _encode_around(
     offsets: list[tuple[int, int]] = []
     position = 0
     for start, end in [*guard.find(text, untrusted), (len(text), len(text))]:
-        piece_ids, piece_offsets = read(text[position:start], False)
+        piece_ids, piece_offsets = read(text[position:start], False, position > 0)
         ids += piece_ids
         offsets += [(first + position, last + position) for first, last in piece_offsets]
         if end > start:

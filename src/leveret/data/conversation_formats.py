@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from leveret.chat.messages import Message, ToolCall, checked_text, messages_from, said_to_be_trained
+from leveret.chat.messages import ROLE_ALIASES, Message, ToolCall, checked_text, messages_from, said_to_be_trained
 from leveret.config import suggest
 from leveret.data.files import Record
 from leveret.errors import RequestError
@@ -38,6 +38,9 @@ SHAREGPT_ROLES = {
     "tool_response": "tool",
     "function_call": "assistant",
     "tool_call": "assistant",
+    "系统": "system",
+    "用户": "user",
+    "助手": "assistant",
 }
 
 CALLERS = ("function_call", "tool_call")
@@ -45,6 +48,18 @@ CALLERS = ("function_call", "tool_call")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that every template may be given; others are left to the template."""
+
+MESSAGE_ROLES = (*ROLES, *ROLE_ALIASES)
+"""The roles by which a ShareGPT turn with `role` is known for a message in OpenAI's form."""
+
+TURN_KEYS = frozenset({"from", "value", "loss", "weight"})
+"""The keys of a ShareGPT turn that are read."""
+
+TURN_KEYS_OF_OTHER_ROLES = frozenset({"role", "content", "loss", "weight"})
+"""The same of a turn that says `role` and means one of ShareGPT's speakers."""
+
+PAIR_KEYS = frozenset({"human", "assistant"})
+"""The keys of a Firefly pair that are read."""
 
 Reader = Callable[[Record], list[Message]]
 
@@ -105,7 +120,7 @@ def read_turns(record: Record, turns: Any, key: str) -> list[Message]:
 def read_turn(record: Record, turn: Any, place: str) -> Message:
     """One ShareGPT turn."""
     if isinstance(turn, Mapping) and "role" in turn:  # some files mix the two spellings
-        if turn["role"] in ROLES:
+        if turn["role"] in MESSAGE_ROLES:
             return _message(record, turn, place)
         turn = {**turn, "from": turn["role"], "value": turn.get("content")}
     if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
@@ -176,7 +191,7 @@ def _firefly(record: Record) -> list[Message]:
     messages = _system(record)
     for index, turn in enumerate(turns):
         place = f'"conversation"[{index}]'
-        if not isinstance(turn, Mapping) or not {"human", "assistant"} <= set(turn):
+        if not isinstance(turn, Mapping) or not set(turn) >= PAIR_KEYS:
             raise record.error(f'{place} must have "human" and "assistant"')
         messages.append(Message("user", text_of(record, turn["human"], f'{place} "human"')))
         messages.append(Message("assistant", text_of(record, turn["assistant"], f'{place} "assistant"')))

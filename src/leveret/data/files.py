@@ -33,6 +33,10 @@ class ReadReport:
     """Records by the format they were recognised as."""
     dropped: Counter[str] = field(default_factory=Counter)
     """What was left out, by reason."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Keys of messages that nobody reads, by name (unread_keys.py)."""
+    first_unread: str | None = None
+    """Where the first of them stood: `path:line`."""
     num_split: int = 0
     """Conversations that were divided, being too long."""
     num_parts: int = 0

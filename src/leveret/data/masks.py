@@ -104,7 +104,7 @@ def _lingowhale(tokenizer: Tokenizer, template: ChatTemplate, encoded: Encoded, 
     mask, labels = encoded.marked(trained), list(encoded.ids)
     for place, token in enumerate(encoded.ids):
         if token == marker:
-            mask[place] = place > 0 and mask[place - 1]
+            mask[place] = place > 0 and (mask[place] or mask[place - 1])
             labels[place] = stops[0]
     return Labelled(ids=encoded.ids, mask=mask, labels=labels)
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from leveret.chat.messages import Message
 from leveret.data.conversation_formats import conversation_format, text_of, tools_of
 from leveret.data.examples import Conversation, Document, Preference
 from leveret.data.files import RECORD_SUFFIXES, ReadReport, Record, data_files, kind_of, read_records, read_text
 from leveret.data.preference_formats import preference_from
+from leveret.data.unread_keys import count_unread
 from leveret.errors import DataError
 
 Paths = str | Path | Sequence[str | Path]
@@ -47,12 +49,15 @@ def read_documents(paths: Paths, report: ReadReport | None = None) -> Iterator[D
 
 
 def read_conversations(paths: Paths, report: ReadReport | None = None) -> Iterator[Conversation]:
-    """Conversations in any of the known formats; those without a reply, or with one not to give, are left out."""
+    """Conversations in any of the known formats; those that are empty, or whose reply is empty or not to be given, are
+    left out. One in which nobody replies is a text like any other: whether it trains anything is for the mask to say.
+    """
     report = report if report is not None else ReadReport()
     for record in _records(paths, report):
         name, reader = conversation_format(record)
         messages = reader(record)
         report.formats[name] += 1
+        count_unread(record, report)
         if {"chosen", "rejected"} <= record.fields.keys() and messages and messages[-1].role != "assistant":
             raise record.error(
                 'this is a preference: the replies stand under "chosen" and "rejected", and a conversation is '
@@ -62,8 +67,8 @@ def read_conversations(paths: Paths, report: ReadReport | None = None) -> Iterat
         if any(record.fields.get(key) is False for key in NOT_WANTED_KEYS):
             report.dropped["replies that are not wanted (label or kto_tag is false)"] += 1
             continue
-        if not any(message.role == "assistant" and (message.content or message.tool_calls) for message in messages):
-            report.dropped["conversations without a reply"] += 1
+        if (reason := _why_empty(messages)) is not None:
+            report.dropped[reason] += 1
             continue
         report.num_records += 1
         yield Conversation(messages=tuple(messages), key=record.key, tools=tools_of(record))
@@ -75,6 +80,7 @@ def read_preferences(paths: Paths, report: ReadReport | None = None) -> Iterator
     for record in _records(paths, report):
         name, preference = preference_from(record)
         report.formats[name] += 1
+        count_unread(record, report)
         if preference.chosen == preference.rejected:
             report.dropped["preferences whose two sides are equal"] += 1
         elif not all(any(m.content or m.tool_calls for m in side) for side in (preference.chosen, preference.rejected)):
@@ -82,6 +88,14 @@ def read_preferences(paths: Paths, report: ReadReport | None = None) -> Iterator
         else:
             report.num_records += 1
             yield preference
+
+
+def _why_empty(messages: Sequence[Message]) -> str | None:
+    """Why there is nothing to learn from a conversation, whatever of it is trained; None where there is something."""
+    replies = [message for message in messages if message.role == "assistant"]
+    if not any(message.content or message.tool_calls for message in replies or messages):
+        return "conversations whose reply is empty" if replies else "empty conversations"
+    return None
 
 
 def _records(paths: Paths, report: ReadReport) -> Iterator[Record]:

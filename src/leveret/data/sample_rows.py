@@ -212,5 +212,6 @@ def _refuse_untrained(sample: Sample, on_untrained: OnUntrained) -> None:
     if on_untrained == "error":
         raise NothingToTrain(
             f"{sample.key}: none of its {len(sample.ids)} tokens is trained",
-            hint="it has no assistant message with text, or it was cut before one; drop such samples or fix the data",
+            hint="it has no assistant message that is trained, or it was cut before one; on_untrained=drop leaves such "
+            "samples out, or fix the data",
         )

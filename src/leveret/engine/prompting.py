@@ -83,10 +83,10 @@ class LengthCheck:
         self._param = param
         self._fewest = 0
 
-    def encode(self, text: str, allow_special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(self, text: str, allow_special: bool, inside: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """`Tokenizer.encode_with_offsets` of a piece that may fit."""
         self.take(text)
-        return self._tokenizer.encode_with_offsets(text, allow_special=allow_special)
+        return self._tokenizer.encode_with_offsets(text, allow_special=allow_special, inside=inside)
 
     def take(self, text: str) -> None:
         """One more piece. RequestError when all of them together cannot fit, however they are read."""

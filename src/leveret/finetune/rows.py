@@ -17,6 +17,7 @@ from leveret.data.leaks import refuse_leaks
 from leveret.data.mixture import rows_per_epoch
 from leveret.data.packing import Sample
 from leveret.data.sample_rows import PackingReport, SampleRows, pack_samples
+from leveret.data.unread_keys import unread_line
 from leveret.finetune.config import FinetuneConfig
 from leveret.finetune.samples import Writing, read_samples
 from leveret.garbage import without_collecting
@@ -82,6 +83,8 @@ def _source(
     written = [part for parts in groups for part in parts]
     for line in reading.lines():
         console.info(f"{path}: {line}")
+    if (unread := unread_line(reading)) is not None:
+        console.warn(f"{path}: {unread}")
     plain = [sample for _, sample in written]
     pack = partial(
         pack_samples, plain, config.training.sequence_length,

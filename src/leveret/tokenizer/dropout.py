@@ -20,7 +20,7 @@ from leveret.errors import TokenizerError
 from leveret.tokenizer.files import Tokenizer
 
 Range = tuple[int, int]
-Reader = Callable[[str, bool], tuple[list[int], list[Range]]]
+Reader = Callable[[str, bool, bool], tuple[list[int], list[Range]]]
 
 
 class BpeDropout:
@@ -45,8 +45,8 @@ class BpeDropout:
         """What reads texts in place of the tokenizer; its chances follow from `seed` and the texts read before."""
         draws = random.Random(seed)
 
-        def read(text: str, allow_special: bool) -> tuple[list[int], list[Range]]:
-            ids, offsets, words = self.tokenizer.encode_with_words(text, allow_special=allow_special)
+        def read(text: str, allow_special: bool, inside: bool) -> tuple[list[int], list[Range]]:
+            ids, offsets, words = self.tokenizer.encode_with_words(text, allow_special=allow_special, inside=inside)
             found_ids: list[int] = []
             found_offsets: list[Range] = []
             start = 0

@@ -25,7 +25,14 @@ from leveret.config import fingerprint, suggest
 from leveret.errors import TokenizerError
 from leveret.hub import model_under
 from leveret.paths import atomic_write
-from leveret.tokenizer.token_bytes import REPLACEMENT, SPACE_MARK, notation_of, strips_first_space, token_byte_table
+from leveret.tokenizer.token_bytes import (
+    REPLACEMENT,
+    SPACE_MARK,
+    notation_of,
+    strips_first_space,
+    token_byte_table,
+    without_first_space,
+)
 
 ROLES = ("bos_token", "eos_token", "pad_token")
 
@@ -126,22 +133,36 @@ class Tokenizer:
         encodings = engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._framed(encoding.ids, add_bos, add_eos) for encoding in encodings]
 
-    def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_offsets(
+        self, text: str, *, allow_special: bool = False, inside: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of `text` and, for each, the half-open range of characters it came from.
 
-        Tokens that share the bytes of one character share its range.
+        Tokens that share the bytes of one character share its range. With `inside`, `text` goes on behind a special
+        token, and what a tokenizer puts before the first word of a text alone is left out; no special token is read.
         """
-        engine = self._reading_special if allow_special else self._literal
+        engine = self._engine_for(allow_special, inside)
         encoding = engine.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def encode_with_words(
-        self, text: str, *, allow_special: bool = False
+        self, text: str, *, allow_special: bool = False, inside: bool = False
     ) -> tuple[list[int], list[tuple[int, int]], list[int | None]]:
         """`encode_with_offsets`, and for each id the number of the word it is part of: no merge goes over its ends."""
-        engine = self._reading_special if allow_special else self._literal
-        encoding = engine.encode(text, add_special_tokens=False)
+        encoding = self._engine_for(allow_special, inside).encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets, encoding.word_ids
+
+    def _engine_for(self, allow_special: bool, inside: bool) -> tokenizers.Tokenizer:
+        if inside:
+            return self._literal_inside
+        return self._reading_special if allow_special else self._literal
+
+    @cached_property
+    def _literal_inside(self) -> tokenizers.Tokenizer:
+        """What reads text behind a special token: it differs where a space is put before the first word only."""
+        content = json.loads(self._literal.to_str())
+        later = without_first_space(content)
+        return self._literal if later == content else _engine(json.dumps(later), read_special=False)
 
     def fewest_tokens(self, text: str) -> int:
         """So many ids has `text` at least, told by its length alone, in a small part of the time of reading it.
@@ -256,6 +277,7 @@ class Tokenizer:
             "_special_set",
             "_byte_table",
             "_longest_bytes",
+            "_literal_inside",
             "fingerprint",
         ):
             self.__dict__.pop(name, None)

@@ -13,6 +13,7 @@ truth. The bytes always exist. Tokenizers write them down in one of two ways:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -63,6 +64,15 @@ def strips_first_space(tokenizer_json: Mapping[str, Any]) -> bool:
     return False
 
 
+def without_first_space(tokenizer_json: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tokenizer without the space that it puts before the first word of a text, and before no other."""
+    content: dict[str, Any] = json.loads(json.dumps(tokenizer_json))
+    for component in _components(content.get("pre_tokenizer")):
+        if component.get("type") == "Metaspace" and component.get("prepend_scheme") == "first":
+            component["prepend_scheme"] = "never"
+    return content
+
+
 def token_byte_table(
     pieces: Mapping[str, int], added: Mapping[int, str], notation: Notation, size: int
 ) -> list[bytes | None]:
@@ -90,7 +100,7 @@ def _piece_bytes(piece: str, notation: Notation, alphabet: Mapping[str, int]) ->
     return piece.replace(SPACE_MARK, " ").encode()
 
 
-def _components(component: Any) -> Iterable[Mapping[str, Any]]:
+def _components(component: Any) -> Iterable[dict[str, Any]]:
     """A decoder or pre-tokenizer and everything inside it when it is a Sequence."""
     if not isinstance(component, dict):
         return

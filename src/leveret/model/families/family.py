@@ -48,6 +48,9 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }  # fmt: skip
 """Keys that change the maths unless they have one of these values (null is always fine)."""
 
+DROPOUT = re.compile(r"dropout|pdrop")
+"""Keys whose 0 is off, whatever a release calls them; any other value of one that is not in NEUTRAL is unknown."""
+
 METADATA = frozenset({
     "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
     "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
@@ -181,6 +184,8 @@ class Family:
         wrong = []
         for key, value in values.items():
             if key in read or key in METADATA or key.startswith("_") or value is None:
+                continue
+            if DROPOUT.search(key) and value == 0:
                 continue
             if key not in NEUTRAL:
                 near = suggest(key, sorted(read))
