@@ -83,6 +83,30 @@ def test_an_unfinished_download_goes_on(offline: Path, monkeypatch: pytest.Monke
     assert local == [True, False, True]
 
 
+def test_a_download_is_finished_when_the_weights_that_are_loaded_are_there(
+    offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    folder = model(offline / "snapshot")
+    (folder / "model.safetensors").rename(folder / "model-1-of-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-1.safetensors"}}')
+    for other in ("consolidated.safetensors", "pytorch_model.bin", "tf_model", "a"):
+        (folder / f"{other}.index.json").write_text('{"weight_map": {"a": "not-fetched"}}')
+    local: list[bool] = []
+
+    def download(repository: str, *, local_files_only: bool, **rest: object) -> str:
+        local.append(local_files_only)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model("owner/name") == folder
+    assert local == [True]
+    (folder / "model.safetensors.index.json").write_text("cut off {")
+    resolve_model("owner/name")
+    assert local == [True, True, False]
+
+
 def test_offline_the_error_names_both_hubs_and_the_way_out(offline: Path) -> None:
     with pytest.raises(HubError) as caught:
         resolve_model("owner/missing")
