@@ -52,6 +52,14 @@ def resolve_model(reference: str | Path, *, revision: str | None = None) -> Path
     return _from_hugging_face(repository, revision, folder)
 
 
+def name_of(folder: Path) -> str:
+    """What people call the model in a folder: the folder's name; in Hugging Face's cache, where that is a commit, the
+    repository's."""
+    folder = folder.resolve()
+    repository = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
+    return repository.rpartition("--")[2] if repository.startswith("models--") else folder.name
+
+
 def resolve_whole_model(reference: str | Path, *, purpose: str) -> Path:
     """The same for what needs the model's own weights: HubError for a folder with only an adapter."""
     folder = resolve_model(reference)

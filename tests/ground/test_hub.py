@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from leveret.errors import HubError
-from leveret.hub import resolve_model
+from leveret.hub import name_of, resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,11 @@ def test_a_download_is_finished_when_the_weights_that_are_loaded_are_there(
     (folder / "model.safetensors.index.json").write_text("cut off {")
     resolve_model("owner/name")
     assert local == [True, True, False]
+
+
+def test_a_model_in_the_cache_is_called_what_its_repository_is(offline: Path) -> None:
+    assert name_of(model(offline / "hf/models--owner--other-1.5/snapshots/0123abcd")) == "other-1.5"
+    assert name_of(model(offline / "snapshots/tiny")) == "tiny"
 
 
 def test_offline_the_error_names_both_hubs_and_the_way_out(offline: Path) -> None:
