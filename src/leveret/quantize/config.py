@@ -14,7 +14,9 @@ from leveret.config import Config, Positional, Rehearsal
 CALIBRATED = ("gptq", "awq")
 """Methods that watch the model while text runs through it."""
 
-_OF_CALIBRATED = frozenset({"calibration", "fewest_tokens", "damp", "desc_act"})
+_OF_CALIBRATED = frozenset(
+    {"calibration", "calibration_tokens", "calibration_row_tokens", "fewest_tokens", "damp", "desc_act"}
+)
 UNUSED: dict[str, frozenset[str]] = {
     "round-to-nearest": _OF_CALIBRATED,
     "gptq": frozenset(),
@@ -75,6 +77,10 @@ class QuantizeConfig(Config):
     def whole_models(self) -> Iterator[tuple[str, str, str]]:
         """What is quantized must not be so already."""
         yield "model", self.model, "start from the model it was made of"
+
+    def unread(self) -> frozenset[str]:
+        """What the method does not read."""
+        return UNUSED[self.method]
 
     @model_validator(mode="after")
     def _some_methods_have_one_form(self) -> QuantizeConfig:
