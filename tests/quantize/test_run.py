@@ -251,6 +251,11 @@ def test_a_weight_that_would_need_scales_is_refused(
             attempt()
 
 
+def test_a_rehearsal_keeps_one_scale_an_output_which_fits_every_width() -> None:
+    data = {"model": "m", "output": "q", "group_size": None}
+    assert rehearsed(parse_config(QuantizeConfig, data, source="test")).group_size is None
+
+
 @pytest.mark.parametrize("method", ["round-to-nearest", "nf4"])
 def test_a_rehearsal_sets_nothing_in_vain(method: str) -> None:
     small = rehearsed(parse_config(QuantizeConfig, {"model": "m", "output": "q", "method": method}, source="test"))

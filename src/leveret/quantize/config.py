@@ -41,7 +41,7 @@ class QuantizeConfig(Config):
     """How levels are chosen. round-to-nearest: each weight by itself. gptq: column by column, later ones making up for
     earlier ones, on calibration text. awq: after moving factors to the inputs that matter most, on calibration text; 4
     bits. nf4: sixteen levels that lie as a normal distribution does, in blocks of 64; what QLoRA trains on."""
-    group_size: Annotated[int | None, Field(ge=8), Rehearsal(32)] = 128
+    group_size: Annotated[int | None, Field(ge=8), Rehearsal(32, if_set=True)] = 128
     """Input columns that share a scale; it must divide every layer's inputs. null: one scale an output. Not for nf4."""
     symmetric: bool = True
     """Zero in the middle of the levels. Off: a zero point a group, a little more accurate, read by fewer kernels. awq
