@@ -20,6 +20,7 @@ A verb's config is written like this, in a file that imports no torch:
 * `Rehearsal(value)` says what the field becomes in `leveret rehearse`: a number is only ever made smaller
   (`min`), anything else is replaced, None included unless `if_set`. Mark what makes a run big: layers, steps, rows,
   bytes.
+* A field that another one makes idle is named by `unread`, so that a rehearsal does not set it.
 * What is not seen in the config alone, a quantized model that is to be trained, `whole_models` asks the recipe to see.
 * Wrong combinations raise ValueError in a `model_validator`; the message is shown as it is.
 * Unknown keys are refused, with the nearest known key.
@@ -85,6 +86,10 @@ class Config(pydantic.BaseModel):
     def whole_models(self) -> Iterator[tuple[str, str, str]]:
         """The models whose numbers must be whole: key, reference, and what is to be said of a quantized one."""
         return iter(())
+
+    def unread(self) -> frozenset[str]:
+        """The keys that count for nothing beside the others: setting them is refused or told, so rehearsals do not."""
+        return frozenset()
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -204,7 +209,10 @@ def _item_config(annotation: Any) -> type[Config] | None:
 def _rehearse(config: Config) -> dict[str, Any]:
     """Only keys that were set or shrunk, so that defaults worked out from other fields are worked out anew."""
     data = {name: _rehearse_value(getattr(config, name)) for name in config.model_fields_set}
+    unread = config.unread()
     for name, info in type(config).model_fields.items():
+        if name in unread:
+            continue
         value = getattr(config, name)
         for mark in info.metadata:
             if isinstance(mark, Rehearsal) and not (mark.if_set and value is None):

@@ -26,6 +26,9 @@ from leveret.errors import HubError
 _REPOSITORY = re.compile(r"(?:(hf|ms):)?([\w.-]+/[\w.-]+)")
 _NOT_WEIGHTS = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.gguf", "original/*"]
 
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What is loaded, the first that is there, whole or by its index; a release may have other forms and their indexes."""
+
 
 def resolve_model(reference: str | Path, *, revision: str | None = None) -> Path:
     """The folder that holds the model; fetched first if it is a hub's name and not in a local cache.
@@ -47,6 +50,14 @@ def resolve_model(reference: str | Path, *, revision: str | None = None) -> Path
     if hub == "ms" or (hub is None and modelscope_first):
         return _from_modelscope(repository, revision)
     return _from_hugging_face(repository, revision, folder)
+
+
+def name_of(folder: Path) -> str:
+    """What people call the model in a folder: the folder's name; in Hugging Face's cache, where that is a commit, the
+    repository's."""
+    folder = folder.resolve()
+    repository = folder.parent.parent.name if folder.parent.name == "snapshots" else ""
+    return repository.rpartition("--")[2] if repository.startswith("models--") else folder.name
 
 
 def resolve_whole_model(reference: str | Path, *, purpose: str) -> Path:
@@ -124,9 +135,16 @@ def _from_hugging_face(repository: str, revision: str | None, folder: Path) -> P
 
 def _has_all_weights(folder: Path) -> bool:
     """Whether a cached folder is a finished download: the cache says only that it was begun."""
-    for index in folder.glob("*.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
-        return all((folder / shard).is_file() for shard in shards)
+    for name in _WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return True
+        if index.is_file():
+            try:
+                shards = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return False
+            return all((folder / shard).is_file() for shard in shards)
     return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 

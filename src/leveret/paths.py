@@ -44,9 +44,13 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; when the block ends well it becomes `path`, when it fails it is removed.
 
-    An existing `path` is replaced. Leftovers of processes killed in this block are removed by the next call.
+    An existing `path` is replaced; where it is a link, the folder that it names is, and the link stays. ConfigError
+    where no folder can be put. Leftovers of processes killed in this block are removed by the next call.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+    _require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_leftovers(path)
     draft = path.with_name(f".{path.name}.draft-{_process_tag()}")
@@ -74,8 +78,10 @@ def permit_as_new(path: Path) -> None:
 def require_outside(output: str | Path, *read: Path) -> None:
     """ConfigError if a folder that is written, and replaces what is there, would take away one of those it is made of.
 
-    Ask before the work begins: when the folder appears, what it was made of is gone.
+    The same where no folder can be put. Ask before the work begins: when the folder appears, what it was made of is
+    gone.
     """
+    _require_replaceable(Path(output))
     for path in read:
         if path.resolve().is_relative_to(Path(output).resolve()):
             raise ConfigError(f"output {output} would replace {path}, which is read", hint="choose another folder")
@@ -131,6 +137,17 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("LEVERET_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leveret"
+
+
+def _require_replaceable(path: Path) -> None:
+    """ConfigError if a folder cannot be renamed to `path`: a file lies there, or a disk is mounted there."""
+    if path.is_file():
+        raise ConfigError(f"{path} is a file, and a folder is to be written there", hint="choose another place")
+    if os.path.ismount(path):
+        raise ConfigError(
+            f"{path} is where a disk is mounted, so no new folder can take its place",
+            hint=f"name a folder in it, such as {path / 'model'}",
+        )
 
 
 def _name_place(error: BaseException, path: Path, draft: Path) -> None:

@@ -87,6 +87,7 @@ CONVERSATIONS: list[tuple[str, dict[str, Any], list[Message]]] = [
     ),
     ("prompt-completion", {"prompt": "u", "completion": "a"}, [U, A]),
     ("prompt-completion", {"query": "u", "response": "a"}, [U, A]),
+    ("prompt-completion", {"prompt": [m("user", "u")], "completion": "a", "system": "s"}, [S, U, A]),
     ("prompt-completion", {"query": "再", "response": "见", "system": "s", "history": [["u", "a"]]}, [S, U, A, U2, A2]),
     (
         "sharegpt",
@@ -391,6 +392,8 @@ def test_each_preference_format_is_recognised(name: str, record: dict[str, Any],
     (preference,) = read_preferences(write(tmp_path / "p.jsonl", record), report)
     assert (preference.prompt, preference.chosen, preference.rejected) == ((U,), (A,), (Message("assistant", "b"),))
     assert report.formats == {name: 1}
+    (under,) = read_preferences(write(tmp_path / "s.jsonl", record | {"system": "s"}))
+    assert (under.prompt, under.chosen, under.rejected) == ((S, U), (A,), (Message("assistant", "b"),))
 
 
 def test_useless_preferences_are_counted_and_wrong_ones_refused(tmp_path: Path) -> None:

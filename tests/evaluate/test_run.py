@@ -84,6 +84,29 @@ def test_unchanged_inputs_are_not_measured_again(
     assert (tmp_path / "out" / "evaluation.json").stat().st_mtime_ns > written
 
 
+def test_a_request_longer_than_the_context_fails_alone_and_says_why(model_dir: Path, tmp_path: Path) -> None:
+    requests = [{"query": "Set a timer " * 400, "calls": []}, {"query": "How are you?", "calls": []}]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    run(config_for(model_dir, output=tmp_path / "out", tools=[file]), Console(quiet=True))
+    overall = json.loads((tmp_path / "out/evaluation.json").read_text())["tools"]["mine"]["overall"]
+    first = json.loads((tmp_path / "out/failures.jsonl").read_text().splitlines()[0])
+    assert overall["requests"] == 2 and overall["errors"]["unparsable"] == 1
+    assert first["query"] == requests[0]["query"] and "256" in first["raw"]
+
+
+def test_what_a_server_answers_is_measured_every_time(
+    model_dir: Path, requests_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, loaded = TextModel.load(model_dir), []
+    monkeypatch.setattr(TextModel, "load", lambda *_, backend: loaded.append(backend) or model)
+    url = "http://127.0.0.1:8000/v1"
+    config = config_for(model_dir, output=tmp_path, tools=[requests_file], backend=url, constrained=False)
+    for _ in range(2):
+        run(config, Console(quiet=True))
+    assert loaded == [url, url]
+
+
 @pytest.mark.parametrize("name", ["evaluation.json", "failures.jsonl"])
 def test_a_damaged_record_is_measured_again(model_dir: Path, requests_file: Path, tmp_path: Path, name: str) -> None:
     config = config_for(model_dir, output=tmp_path, tools=[requests_file])

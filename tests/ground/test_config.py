@@ -98,9 +98,10 @@ def test_one_mistake_is_one_line() -> None:
     assert str(caught.value) == "r.yaml: training: rows (3) must be even"
 
 
-def test_numbers_are_accepted_where_text_is_wanted_and_nan_nowhere() -> None:
+def test_numbers_are_accepted_where_text_is_wanted_and_nan_and_infinity_nowhere() -> None:
     assert parse_config(Whole, {"model": 7}, source="s").model == "7"
-    assert mistakes(Whole, {"model": "m", "training": {"learning_rate": float("nan")}})
+    for value in (float("nan"), float("inf")):
+        assert mistakes(Whole, {"model": "m", "training": {"learning_rate": value}})
 
 
 def test_the_docstring_under_a_field_is_its_help() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from leveret.errors import HubError
-from leveret.hub import resolve_model
+from leveret.hub import name_of, resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +81,35 @@ def test_an_unfinished_download_goes_on(offline: Path, monkeypatch: pytest.Monke
     (folder / "two.safetensors").touch()
     assert resolve_model("owner/name") == folder
     assert local == [True, False, True]
+
+
+def test_a_download_is_finished_when_the_weights_that_are_loaded_are_there(
+    offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    folder = model(offline / "snapshot")
+    (folder / "model.safetensors").rename(folder / "model-1-of-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-1.safetensors"}}')
+    for other in ("consolidated.safetensors", "pytorch_model.bin", "tf_model", "a"):
+        (folder / f"{other}.index.json").write_text('{"weight_map": {"a": "not-fetched"}}')
+    local: list[bool] = []
+
+    def download(repository: str, *, local_files_only: bool, **rest: object) -> str:
+        local.append(local_files_only)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model("owner/name") == folder
+    assert local == [True]
+    (folder / "model.safetensors.index.json").write_text("cut off {")
+    resolve_model("owner/name")
+    assert local == [True, True, False]
+
+
+def test_a_model_in_the_cache_is_called_what_its_repository_is(offline: Path) -> None:
+    assert name_of(model(offline / "hf/models--owner--other-1.5/snapshots/0123abcd")) == "other-1.5"
+    assert name_of(model(offline / "snapshots/tiny")) == "tiny"
 
 
 def test_offline_the_error_names_both_hubs_and_the_way_out(offline: Path) -> None:

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from leveret.paths import atomic_directory, atomic_write, cache_dir, free_bytes, hash_tree, sha256_file, sweep_drafts
+from leveret.errors import ConfigError
+from leveret.paths import (
+    atomic_directory,
+    atomic_write,
+    cache_dir,
+    free_bytes,
+    hash_tree,
+    require_outside,
+    sha256_file,
+    sweep_drafts,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +79,36 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (draft / "b").write_text("3")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_directory_that_is_a_link_is_written_where_the_link_points(tmp_path: Path, is_there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to("disk/model")
+    if is_there:
+        (tmp_path / "disk/model").mkdir()
+        (tmp_path / "disk/model/old").touch()
+    with atomic_directory(tmp_path / "model") as draft:
+        (draft / "new").touch()
+    assert (tmp_path / "model").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").rglob("*")] == ["model", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "model"]
+
+
+def test_a_file_is_never_replaced_by_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(ConfigError, match="model is a file"), atomic_directory(tmp_path / "model"):
+        pass
+    with pytest.raises(ConfigError, match="model is a file"):
+        require_outside(tmp_path / "model")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_where_a_disk_is_mounted_a_folder_in_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path)
+    with pytest.raises(ConfigError, match="disk is mounted") as refused:
+        require_outside(tmp_path)
+    assert str(tmp_path / "model") in (refused.value.hint or "")
 
 
 KILLED = """

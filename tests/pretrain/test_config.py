@@ -58,3 +58,9 @@ def test_a_rehearsal_takes_few_steps():
     training = {"num_epochs": 4, "warmup_steps": 500, "rows_per_step": 512, "micro_batch_rows": 64}
     small = rehearsed(parse_config(PretrainConfig, {**BASE, "training": training}, source="test")).training
     assert small.max_steps == 20 and small.warmup_steps < 20 and small.rows_per_step <= 4
+
+
+def test_going_on_from_a_model_can_be_rehearsed():
+    config = parse_config(PretrainConfig, {**BASE, "init_from": "there"}, source="test")
+    small = rehearsed(config)
+    assert small.init_from == "there" and small.training.max_steps == 20

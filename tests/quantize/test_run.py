@@ -13,12 +13,12 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as torch_file
 from safetensors.torch import save_file
 
-from leveret.config import parse_config
+from leveret.config import parse_config, rehearsed
 from leveret.console import Console
 from leveret.errors import ConfigError, DataError, WeightsError
 from leveret.model.config import MoeConfig
 from leveret.precision.linear import QuantizedLinear
-from leveret.quantize.config import QuantizeConfig
+from leveret.quantize.config import UNUSED, QuantizeConfig
 from leveret.quantize.run import run
 from leveret.weights.load import load_model
 from leveret.weights.save import save_model
@@ -251,10 +251,22 @@ def test_a_weight_that_would_need_scales_is_refused(
             attempt()
 
 
+def test_a_rehearsal_keeps_one_scale_an_output_which_fits_every_width() -> None:
+    data = {"model": "m", "output": "q", "group_size": None}
+    assert rehearsed(parse_config(QuantizeConfig, data, source="test")).group_size is None
+
+
+@pytest.mark.parametrize("method", ["round-to-nearest", "nf4"])
+def test_a_rehearsal_sets_nothing_in_vain(method: str) -> None:
+    small = rehearsed(parse_config(QuantizeConfig, {"model": "m", "output": "q", "method": method}, source="test"))
+    assert not small.model_fields_set & UNUSED[method] and small.text_tokens == 512
+
+
 @pytest.mark.parametrize(
     ("method", "given", "told"),
     [
         ("round-to-nearest", {"desc_act": True, "damp": 0.5}, "round-to-nearest does not use damp, desc_act"),
+        ("round-to-nearest", {"calibration_tokens": 99}, "round-to-nearest does not use calibration_tokens"),
         ("awq", {"desc_act": True, "symmetric": False}, "awq does not use desc_act, symmetric"),
         ("nf4", {"damp": 0.5}, "nf4 does not use damp"),
         ("gptq", {"skip": ["down_prj"]}, "no layer has 'down_prj' in its name"),

@@ -7,7 +7,7 @@
 | firefly           | `conversation`             | `{"human": ..., "assistant": ...}` pairs, `system`                  |
 | alpaca            | `instruction` and `output` | with `input`, `system`, `history`; input joins after a newline      |
 | prompt-completion | `prompt` and `completion`  | texts or lists of messages; also `prompt` or `query` with           |
-|                   |                            | `response`; `system` and `history` with a text                      |
+|                   |                            | `response`; `system`; `history` with a text                         |
 
 Each function takes a record and gives its messages, or raises a DataError that names the key and the fix.
 """
@@ -171,17 +171,20 @@ def prompt_of(record: Record, key: str) -> list[Message]:
     value = record.fields[key]
     if isinstance(value, str):
         return [*_system(record), *_history(record), Message("user", text_of(record, value, f'"{key}"'))]
-    return read_messages(record, value, key)
+    return under_system(record, read_messages(record, value, key))
+
+
+def under_system(record: Record, messages: list[Message]) -> list[Message]:
+    """Messages behind the text under `system`, unless they begin with a system message of their own."""
+    return messages if messages and messages[0].role == "system" else [*_system(record), *messages]
 
 
 def _messages(record: Record) -> list[Message]:
-    messages = read_messages(record, record.fields["messages"], "messages")
-    return messages if messages and messages[0].role == "system" else [*_system(record), *messages]
+    return under_system(record, read_messages(record, record.fields["messages"], "messages"))
 
 
 def _sharegpt(record: Record) -> list[Message]:
-    messages = read_turns(record, record.fields["conversations"], "conversations")
-    return messages if messages and messages[0].role == "system" else [*_system(record), *messages]
+    return under_system(record, read_turns(record, record.fields["conversations"], "conversations"))
 
 
 def _firefly(record: Record) -> list[Message]:

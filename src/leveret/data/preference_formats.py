@@ -25,6 +25,7 @@ from leveret.data.conversation_formats import (
     read_turn,
     read_turns,
     text_of,
+    under_system,
 )
 from leveret.data.examples import Preference
 from leveret.data.files import Record
@@ -44,7 +45,9 @@ def preference_from(record: Record) -> tuple[str, Preference]:
             '"conversations"), or "messages" with "rejected_response"',
         )
     if "conversations" in fields:
-        return "sharegpt", _with_prompt(record, read_turns(record, fields["conversations"], "conversations"))
+        return "sharegpt", _with_prompt(
+            record, under_system(record, read_turns(record, fields["conversations"], "conversations"))
+        )
     if "instruction" in fields:
         return "alpaca", _with_prompt(record, alpaca_prompt(record))
     for key in ("prompt", "question"):
@@ -64,8 +67,10 @@ def _continuation(record: Record, key: str, prompt: list[Message]) -> tuple[Mess
     if isinstance(value, str):
         return (Message("assistant", text_of(record, value, f'"{key}"')),)
     messages = _message_list(record, value, key)
-    if len(messages) > len(prompt) and messages[: len(prompt)] == prompt:
-        messages = messages[len(prompt) :]
+    bare = prompt[1:] if prompt and prompt[0].role == "system" else prompt  # a `system` key need not be repeated
+    for begun in (prompt, bare):
+        if len(messages) > len(begun) and messages[: len(begun)] == begun:
+            return tuple(messages[len(begun) :])
     return tuple(messages)
 
 
@@ -80,8 +85,9 @@ def _implicit(record: Record) -> Preference:
         raise record.error(
             '"chosen" and "rejected" do not begin with the same message', hint='give the prompt under "prompt"'
         )
+    prompt = under_system(record, chosen[:size])
     return Preference(
-        prompt=tuple(chosen[:size]), chosen=tuple(chosen[size:]), rejected=tuple(rejected[size:]), key=record.key
+        prompt=tuple(prompt), chosen=tuple(chosen[size:]), rejected=tuple(rejected[size:]), key=record.key
     )
 
 
@@ -108,7 +114,7 @@ def _message_list(record: Record, value: Any, key: str) -> list[Message]:
 
 
 def _from_messages(record: Record) -> Preference:
-    messages = read_messages(record, record.fields["messages"], "messages")
+    messages = under_system(record, read_messages(record, record.fields["messages"], "messages"))
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise record.error('"messages" must end with the assistant\'s better reply')
     worse = Message("assistant", optional_text(record, "rejected_response"))

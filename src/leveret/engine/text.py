@@ -39,7 +39,7 @@ from leveret.engine.row import Row
 from leveret.engine.structure import AnswerOptions
 from leveret.engine.tool_calls import OfferedTools, ToolChoice
 from leveret.errors import ConfigError, RequestError
-from leveret.hub import model_under, resolve_model
+from leveret.hub import model_under, name_of, resolve_model
 from leveret.model.decoder import Decoder
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.schema import ToolSet
@@ -109,7 +109,7 @@ class TextModel(JobMaker):
                 directory, dtype=dtype, device=device, adapter=None if adapter is None else top, quantize=quantize
             ),
             **vars(find_parts((top, model_under(directory)))),
-            name=top.resolve().name,
+            name=name_of(top),
             engine=engine,
         )
 

@@ -18,6 +18,7 @@ from leveret.config import fingerprint
 from leveret.console import Console
 from leveret.data.files import ReadReport, read_lines
 from leveret.data.readers import read_documents
+from leveret.engine.backends.names import is_url
 from leveret.engine.text import TextModel
 from leveret.errors import DataError, ToolError
 from leveret.evaluate.bits_per_byte import PROTOCOL, bits_per_byte
@@ -159,8 +160,9 @@ def _inputs(config: EvaluateConfig, directory: Path) -> dict[str, str]:
 
 
 def _recorded(config: EvaluateConfig, inputs: dict[str, str]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The report and failures in the output folder, if they were made from the same inputs."""
-    if config.output is None:
+    """The report and failures in the output folder, if they were made from the same inputs; what a server behind a URL
+    has loaded is not seen from here, so it is never taken for the same."""
+    if config.output is None or is_url(config.backend):
         return None, []
     try:
         report = json.loads((config.output / REPORT).read_text("utf-8"))

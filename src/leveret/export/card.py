@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leveret.hub import name_of
 from leveret.paths import atomic_write
 
 
@@ -38,10 +39,10 @@ def write_cards(made: Exported, draft: Path, source: Path, card: Path | None) ->
     own = draft / "README.md"
     if (source / "README.md").is_file():
         shutil.copyfile(source / "README.md", own)
-    text = own.read_text("utf-8") if own.is_file() else f"# {source.resolve().name}\n"
+    text = own.read_text("utf-8") if own.is_file() else f"# {name_of(source)}\n"
     atomic_write(own, with_export(text, made))
     if card is not None:
-        there = card.read_text("utf-8") if card.is_file() else f"# {source.resolve().name}\n"
+        there = card.read_text("utf-8") if card.is_file() else f"# {name_of(source)}\n"
         atomic_write(card, with_export(there, made))
 
 

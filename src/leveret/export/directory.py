@@ -139,7 +139,7 @@ def _mend_ids(target: Path, tokenizer: Tokenizer, report: DirectoryReport) -> No
         wanted[key] = index if index is not None else values.get(key)
     for name, content in (("config.json", values), ("generation_config.json", said)):
         changed = {key: index for key, index in wanted.items() if index is not None and content.get(key) != index}
-        if changed and (name == "config.json" or place.is_file() or changed):
+        if changed:
             _write_json(target / name, content | changed)
             told = ", ".join(f"{key} {content.get(key)} -> {index}" for key, index in changed.items())
             report.mended.append(f"{name}: {told}")

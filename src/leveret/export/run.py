@@ -27,7 +27,7 @@ from leveret.export.directory import write_directory
 from leveret.export.gguf import adds_bos, write_model
 from leveret.export.mlc import write_mlc
 from leveret.export.ollama import Pieces, go_template, learn_pieces, modelfile
-from leveret.hub import is_adapter, model_under, resolve_model
+from leveret.hub import is_adapter, model_under, name_of, resolve_model
 from leveret.paths import atomic_directory, atomic_write, require_outside
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.gguf_adapter import unsayable, write_gguf_adapter
@@ -44,7 +44,7 @@ def run(config: ExportConfig, console: Console) -> StageResult:
     """Write what was asked for; returns its kind and size."""
     source = resolve_model(config.model)
     require_outside(config.output, source, model_under(source))
-    name = config.name or source.resolve().name
+    name = config.name or name_of(source)
     with atomic_directory(config.output) as draft:
         if is_adapter(source) and _goes_apart(config, source, console):
             made = _adapter(source, draft, name, console)

@@ -130,6 +130,10 @@ class PretrainConfig(Config):
         if self.init_from is not None:
             yield "init_from", self.init_from, "start from the model it was made of"
 
+    def unread(self) -> frozenset[str]:
+        """The sizes of fresh weights, where there are none."""
+        return frozenset() if self.init_from is None else frozenset({"model"})
+
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
         if self.init_from is None and self.tokenizer is None:

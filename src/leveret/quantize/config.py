@@ -14,7 +14,9 @@ from leveret.config import Config, Positional, Rehearsal
 CALIBRATED = ("gptq", "awq")
 """Methods that watch the model while text runs through it."""
 
-_OF_CALIBRATED = frozenset({"calibration", "fewest_tokens", "damp", "desc_act"})
+_OF_CALIBRATED = frozenset(
+    {"calibration", "calibration_tokens", "calibration_row_tokens", "fewest_tokens", "damp", "desc_act"}
+)
 UNUSED: dict[str, frozenset[str]] = {
     "round-to-nearest": _OF_CALIBRATED,
     "gptq": frozenset(),
@@ -39,7 +41,7 @@ class QuantizeConfig(Config):
     """How levels are chosen. round-to-nearest: each weight by itself. gptq: column by column, later ones making up for
     earlier ones, on calibration text. awq: after moving factors to the inputs that matter most, on calibration text; 4
     bits. nf4: sixteen levels that lie as a normal distribution does, in blocks of 64; what QLoRA trains on."""
-    group_size: Annotated[int | None, Field(ge=8), Rehearsal(32)] = 128
+    group_size: Annotated[int | None, Field(ge=8), Rehearsal(32, if_set=True)] = 128
     """Input columns that share a scale; it must divide every layer's inputs. null: one scale an output. Not for nf4."""
     symmetric: bool = True
     """Zero in the middle of the levels. Off: a zero point a group, a little more accurate, read by fewer kernels. awq
@@ -75,6 +77,10 @@ class QuantizeConfig(Config):
     def whole_models(self) -> Iterator[tuple[str, str, str]]:
         """What is quantized must not be so already."""
         yield "model", self.model, "start from the model it was made of"
+
+    def unread(self) -> frozenset[str]:
+        """What the method does not read."""
+        return UNUSED[self.method]
 
     @model_validator(mode="after")
     def _some_methods_have_one_form(self) -> QuantizeConfig:

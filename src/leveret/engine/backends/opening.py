@@ -12,7 +12,7 @@ from leveret.engine.backend import Backend
 from leveret.engine.backends.names import LLAMA_CPP, TRANSFORMERS, is_url
 from leveret.engine.prompting import Parts, find_parts
 from leveret.errors import ConfigError
-from leveret.hub import resolve_model
+from leveret.hub import name_of, resolve_model
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights.gguf_file import open_gguf
 from leveret.weights.gguf_read import restore_companions
@@ -32,7 +32,7 @@ def open_parts(path: str | Path, backend: str, *, dtype: str | torch.dtype | Non
     model = Path(path) if Path(path).is_file() else resolve_model(str(path))
     parts = _parts_of(model)
     opened = open_backend(backend, model, parts.tokenizer, dtype=dtype, device=device)
-    return OpenedParts(**vars(parts), model=opened, name=model.resolve().name)
+    return OpenedParts(**vars(parts), model=opened, name=name_of(model))
 
 
 def _parts_of(model: Path) -> Parts:
