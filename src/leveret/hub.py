@@ -30,6 +30,11 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What is loaded, the first that is there, whole or by its index; a release may have other forms and their indexes."""
 
 
+def is_repository(reference: str) -> bool:
+    """Whether a text can be the name of a model on a hub."""
+    return _REPOSITORY.fullmatch(reference) is not None
+
+
 def resolve_model(reference: str | Path, *, revision: str | None = None) -> Path:
     """The folder that holds the model; fetched first if it is a hub's name and not in a local cache.
 

@@ -202,3 +202,28 @@ def test_python_caches_and_hidden_files_in_an_input_folder_do_not_count(tmp_path
     assert contents.of(folder) == before
     (folder / "b.txt").write_text("a")
     assert contents.of(folder) != before
+
+
+def test_what_no_stage_writes_must_be_there_before_the_first_one_runs(workshop: Path, calls: Calls) -> None:
+    Path("late.yaml").write_text(
+        "name: late\nstages:\n"
+        "- write: {text: one, source: ~/no-such-file.txt}\n"
+        "- {name: second, write: {text: two, source: '@write/text.txt', model: runs/far/gone/model}}\n"
+        "- join: {parts: ['@write/text.txt', '@second', runs/late/join/own, runs, runs/late/third, lost.txt]}\n"
+        "- {name: third, write: {text: three}}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        go(recipe="late.yaml")
+    home = Path("~").expanduser()
+    assert str(caught.value).splitlines() == [
+        "late reads what is not there:",
+        f"  stage write: source: there is no {home}/no-such-file.txt, and no earlier stage writes it",
+        "  stage second: model: there is no runs/far/gone/model, and no earlier stage writes it",
+        "  stage join: parts.4: there is no runs/late/third, and no earlier stage writes it",
+        "  stage join: parts.5: there is no lost.txt, and no earlier stage writes it",
+    ]
+    assert calls() == [] and not Path("runs").exists()
+    go("write.source=late.yaml", recipe="late.yaml", until="write")  # asks about no stage behind it
+    lost = 'join.parts=["@second/text.txt"]'
+    go("write.source=late.yaml", "second.model=hf:org/name", lost, recipe="late.yaml", until="join")
+    assert calls() == ["write", "write", "join"]

@@ -22,6 +22,7 @@ from leveret.errors import ConfigError
 from leveret.paths import atomic_write
 from leveret.pipeline.dependencies import ContentHashes, Parts, combine, explain_change, files_written, parts_of
 from leveret.pipeline.group import Invitations, follow
+from leveret.pipeline.inputs import missing_inputs
 from leveret.pipeline.isolation import run_isolated
 from leveret.pipeline.ledger import Ledger, Record
 from leveret.pipeline.lock import locked
@@ -55,6 +56,8 @@ class _Done:
 def execute(recipe: Recipe, options: Options, console: Console) -> StageResult:
     """Run a recipe in its output folder; only one process at a time may work there."""
     _check_stage_names(recipe, options)
+    if missing := list(missing_inputs(recipe, options.until)):
+        raise ConfigError("\n  ".join([f"{recipe.name} reads what is not there:", *missing]))
     ranks = Ranks.from_environment()
     if ranks is not None and not options.isolate:
         raise ConfigError("several processes need isolate: true; each training stage is a meeting of new processes")

@@ -10,6 +10,7 @@ from leveret.config import mistakes, parse_config, read_yaml, suggest
 from leveret.console import Console
 from leveret.errors import ConfigError
 from leveret.pipeline.config import ValidateConfig
+from leveret.pipeline.inputs import missing_inputs
 from leveret.recipe import load_recipe, quantized_starts
 
 
@@ -18,7 +19,7 @@ def run(config: ValidateConfig, console: Console) -> StageResult:
     problems = []
     for file in config.files:
         try:
-            console.print(f"{file}: fine ({_check(file, config.command)})")
+            console.print(f"{file}: fine ({_check(file, config.command, console)})")
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -26,11 +27,13 @@ def run(config: ValidateConfig, console: Console) -> StageResult:
     return StageResult(output=None, summary={"files": len(config.files)})
 
 
-def _check(file: Path, command: str | None) -> str:
+def _check(file: Path, command: str | None, console: Console) -> str:
     """What the file is, or a ConfigError."""
     data = read_yaml(file)
     if "stages" in data and command is None:
         recipe = load_recipe(file)
+        for missing in missing_inputs(recipe):
+            console.warn(f"{file}: {missing}; a run would not start")
         return f"a recipe of {len(recipe.stages)} stages: {', '.join(stage.name for stage in recipe.stages)}"
     name = _known(command) if command is not None else _best_fit(data)
     source = f"{file} (read as a config of `{name}`)"
