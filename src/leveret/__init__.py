@@ -8,9 +8,10 @@ print(model.generate("Once upon a time", max_tokens=40))
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
@@ -29,7 +30,7 @@ def load(
     adapter: str | Path | None = None,
     quantize: str | None = None,
     backend: str = "leveret",
-    engine: EngineConfig | None = None,
+    engine: EngineConfig | Mapping[str, Any] | None = None,
 ) -> TextModel:
     """Load a model directory, or a model of the Hugging Face hub by name, to generate, chat and call tools.
 
@@ -40,7 +41,8 @@ def load(
         adapter: a folder with an adapter for this model. As `path`, such a folder brings the model it names.
         quantize: "int8", "int4" or "nf4" to keep the matrices in that many bits; None as stored.
         backend: who runs it: "leveret", "transformers", "llama.cpp" (path: a GGUF file), or the URL of a server.
-        engine: how our own engine works (`leveret.engine.config.EngineConfig`): its cache, speculation and the like.
+        engine: how our own engine works: its cache, speculation and the like; a `leveret.engine.config.EngineConfig`,
+            or keys of one with values.
     """
     # Imported here because it brings torch, which `import leveret` must not cost.
     from leveret.engine.text import TextModel

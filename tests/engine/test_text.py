@@ -326,19 +326,12 @@ def test_bad_requests_name_the_parameter(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("max_tokens", value) for value in (None, "3", 2.5, True)],
-        *[("temperature", value) for value in (None, "1", False)],
-        *[("top_k", 3.0), ("top_p", "0.5"), ("seed", 1.5), ("logprobs", True), ("repetition_penalty", None)],
-        *[
-            ("stop", None),
-            ("stop", [1]),
-            ("stop_ids", 5),
-            ("stop_ids", None),
-            ("stop_ids", ["a"]),
-            ("banned_ids", None),
-        ],
-        *[("ignore_eos", "no"), ("ignore_eos", None), ("skip_special_tokens", "false")],
-        *[("logit_bias", None), ("logit_bias", {"5": 1}), ("logit_bias", [(5, 1)]), ("logit_bias", {5: "1"})],
+        *[("max_tokens", value) for value in ("3", 2.5, True)],
+        *[("temperature", value) for value in ("1", False)],
+        *[("top_k", 3.0), ("top_p", "0.5"), ("seed", 1.5), ("logprobs", True), ("repetition_penalty", "2")],
+        *[("stop", [1]), ("stop_ids", 5), ("stop_ids", ["a"]), ("banned_ids", 7)],
+        *[("ignore_eos", "no"), ("skip_special_tokens", "false")],
+        *[("logit_bias", {"5": 1}), ("logit_bias", [(5, 1)]), ("logit_bias", {5: "1"})],
     ],
 )
 def test_a_value_of_another_kind_is_refused_by_name(model: TextModel, name: str, value: object) -> None:
@@ -430,8 +423,10 @@ def test_special_tokens_are_shown_when_asked_for(model: TextModel) -> None:
 
 
 def test_the_keys_of_the_engine_reach_it_and_are_refused_for_other_backends(model_dir: Path) -> None:
-    model = TextModel.load(model_dir, engine=EngineConfig(cache_memory_mib=1))
-    assert model.engine.stats.cache_bytes <= 1 << 20
+    for engine in (EngineConfig(cache_memory_mib=1), {"cache_memory_mib": 1}):
+        assert TextModel.load(model_dir, engine=engine).engine.stats.cache_bytes <= 1 << 20
+    with pytest.raises(ConfigError, match="did you mean cache_memory_mib"):
+        TextModel.load(model_dir, engine={"cache_memory": 1})
     words = (
         "engine.max_rows, engine.speculation are for our own engine, and the backend is transformers: leave them out"
     )

@@ -39,6 +39,9 @@ class SamplingOptions(TypedDict, total=False):
     skip_special_tokens: bool
 
 
+_NEUTRAL = SamplingParams()
+
+
 def read_defaults(directory: Path) -> SamplingParams:
     """The defaults of the model in a directory; those of `SamplingParams` where it has no generation_config.json.
 
@@ -59,6 +62,7 @@ def read_defaults(directory: Path) -> SamplingParams:
 def with_options(params: SamplingParams, options: SamplingOptions) -> SamplingParams:
     """The params with a caller's options over them; stop ids are added to, not replaced.
 
+    None is a value of those that it turns off (`top_k`, `seed` ...); of others it says that the caller has no wish.
     Raises RequestError for an unknown option or a value out of range.
     """
     known = [item.name for item in fields(SamplingParams)]
@@ -68,6 +72,7 @@ def with_options(params: SamplingParams, options: SamplingOptions) -> SamplingPa
             near = suggest(name, known)
             hint = f"did you mean {near!r}?" if near else f"options: {', '.join(known)}"
             raise RequestError(f"unknown sampling option {name!r}", param=name, code="unknown_parameter", hint=hint)
+    changes = {name: value for name, value in changes.items() if value is not None or getattr(_NEUTRAL, name) is None}
     if isinstance(changes.get("stop"), str):
         changes["stop"] = (changes["stop"],)
     for name in ("stop", "stop_ids", "banned_ids"):

@@ -16,14 +16,15 @@ given by the caller is not, and is an error when it does not fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 
 from leveret.chat.messages import Message, ToolCall
 from leveret.chat.template import ChatTemplate
+from leveret.config import parse_config
 from leveret.engine.backend import Backend
 from leveret.engine.backends.names import OWN, check_keys, checked_name
 from leveret.engine.backends.opening import open_parts
@@ -75,7 +76,7 @@ class TextModel(JobMaker):
         adapter: str | Path | None = None,
         quantize: str | None = None,
         backend: str = OWN,
-        engine: EngineConfig | None = None,
+        engine: EngineConfig | Mapping[str, Any] | None = None,
     ) -> TextModel:
         """Load a model directory, or a model of the Hugging Face hub by name.
 
@@ -87,9 +88,11 @@ class TextModel(JobMaker):
             quantize: "int8", "int4" or "nf4": what the matrices are rounded to as they are loaded; None as stored.
             backend: "leveret"; "transformers"; "llama.cpp" (path: a GGUF file); or the URL of a server that has the
                 model, of which then only tokenizer, template and defaults are read here.
-            engine: how our own engine works; None: the defaults of `EngineConfig`.
+            engine: how our own engine works, or keys of `EngineConfig` with values; None: its defaults.
         Raises HubError, WeightsError, TokenizerError, TemplateError or ToolError, naming the file that is wrong.
         """
+        if isinstance(engine, Mapping):
+            engine = parse_config(EngineConfig, dict(engine), source="engine")
         try:
             is_own = checked_name(backend) == OWN
             check_keys(backend, engine=engine, dtype=dtype, device=device)
