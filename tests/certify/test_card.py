@@ -40,7 +40,7 @@ def stage(tmp_path: Path) -> Path:
     lines = [{"step": step, "loss": 9 - step / 20, "validation_loss": 8.5 - step / 25} for step in range(1, 101)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     tally = {"requests": 1500, "exact_share": 0.9612, "exact_interval_95": [0.9503, 0.9698]}
-    tools = {"held_out": {"overall": tally | {"errors": {}}, "kinds": {"single": tally}}}
+    tools = {"held_out": {"overall": tally | {"errors": {"not_asked": 3}}, "kinds": {"single": tally}}}
     text = {"stories": {"bits_per_byte": 1.23456, "bytes": 5000}}
     content = {"inputs": {"f": "0123abcd"}, "protocol": {}, "tools": tools, "text": text}
     (folder / "evaluation.json").write_text(json.dumps(content))
@@ -69,6 +69,7 @@ def test_the_card_says_what_the_records_say(make_form: MakeForm, stage: Path) ->
         "▁ 4",
         "| held_out: exact tool calls, single | 96.1% of 1,500 (95 %: 95.0% to 97.0%) |",
         "| held_out: answers that do not parse | 0 |",
+        "| held_out: requests that the model could not be asked | 3 |",
         "| stories: bits per byte | 1.2346 (5,000 bytes) |",
     ):
         assert fact in card, fact

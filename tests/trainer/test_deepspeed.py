@@ -192,6 +192,7 @@ def test_a_key_that_says_something_else_is_refused_and_the_same_is_not(write):
         ('{"steps_per_print": Infinity}', "steps_per_print should be a whole number, not inf"),
         ({"train_batch_size": 8.5}, "train_batch_size should be a whole number, not 8.5"),
         ({"zero_optimization": {"stage": 2.5}}, "stage should be a whole number, not 2.5"),
+        ({"bf16": {"enabled": "off"}}, "bf16.enabled should be true or false, not 'off'"),
         ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "1e2"}}}, "whole number, not '1e2'"),
         ({"zero_optimization": {"stage": 4}}, "stage should be 0, 1, 2 or 3, not 4"),
         ({"gradient_clipping": "much"}, "gradient_clipping should be a number, not 'much'"),
@@ -205,6 +206,13 @@ def test_nonsense_is_an_error_that_names_the_file(write, data, told):
     with pytest.raises(ConfigError) as caught:
         parse_config(TrainingConfig, {"deepspeed": str(path)}, source="recipe")
     assert str(path) in str(caught.value) and told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "precision"), [("true", "bf16"), ("False", "fp32"), (False, "fp32"), ("auto", "bf16")]
+)
+def test_a_switch_may_be_a_text(write, said, precision):
+    assert TrainingConfig(deepspeed=write({"bf16": {"enabled": said}})).precision == precision
 
 
 def test_a_missing_file_is_an_error():

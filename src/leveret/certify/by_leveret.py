@@ -127,7 +127,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """`folder` itself if it is a checkpoint, or the newest one in it (a run's `checkpoints/`); else None."""
     if (folder / "manifest.json").is_file():
         return folder
-    return max((path for path in folder.glob("step-*") if (path / "manifest.json").is_file()), default=None)
+    own = (path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+    return max((path for path in own if (path / "manifest.json").is_file()), default=None)
 
 
 def from_checkpoint(reference: str, path: Path) -> LeveretForm:

@@ -17,7 +17,7 @@ from typing import Any
 from leveret.certify.card_quantization import QuantizationFacts, quantization_facts
 from leveret.certify.card_scores import scores_of
 from leveret.errors import DataError
-from leveret.hub import model_under
+from leveret.hub import model_under, name_of
 from leveret.model.config import ModelConfig
 from leveret.model.count import Count, count
 from leveret.tools.schema import ToolSet
@@ -68,7 +68,7 @@ def model_facts(directory: Path) -> ModelFacts:
     values, config = read_json(base / "config.json"), read_config(base)
     files = find_weight_files(base)
     return ModelFacts(
-        name=directory.resolve().name,
+        name=name_of(directory),
         config=config,
         parameters=count(config),
         bytes_on_disk=sum((base / file).stat().st_size for file in set(files.file_of.values())),

@@ -20,7 +20,10 @@ def _tool_scores(files: Any) -> Iterator[tuple[str, str]]:
         for cut in CUTS:
             for kind, tally in entry.get(cut, {}).items():
                 yield f"{name}: exact tool calls, {kind}", _share(tally)
-        yield f"{name}: answers that do not parse", str(entry["overall"].get("errors", {}).get("unparsable", 0))
+        errors = entry["overall"].get("errors", {})
+        yield f"{name}: answers that do not parse", str(errors.get("unparsable", 0))
+        if unasked := errors.get("not_asked"):
+            yield f"{name}: requests that the model could not be asked", str(unasked)
 
 
 def _text_scores(files: Any) -> Iterator[tuple[str, str]]:

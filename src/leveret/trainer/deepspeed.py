@@ -150,7 +150,7 @@ def _numbers(reader: Places) -> None:
         reader.values["max_grad_norm"] = clipping or None
         reader.sources["max_grad_norm"] = "gradient_clipping"
     reader.set("log_every_steps", reader.number("steps_per_print", int), "steps_per_print")
-    bf16, fp16 = reader.take("bf16.enabled"), reader.take("fp16.enabled")
+    bf16, fp16 = reader.switch("bf16.enabled"), reader.switch("fp16.enabled")
     if bf16:
         reader.set("precision", "bf16", "bf16.enabled")
     elif fp16:

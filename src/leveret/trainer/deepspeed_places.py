@@ -47,6 +47,14 @@ class Places:
             raise ValueError(f"{self.path}: {place} should be at least 1, not {value}")
         return value
 
+    def switch(self, place: str) -> bool | None:
+        """The same, as true or false; as a text too, which DeepSpeed reads."""
+        value = self.take(place)
+        word = value.strip().lower() if isinstance(value, str) else value
+        if word not in (None, True, False, "true", "false"):
+            raise ValueError(f"{self.path}: {place} should be true or false, not {value!r}")
+        return word == "true" if isinstance(word, str) else word
+
     def set(self, key: str, value: Any, place: str) -> None:
         """A key of the training config, if there is a value for it."""
         if value is None:
