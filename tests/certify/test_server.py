@@ -158,6 +158,16 @@ def test_llama_cpp_s_way_is_compared_along_its_answers_and_the_rest_is_told(
     assert found["perplexity"]["verdict"] == "not compared" and "echo" in found["perplexity"]["measured"]
 
 
+@pytest.mark.parametrize("kind", ["vllm", "llama.cpp", "bare"])
+def test_a_form_whose_values_are_no_numbers_is_no_server_s_equal(make_form: MakeForm, kind: str) -> None:
+    def spoil(model: Decoder) -> None:
+        with torch.no_grad():
+            model.layers[0].self_attn.v_proj.weight[0, 0] = torch.nan
+
+    with faked(make_form("a"), kind) as url, pytest.raises(CertificateError, match="greedy text"):
+        certify(make_form("b", change=spoil), url, server_numbers="exact")
+
+
 @pytest.mark.parametrize(
     ("path", "answer", "part"),
     [

@@ -91,8 +91,8 @@ def test_a_request_longer_than_the_context_fails_alone_and_says_why(model_dir: P
     run(config_for(model_dir, output=tmp_path / "out", tools=[file]), Console(quiet=True))
     overall = json.loads((tmp_path / "out/evaluation.json").read_text())["tools"]["mine"]["overall"]
     first = json.loads((tmp_path / "out/failures.jsonl").read_text().splitlines()[0])
-    assert overall["requests"] == 2 and overall["errors"]["unparsable"] == 1
-    assert first["query"] == requests[0]["query"] and "256" in first["raw"]
+    assert overall["requests"] == 2 and overall["errors"]["not_asked"] == 1
+    assert first["query"] == requests[0]["query"] and "256" in first["reason"]
 
 
 def test_what_a_server_answers_is_measured_every_time(

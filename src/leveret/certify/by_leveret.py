@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from leveret.certify.form import Reader, Stops, numerics_of
+from leveret.certify.form import NO_ID, Reader, Stops, numerics_of
 from leveret.certify.gguf_model import model_in, numerics_in, tokenizer_in
 from leveret.certify.references import LLAMA_CPP_PREFIX
 from leveret.certify.thresholds import Numerics
@@ -86,7 +86,11 @@ class LeveretForm:
         """By the engine, batched, with the KV cache."""
         params = SamplingParams(max_tokens=max_tokens)
         requests = [Request(prompt_ids=tuple(prompt), params=params) for prompt in prompts]
-        return [completion.ids for completion in Engine(self.model).generate(requests)]
+        engine = Engine(self.model)
+        try:
+            return [completion.ids for completion in engine.generate(requests)]
+        except WeightsError:  # of one of them at least
+            return [_ids_or_none(engine, request) for request in requests]
 
     def close(self) -> None:
         """Nothing to do."""
@@ -121,6 +125,14 @@ def from_gguf(reference: str, path: Path) -> LeveretForm:
     ends = [file.keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     declared = frozenset(int(end) for end in ends if end is not None)
     return _form(reference, path, model, tokenizer, numerics, declared)
+
+
+def _ids_or_none(engine: Engine, request: Request) -> tuple[int, ...]:
+    try:
+        (completion,) = engine.generate([request])
+    except WeightsError:
+        return (NO_ID,) * request.params.max_tokens
+    return completion.ids
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

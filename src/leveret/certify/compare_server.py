@@ -21,7 +21,7 @@ from leveret.certify.compare import (
 )
 from leveret.certify.divergence import SequenceDivergence, compare_logprobs, worst_position
 from leveret.certify.findings import Check, Comparison, Parting, verdict
-from leveret.certify.form import OURS, Form
+from leveret.certify.form import NO_ID, OURS, Form
 from leveret.certify.server import Generated, Server
 from leveret.certify.thresholds import BOUNDS, Bounds, Numerics, kind_of
 from leveret.certify.token_ids import Encoded, parting_of
@@ -151,7 +151,7 @@ def _along_answers(
             told.append((None, top))
             if index != our_id:
                 break
-        if told:
+        if told and NO_ID not in ours:
             ids = (*prompt, *ours[: len(told)])
             name = f"continuing '{fixture.name}'"
             logits = first.logits(ids)
@@ -241,7 +241,7 @@ def _until_stop(form: Form, ids: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _text(form: Form, ids: Sequence[int]) -> str:
-    return _plain(form, form.own_tokenizer.decode(list(ids)))
+    return _plain(form, form.own_tokenizer.decode([index for index in ids if index != NO_ID]))
 
 
 def _plain(form: Form, text: str) -> str:

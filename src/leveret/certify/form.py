@@ -32,6 +32,10 @@ class Stops:
     """Those that its reader adds by itself: of the template, of the tokenizer, or by the look of a token."""
 
 
+NO_ID = -1
+"""What a form writes whose values are infinite or no numbers: it differs from everything that is written."""
+
+
 class Form(Protocol):
     """One form of a model, loaded in the number format it is stored in, for that is what is certified."""
 
@@ -85,7 +89,7 @@ class Form(Protocol):
         """Logits (T, V) after each of T ids, in float32."""
 
     def continue_greedily(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[tuple[int, ...]]:
-        """`max_tokens` ids after each prompt, whatever they are (no stop ids)."""
+        """`max_tokens` ids after each prompt, whatever they are (no stop ids); NO_ID for values that are no numbers."""
 
     def close(self) -> None:
         """Give back what does not go by itself."""

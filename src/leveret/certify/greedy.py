@@ -8,7 +8,7 @@ choices were equally good within rounding it is a tie, and no fault of either.
 from __future__ import annotations
 
 from leveret.certify.findings import Check, Parting, verdict
-from leveret.certify.form import Form
+from leveret.certify.form import NO_ID, Form
 from leveret.certify.token_ids import Encoded
 
 
@@ -50,5 +50,7 @@ def compare_greedy(
 
 def _is_tie(form: Form, ids: tuple[int, ...], choices: tuple[int, int], tolerance: float) -> bool:
     """Whether the two choices were equally good to the first form, within what two logits may differ by."""
+    if NO_ID in choices:
+        return False
     logits = form.logits(ids)[-1]
     return bool((logits[choices[0]] - logits[choices[1]]).abs() <= 2 * tolerance)
