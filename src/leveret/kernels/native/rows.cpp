@@ -150,7 +150,20 @@ LEVERET_EXPORT void leveret_cross_entropy(bfloat16* logits, const int64_t* targe
     for (double each : partial) *loss += each;
 }
 
-// The first of the largest numbers of each row; the first that is no number, if there is one.
+// Where `wanted`, which is there, stands first. Blocks are asked without a branch in them, so many numbers at once.
+static int64_t first_place(const bfloat16* here, int64_t width, float wanted) {
+    constexpr int64_t block = 256;
+    int64_t place = 0;
+    for (; place + block < width; place += block) {
+        unsigned found = 0;
+        for (int64_t i = 0; i < block; i++) found |= unsigned(to_float(here[place + i]) == wanted);
+        if (found) break;
+    }
+    while (place < width - 1 && to_float(here[place]) != wanted) place++;
+    return place;
+}
+
+// The first of the largest numbers of each row; -1 if one of them is infinite or no number.
 LEVERET_EXPORT void leveret_likeliest(const bfloat16* logits, int64_t rows, int64_t width, int64_t* ids, int threads) {
 #pragma omp parallel for num_threads(threads < rows ? threads : int(rows)) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
@@ -166,8 +179,6 @@ LEVERET_EXPORT void leveret_likeliest(const bfloat16* logits, int64_t rows, int6
             ids[row] = -1;
             continue;
         }
-        int64_t place = 0;
-        while (place < width - 1 && to_float(here[place]) != highest) place++;
-        ids[row] = place;
+        ids[row] = first_place(here, width, highest);
     }
 }
