@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from leveret.serve.web.run_folder import read_lines, runs_below, stages_of
+from leveret.serve.web.run_folder import last_change, read_lines, runs_below, stages_of
 from leveret.serve.web.run_page import list_page, run_page
 from leveret.serve.web.run_words import CHINESE
 from leveret.serve.web.runs import runs_app
@@ -148,6 +149,24 @@ def test_a_file_that_cannot_be_read_spoils_no_other(root: Path, content: str) ->
     put(root / "demo" / "evaluate" / "evaluation.json", content)
     page = run_page("demo", root / "demo", "en")
     assert "evaluation.json cannot be shown" in page and "ratio 1.15" in page and "8,628" in page
+
+
+def test_what_is_closed_or_gone_while_one_looks_is_left_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "closed").mkdir()
+    (root / "loop").symlink_to("loop")
+    real = Path.iterdir
+
+    def iterdir(place: Path) -> Iterator[Path]:
+        if place.name == "closed":
+            raise PermissionError(13, "Permission denied", str(place))
+        found = list(real(place))
+        return iter([*found, place / "gone"])
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    page = get(root, "/runs?lang=en")
+    assert page.status_code == 200 and "demo" in page.text and "small" in page.text and "closed" not in page.text
+    assert last_change(root / "gone") == 0.0
+    assert get(root, "/runs/demo").status_code == 200
 
 
 def test_a_running_stage_says_how_far_it_is(root: Path) -> None:

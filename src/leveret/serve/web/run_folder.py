@@ -7,12 +7,14 @@
       base/metrics.jsonl        or one command's
 
 A name that comes from a browser is looked up among the names found here, and is never made into a path; a link that
-leads out of the folder is not followed. Files larger than `MOST_BYTES` are not read.
+leads out of the folder is not followed. Files larger than `MOST_BYTES` are not read. What goes away while it is looked
+at (a run moves its old outputs), or is not ours to read, is left out.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,7 @@ def runs_below(root: Path) -> dict[str, Path]:
     if _is_run(root):
         return {root.resolve().name: root}
     runs = {place.name: place for place in _folders(root) if _is_run(place) or stages_of(place)}
-    return dict(sorted(runs.items(), key=lambda item: -item[1].stat().st_mtime))
+    return dict(sorted(runs.items(), key=lambda item: -last_change(item[1])))
 
 
 def stages_of(run: Path) -> list[StageFolder]:
@@ -62,11 +64,19 @@ def stages_of(run: Path) -> list[StageFolder]:
         files = {name: place / name for name in SHOWN if _is_own_file(place / name, run)}
         if files:
             name = "" if place == run else place.relative_to(run).as_posix()
-            begun = min(file.stat().st_mtime for file in files.values())
+            begun = min(map(last_change, files.values()))
             stages.append(StageFolder(name=name, files=files, begun=begun))
     order = {name: place for place, name in enumerate(_names_in_recipe(run))}
     last = len(order)
     return sorted(stages, key=lambda stage: (order.get(stage.name.split("/")[0], last), stage.begun, stage.name))
+
+
+def last_change(place: Path) -> float:
+    """When a file or folder was last written, in seconds since 1970; 0 when it is gone."""
+    try:
+        return place.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def read_text(file: Path) -> str:
@@ -114,11 +124,15 @@ def _is_run(place: Path) -> bool:
 
 
 def _folders(place: Path) -> Iterator[Path]:
-    for entry in sorted(place.iterdir()):
-        wanted = not entry.name.startswith(".") and entry.name not in NOT_STAGES and entry.is_dir()
+    try:
+        entries = sorted(place.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        wanted = not entry.name.startswith(".") and entry.name not in NOT_STAGES and os.path.isdir(entry)
         if wanted and entry.resolve().is_relative_to(place.resolve()):
             yield entry
 
 
 def _is_own_file(file: Path, run: Path) -> bool:
-    return file.is_file() and file.resolve().is_relative_to(run.resolve())
+    return os.path.isfile(file) and file.resolve().is_relative_to(run.resolve())

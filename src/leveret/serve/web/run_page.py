@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from leveret.serve.web import run_tables
 from leveret.serve.web.language import LANGUAGES, Language
-from leveret.serve.web.run_folder import StageFolder, read_lines, read_object, read_text, stages_of
+from leveret.serve.web.run_folder import StageFolder, last_change, read_lines, read_object, read_text, stages_of
 from leveret.serve.web.run_tables import Raw, Say, table
 from leveret.serve.web.run_words import speaker
 from leveret.serve.web.style import STYLE
@@ -31,7 +31,7 @@ def list_page(runs: dict[str, Path], language: Language) -> str:
         (
             Raw(f'<a href="/runs/{_quoted(name)}?lang={language}">{html.escape(name)}</a>'),
             ", ".join(stage.name for stage in stages_of(run) if stage.name),
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(run.stat().st_mtime)),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(last_change(run))),
         )
         for name, run in runs.items()
     ]
