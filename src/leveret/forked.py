@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from leveret.container import allowed_cores
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -48,11 +50,6 @@ def in_processes(
         for child, reading in children:  # an error has come before their turn
             os.kill(child, signal.SIGKILL)
             _result(child, reading)
-
-
-def allowed_cores() -> int:
-    """Cores that the system lets this process run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_cores() -> int:

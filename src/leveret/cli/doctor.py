@@ -13,8 +13,8 @@ from leveret.cli.doctor_config import DoctorConfig
 from leveret.cli.tensor_table import in_bytes
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.container import allowed_cores, memory_limit
 from leveret.errors import LeveretError
-from leveret.forked import allowed_cores
 from leveret.paths import cache_dir, free_bytes
 from leveret.version import VERSION
 
@@ -141,10 +141,11 @@ def _processor() -> tuple[set[str], str]:
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes in all and to be had, as Linux gives them; (0, 0) elsewhere."""
+    """Bytes in all and to be had, as Linux and a container's limit give them; (0, 0) elsewhere."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return 0, 0
     kilobytes = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
-    return kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
+    limit = memory_limit() or kilobytes["MemTotal"] * 1024
+    return min(limit, kilobytes["MemTotal"] * 1024), min(limit, kilobytes["MemAvailable"] * 1024)

@@ -21,6 +21,7 @@ import click
 
 from leveret.commands import COMMANDS, Command
 from leveret.console import Console
+from leveret.container import allowed_cores, visible_cores
 from leveret.errors import ConfigError, LeveretError
 from leveret.ranks import Ranks, end_with_parent
 from leveret.spelling import suggest
@@ -45,6 +46,7 @@ _EPILOG = (__doc__ or "").partition("Exit codes: ")[2]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (that of the process by default) and return its exit code."""
     _let_waiting_threads_sleep()
+    _begin_no_more_threads_than_cores(next(iter(sys.argv[1:] if arguments is None else arguments), None))
     if arguments is None:
         _show_what_can_be_shown()
         atexit.register(gc.freeze)  # else the last collection looks at all that PyTorch is made of: half a second
@@ -90,6 +92,15 @@ def _let_waiting_threads_sleep() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS_BEFORE_SLEEP)
+
+
+def _begin_no_more_threads_than_cores(command: str | None) -> None:
+    """In a container that has fewer cores than it shows; said before torch is loaded, and not over the user's word.
+
+    `launch` shares them out among its processes itself.
+    """
+    if command != "launch" and (cores := allowed_cores()) < visible_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
 class _CommandLine(click.Group):

@@ -7,13 +7,13 @@ the same numbers, and to end all machines when one of them fails (together.py). 
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leveret.container import allowed_cores
 from leveret.errors import ConfigError
 from leveret.launch.config import LaunchConfig
 from leveret.launch.machines import Machine, SlurmJob, count_accelerators, is_here, read_hostfile
@@ -95,7 +95,7 @@ def _here(
     machines: Sequence[Machine], node: int, config: LaunchConfig, inner: Sequence[str], environment: Mapping[str, str]
 ) -> Start:
     """Without a word about threads, torchrun gives each process one; the cores of a machine are shared out instead."""
-    threads = max(1, (os.cpu_count() or 1) // machines[node].slots)
+    threads = max(1, allowed_cores() // machines[node].slots)
     shared = {} if "OMP_NUM_THREADS" in environment else {"OMP_NUM_THREADS": str(threads)}
     arguments = tuple(torchrun(machines, node, config, inner))
     return Start(host=machines[node].host, arguments=arguments, environment=shared)

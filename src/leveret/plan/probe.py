@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from leveret.container import memory_limit
 from leveret.plan.devices import Device
 
 _SIDE = 2048
@@ -13,7 +14,8 @@ _SECONDS = 0.25  # for each of the two precisions
 
 def measured(device: Device) -> Device:
     """`device` with the memory and the peaks of this machine's processor."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = min(machine, memory_limit() or machine)
     bf16, fp32 = (_tflops(precision) for precision in ("bfloat16", "float32"))
     return device.model_copy(update={"memory_gb": memory / 1e9, "bf16_tflops": bf16, "fp32_tflops": fp32})
 
