@@ -60,15 +60,10 @@ def test_models_in_the_local_caches_need_no_network(offline: Path) -> None:
     assert resolve_model("ms:owner/other-1.5") == cached
 
 
-def test_an_unfinished_download_goes_on(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def downloads_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Let every download end in `folder`; the list grows by whether it had to do without a network."""
     import huggingface_hub
 
-    folder = model(offline / "snapshot")
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(
-        '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}'
-    )
-    (folder / "one.safetensors").touch()
     local: list[bool] = []
 
     def download(repository: str, *, local_files_only: bool, **rest: object) -> str:
@@ -76,6 +71,17 @@ def test_an_unfinished_download_goes_on(offline: Path, monkeypatch: pytest.Monke
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return local
+
+
+def test_an_unfinished_download_goes_on(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model(offline / "snapshot")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}'
+    )
+    (folder / "one.safetensors").touch()
+    local = downloads_to(folder, monkeypatch)
     assert resolve_model("owner/name") == folder
     assert local == [True, False]
     (folder / "two.safetensors").touch()
@@ -86,20 +92,12 @@ def test_an_unfinished_download_goes_on(offline: Path, monkeypatch: pytest.Monke
 def test_a_download_is_finished_when_the_weights_that_are_loaded_are_there(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
-
     folder = model(offline / "snapshot")
     (folder / "model.safetensors").rename(folder / "model-1-of-1.safetensors")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-1.safetensors"}}')
     for other in ("consolidated.safetensors", "pytorch_model.bin", "tf_model", "a"):
         (folder / f"{other}.index.json").write_text('{"weight_map": {"a": "not-fetched"}}')
-    local: list[bool] = []
-
-    def download(repository: str, *, local_files_only: bool, **rest: object) -> str:
-        local.append(local_files_only)
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    local = downloads_to(folder, monkeypatch)
     assert resolve_model("owner/name") == folder
     assert local == [True]
     (folder / "model.safetensors.index.json").write_text("cut off {")
