@@ -13,7 +13,6 @@ truth. The bytes always exist. Tokenizers write them down in one of two ways:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -64,13 +63,13 @@ def strips_first_space(tokenizer_json: Mapping[str, Any]) -> bool:
     return False
 
 
-def without_first_space(tokenizer_json: Mapping[str, Any]) -> dict[str, Any]:
-    """The same tokenizer without the space that it puts before the first word of a text, and before no other."""
-    content: dict[str, Any] = json.loads(json.dumps(tokenizer_json))
-    for component in _components(content.get("pre_tokenizer")):
-        if component.get("type") == "Metaspace" and component.get("prepend_scheme") == "first":
-            component["prepend_scheme"] = "never"
-    return content
+def put_first_space(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    """The parts of a pre-tokenizer that put a space before the first word of a text, and before no other."""
+    return [
+        component
+        for component in _components(pre_tokenizer)
+        if component.get("type") == "Metaspace" and component.get("prepend_scheme") == "first"
+    ]
 
 
 def token_byte_table(
