@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,26 +117,38 @@ def code_digest(command: Command) -> str:
 
 def _values(config: Config) -> Iterator[Path | str]:
     """Every path in a config except its output, every text that could be one, and the models that adapters name."""
-    for name in type(config).model_fields:
-        if name != "output":
-            for value in _values_in(getattr(config, name)):
-                yield value
-                if (model := _model_of_adapter(_path(value))) is not None:
-                    yield model
+    for _, item in leaves(config, without=("output",)):
+        for value in _readings(item):
+            yield value
+            if (model := _model_of_adapter(_path(value))) is not None:
+                yield model
 
 
-def _values_in(value: Any) -> Iterator[Path | str]:
+def leaves(config: Config, *, without: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Every single value in a config with its key (`data.0.path`), but those under the keys `without`."""
+    for name, value in dict(config).items():
+        if name not in without:
+            yield from _leaves(name, value)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Config):
+        value = dict(value)
+    if isinstance(value, set | frozenset | list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(f"{key}.{name}", inner)
+
+
+def _readings(value: Any) -> Iterator[Path | str]:
+    """What a value may name: a path itself, a text in every way that a path can stand in it."""
     if isinstance(value, Path):
         yield value
     elif isinstance(value, str) and 0 < len(value) < 1024 and value.isprintable():
         yield from _paths_in(value)
-    elif isinstance(value, Config):
-        yield from _values_in(dict(value))
-    elif isinstance(value, Mapping):
-        yield from _values_in(list(value.values()))
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _values_in(item)
 
 
 def _paths_in(text: str) -> Iterator[str]:

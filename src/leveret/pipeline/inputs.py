@@ -7,12 +7,12 @@ run's own folder. Of a model that is named by a text, only what cannot be a hub'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from leveret.config import Config
 from leveret.hub import is_repository
+from leveret.pipeline.dependencies import leaves
 from leveret.recipe import Recipe
 
 WRITTEN = ("output", "card")
@@ -27,16 +27,15 @@ TEMPLATE = "template"
 
 def missing_inputs(recipe: Recipe, until: str | None = None) -> Iterator[str]:
     """The mistakes, each with its stage and key; `until`: the last stage to be asked."""
-    written = [recipe.output.absolute()]
+    written: list[Path] = []
+    """By the stages so far, and by the stage itself."""
     for stage in recipe.stages:
-        own = [path.absolute() for key in WRITTEN if isinstance(path := getattr(stage.config, key, None), Path)]
-        places = [*written[1:], *own]
+        written += [path.absolute() for key in WRITTEN if isinstance(path := getattr(stage.config, key, None), Path)]
         for key, path in _inputs(stage.config):
             there = path.absolute()
-            begun = any(there.is_relative_to(place) or place.is_relative_to(there) for place in places)
-            if not path.exists() and not begun and not written[0].is_relative_to(there):
+            holds_output = any(place.is_relative_to(there) for place in (recipe.output.absolute(), *written))
+            if not path.exists() and not holds_output and not any(map(there.is_relative_to, written)):
                 yield f"stage {stage.name}: {key}: there is no {path}, and no earlier stage writes it"
-        written += own
         if stage.name == until:
             return
 
@@ -44,25 +43,11 @@ def missing_inputs(recipe: Recipe, until: str | None = None) -> Iterator[str]:
 def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
     """The keys and paths of what a config reads."""
     remote = "://" in str(getattr(config, "backend", ""))
-    for name, value in dict(config).items():
-        if name in WRITTEN:
-            continue
-        for key, item in _leaves(name, value):
-            if isinstance(item, Path) or (isinstance(item, str) and _is_path(name, item) and not remote):
-                yield key, Path(os.path.expanduser(item))
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Config):
-        value = dict(value)
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}", inner)
-    elif isinstance(value, list | tuple):
-        for place, inner in enumerate(value):
-            yield from _leaves(f"{key}.{place}", inner)
-    else:
-        yield key, value
+    for key, value in leaves(config, without=WRITTEN):
+        if isinstance(value, Path) or (
+            isinstance(value, str) and not remote and _is_path(key.partition(".")[0], value)
+        ):
+            yield key, Path(os.path.expanduser(value))
 
 
 def _is_path(name: str, text: str) -> bool:
