@@ -90,7 +90,7 @@ class LeveretForm:
         try:
             return [completion.ids for completion in engine.generate(requests)]
         except WeightsError:  # of one of them at least
-            return [_ids_or_none(engine, request) for request in requests]
+            return [_continued_alone(engine, request) for request in requests]
 
     def close(self) -> None:
         """Nothing to do."""
@@ -127,7 +127,7 @@ def from_gguf(reference: str, path: Path) -> LeveretForm:
     return _form(reference, path, model, tokenizer, numerics, declared)
 
 
-def _ids_or_none(engine: Engine, request: Request) -> tuple[int, ...]:
+def _continued_alone(engine: Engine, request: Request) -> tuple[int, ...]:
     try:
         (completion,) = engine.generate([request])
     except WeightsError:
