@@ -1,8 +1,8 @@
 """The files beside the weights that make them a model one can talk to: tokenizer, template, sampling, tools, licence.
 
 Whatever makes a model directory of another one takes them along from here: a conversion, an export, a quantized or
-merged model by `copy_companions`, an adapter that is
-merged by `copy_over`; training, which writes a tokenizer and a template of its own, by `pass_on`.
+merged model by `copy_companions`, an adapter that is merged by `copy_over`; training, which writes a tokenizer and a
+template of its own, by `pass_on`.
 """
 
 from __future__ import annotations
