@@ -136,6 +136,14 @@ def test_a_matrix_is_rounded_to_eight_bits_as_its_twin_does_it(build: str, size:
     assert (found.double() - exact.double()).norm() <= 2e-3 * exact.double().norm()
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 3e38])
+def test_no_number_of_a_matrix_is_lost_in_rounding(build: str, odd: float) -> None:
+    weight = torch.randn(100, 320, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight[3, 70] = weight[99, 319] = odd
+    found = multiply_compiled(torch.ones(1, 320).bfloat16(), round_compiled(weight, group_size=64))
+    assert found.isfinite().logical_not().nonzero()[:, 1].tolist() == [3, 99]
+
+
 def test_blocks_of_activations_divide_the_groups() -> None:
     assert [activation_block(group) for group in (32, 128, 160, 256, 352, 5632)] == [32, 128, 32, 128, 32, 128]
 

@@ -65,7 +65,6 @@ class EightsRoom {
 
 // A number that is none makes the scale none, so that it is not lost.
 void round_block(const float* x, int64_t count, int8_t* to, float& scale, int32_t& total) {
-    constexpr float rounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves no place for a fraction
     floats tops{}, sums{};
     for (int64_t i = 0; i < count; i += LANES) {
         floats value = load(x + i);
@@ -75,7 +74,7 @@ void round_block(const float* x, int64_t count, int8_t* to, float& scale, int32_
     float highest = highest_of(tops), factor = highest > 1e-30f ? 127.0f / highest : 0.0f;
     ints added{};
     for (int64_t i = 0; i < count; i += LANES) {
-        ints number = __builtin_convertvector((load(x + i) * factor + rounder) - rounder, ints);
+        ints number = nearest(load(x + i) * factor);
         added += number;
         *(bytes*)(to + i) = __builtin_convertvector(number, bytes);
     }

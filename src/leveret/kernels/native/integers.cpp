@@ -66,6 +66,27 @@ void multiply_eights(const Weight& weight, const Number* x, const int64_t* order
     }
 }
 
+// `count` numbers in eight bits around 128, four to every TILE-th word; null: zeros. Returns their scale in float16, which is
+// none if a number is, so that it is not lost.
+uint16_t round_column(const bfloat16* from, int64_t count, word* to) {
+    floats tops{}, sums{};
+    for (int64_t i = 0; from != nullptr && i < count; i += LANES) {
+        floats value = load(from + i);
+        tops = larger(larger(value, -value), tops);
+        sums += value * 0.0f;
+    }
+    uint16_t scale = to_half(highest_of(tops) / 127.0f + sum_of(sums));
+    float factor = scale == 0 ? 0.0f : 1.0f / from_half(scale);
+    for (int64_t i = 0; i < count; i += LANES) {
+        floats value = from == nullptr ? floats{} : load(from + i) * factor;
+        value = value > 127.0f ? all(127.0f) : larger(value, all(-128.0f));  // NaN: -128
+        word four[LANES / 4];
+        *(bytes*)four = __builtin_convertvector(nearest(value), bytes) ^ int8_t(-128);
+        for (int64_t place = 0; place < LANES / 4; place++) to[(i / 4 + place) * TILE] = four[place];
+    }
+    return scale;
+}
+
 }  // namespace
 
 // out (rows, columns) = x (rows, inputs) weight^T. inputs and group: multiples of 32.
@@ -101,26 +122,17 @@ LEVERET_EXPORT void leveret_integer_product(const void* x, int64_t rows, int is_
     }
 }
 
-// A bfloat16 weight (columns, inputs) in eight bits, around 128, in the layout of integers.h; group: a multiple of 4.
+// A bfloat16 weight (columns, inputs) in eight bits, around 128, in the layout of integers.h; group: a multiple of 32.
 LEVERET_EXPORT void leveret_round_weight(const bfloat16* weight, int64_t columns, int64_t inputs, int64_t group,
                                          uint32_t* words, uint16_t* scales, int threads) {
     int64_t tiles = (columns + TILE - 1) / TILE, groups = inputs / group;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t part = 0; part < tiles * groups; part++) {
         int64_t tile = part / groups, first = part % groups * group;
-        uint8_t* levels = reinterpret_cast<uint8_t*>(words + (tile * inputs + first) / 4 * TILE);
-        for (int64_t o = 0; o < TILE; o++) {
-            bool there = tile * TILE + o < columns;
-            const bfloat16* row = weight + (tile * TILE + o) * inputs + first;
-            float highest = 0.0f;
-            for (int64_t i = 0; there && i < group; i++) highest = std::max(highest, std::fabs(to_float(row[i])));
-            uint16_t half = to_half(highest / 127.0f);
-            scales[part * TILE + o] = half;
-            float factor = half == 0 ? 0.0f : 1.0f / from_half(half);
-            for (int64_t i = 0; i < group; i++) {
-                float level = there ? std::nearbyint(to_float(row[i]) * factor) : 0.0f;
-                levels[(i / 4 * TILE + o) * 4 + i % 4] = uint8_t(128 + int(std::min(127.0f, std::max(-128.0f, level))));
-            }
+        word* to = words + (tile * inputs + first) / 4 * TILE;
+        for (int64_t o = 0; o < TILE; o++, to++) {
+            int64_t column = tile * TILE + o;
+            scales[part * TILE + o] = round_column(column < columns ? weight + column * inputs + first : nullptr, group, to);
         }
     }
 }

@@ -40,12 +40,13 @@ float from_half(uint16_t half) {
     return sign ? -value : value;
 }
 
-// To nearest, ties to even; nothing here is too large.
+// To nearest, ties to even; NaN for what is too large.
 uint16_t to_half(float value) {
     uint32_t sign, bits;
     std::memcpy(&bits, &value, sizeof bits);
     sign = bits >> 16 & 0x8000u;
     value = std::fabs(value);
+    if (!(value < 65520.0f)) return uint16_t(sign | 0x7e00u);
     if (value < 6.103515625e-05f) {  // steps of 2^-24
         float steps = value * 16777216.0f + 12582912.0f;
         std::memcpy(&bits, &steps, sizeof bits);

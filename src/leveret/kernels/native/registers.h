@@ -156,6 +156,12 @@ static inline float highest_of(floats values) {
 
 static inline floats larger(floats a, floats b) { return a > b ? a : b; }
 
+// To whole numbers, ties to even, for what is below 2^22.
+static inline ints nearest(floats values) {
+    constexpr float rounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves no place for a fraction
+    return __builtin_convertvector((values + rounder) - rounder, ints);
+}
+
 // exp(x) for x <= 88, relative error below 2e-7, 0 below -87: 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2].
 static inline floats exponential(floats x) {
     constexpr float rounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves no place for a fraction
