@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -104,6 +106,18 @@ def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_p
     turns = [Message("system", "只说中文"), Message("user", "🐇?"), Message("assistant", ""), Message("user", "x")]
     ours = builtin_template("chatml").render(turns, add_generation_prompt=True).text
     assert ChatTemplate(written).render(turns, add_generation_prompt=True).text == ours
+
+
+def test_the_commands_of_a_directory_quote_names_with_spaces(directory: Path, tmp_path: Path) -> None:
+    exported(directory, tmp_path / "my models" / "it's one", to="directory", name="a hare")
+    card = (tmp_path / "my models" / "it's one" / "README.md").read_text()
+    words = [
+        shlex.split(line) for line in card.partition("```sh")[2].partition("```")[0].splitlines() if line[:1] != "#"
+    ]
+    folder = str(tmp_path / "my models" / "it's one")
+    assert ["vllm", "serve", folder, "--served-model-name", "a hare"] in words
+    (loads,) = [line[2] for line in words if line[:1] == ["python"] and "pipeline" in line[2]]
+    assert ast.literal_eval(ast.parse(loads).body[1].value.args[1]) == folder  # type: ignore[attr-defined]
 
 
 def test_a_template_that_ends_a_reply_with_eos_token_gives_the_modelfile_its_stop(

@@ -10,6 +10,7 @@ Nothing is uploaded: the commands are printed.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,13 +86,14 @@ def _adapter(source: Path, draft: Path, name: str, console: Console) -> Exported
     file = f"{name}-lora.gguf"
     base = model_under(source)
     count = write_gguf_adapter(source, read_config(base), draft / file, name=name)
-    atomic_write(draft / "run.sh", script({"chat": f"llama-cli -m MODEL.gguf --lora {file} --jinja -cnv"}))
+    commands = {"chat": f"llama-cli -m MODEL.gguf --lora {shlex.quote(file)} --jinja -cnv"}
+    atomic_write(draft / "run.sh", script(commands))
     console.info(f"the model under it: leveret export {base} output=...")
     size = (draft / file).stat().st_size
     return Exported(
         program="llama.cpp",
         files={file: size},
-        commands={"chat": f"llama-cli -m MODEL.gguf --lora {file} --jinja -cnv"},
+        commands=commands,
         told=f"{file}, {size / 1e6:,.1f} MB, changes {count} matrices of any GGUF file of {base.name}",
         summary={"type": "f32", "bytes": size, "matrices": count, "adapter": "apart"},
     )
@@ -135,13 +137,15 @@ def _directory(config: ExportConfig, source: Path, draft: Path, name: str, conso
             console.warn(f"{finding.name}: {finding.said}")
     failed = sum(not finding.passed for finding in report.findings)
     place = config.output
+    loads = f"from transformers import pipeline; pipeline('text-generation', {str(place)!r})"
     return Exported(
         program="transformers, vLLM, text-generation-webui",
         files={file.name: file.stat().st_size for file in sorted(draft.glob("*.safetensors"))},
         commands={
-            "transformers": f"python -c \"from transformers import pipeline; pipeline('text-generation', '{place}')\"",
-            "vLLM": f"vllm serve {place} --served-model-name {name}",
-            "text-generation-webui": f"python server.py --model-dir {place.parent} --model {place.name} --api",
+            "transformers": f"python -c {shlex.quote(loads)}",
+            "vLLM": f"vllm serve {shlex.quote(str(place))} --served-model-name {shlex.quote(name)}",
+            "text-generation-webui": f"python server.py --model-dir {shlex.quote(str(place.parent))} "
+            f"--model {shlex.quote(place.name)} --api",
         },
         told=f"{report.bytes / 1e6:,.1f} MB, {len(report.findings) - failed} of {len(report.findings)} checks passed",
         summary={"bytes": report.bytes, "checks": len(report.findings), "failed": failed},
