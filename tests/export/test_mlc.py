@@ -101,7 +101,7 @@ def make(folder: Path, **changes: Any) -> Path:
     }  # fmt: skip
     model = Decoder(ModelConfig(**(settings | changes)))
     init_weights(model, 0)
-    save_model(model, folder, generation={"temperature": 0.6})
+    save_model(model, folder, generation={"do_sample": True, "temperature": 0.6})
     trained("hare").save(folder)
     return folder
 

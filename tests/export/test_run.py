@@ -108,6 +108,26 @@ def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_p
     assert ChatTemplate(written).render(turns, add_generation_prompt=True).text == ours
 
 
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ({"temperature": 0.7, "top_p": 0.9}, {"temperature": "0.0", "repeat_penalty": "1.0"}),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_k": 40, "repetition_penalty": 1.2},
+            {"temperature": "0.7", "repeat_penalty": "1.2", "top_k": "40", "top_p": "1.0", "min_p": "0.0"},
+        ),
+    ],
+)
+def test_ollama_is_told_to_choose_tokens_as_the_model_does_here(
+    directory: Path, tmp_path: Path, said: dict[str, object], written: dict[str, str]
+) -> None:
+    shutil.copytree(directory, tmp_path / "m")
+    (tmp_path / "m/generation_config.json").write_text(json.dumps(said))
+    exported(tmp_path / "m", tmp_path / "out")
+    lines = [line.split() for line in (tmp_path / "out/Modelfile").read_text().splitlines() if "PARAMETER" in line]
+    assert {line[1]: line[2] for line in lines if line[1] not in ("num_ctx", "stop")} == written
+
+
 def test_the_commands_of_a_directory_quote_names_with_spaces(directory: Path, tmp_path: Path) -> None:
     exported(directory, tmp_path / "my models" / "it's one", to="directory", name="a hare")
     card = (tmp_path / "my models" / "it's one" / "README.md").read_text()

@@ -20,6 +20,7 @@ from typing import Any
 from leveret.chat.template import ChatTemplate, template_for
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.engine.defaults import read_defaults
 from leveret.errors import TemplateError
 from leveret.export.card import Exported, write_cards
 from leveret.export.commands import llama_cpp_lines, ollama_line, script, upload_lines
@@ -27,7 +28,7 @@ from leveret.export.config import WHOLE_TYPES, ExportConfig, GgufType
 from leveret.export.directory import write_directory
 from leveret.export.gguf import adds_bos, write_model
 from leveret.export.mlc import write_mlc
-from leveret.export.ollama import Pieces, go_template, learn_pieces, modelfile
+from leveret.export.ollama import Pieces, go_template, learn_pieces, modelfile, ollama_sampling
 from leveret.hub import is_adapter, model_under, name_of, resolve_model
 from leveret.paths import atomic_directory, atomic_write, require_outside
 from leveret.tokenizer.files import Tokenizer
@@ -35,10 +36,6 @@ from leveret.weights.gguf_adapter import unsayable, write_gguf_adapter
 from leveret.weights.gguf_metadata import context_length
 from leveret.weights.load import read_config
 from leveret.weights.merged import merge_into_model
-from leveret.weights.safetensors import read_json
-
-SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty"}
-"""Keys of generation_config.json, and Ollama's names for them."""
 
 
 def run(config: ExportConfig, console: Console) -> StageResult:
@@ -209,8 +206,6 @@ class Talk:
 
 
 def _modelfile(source: Path, file: str, talk: Talk) -> str:
-    said = read_json(source / "generation_config.json") if (source / "generation_config.json").is_file() else {}
-    parameters = {theirs: said[ours] for ours, theirs in SAMPLING.items() if said.get(ours) is not None}
-    parameters["num_ctx"] = context_length(read_config(source))
+    parameters = ollama_sampling(read_defaults(source)) | {"num_ctx": context_length(read_config(source))}
     stops = () if talk.template is None else talk.template.stops
     return modelfile(file, None if talk.pieces is None else go_template(talk.pieces), stops, parameters)
