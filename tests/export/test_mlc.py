@@ -139,6 +139,11 @@ def test_the_folder_has_both_configs_the_tokenizer_and_the_commands(tmp_path: Pa
     assert done.stdout.startswith(wanted) and (tmp_path / "mlc/android/MLCChat/mlc-package-config.json").is_file()
 
 
+def test_a_name_with_a_quote_breaks_no_script(tmp_path: Path) -> None:
+    exported(make(tmp_path / "m"), tmp_path / "out", name="the hare's")
+    subprocess.run(["sh", "-n", tmp_path / "out/build.sh"], check=True)
+
+
 def test_networks_that_mlc_does_not_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no RoPE of type linear"):
         exported(make(tmp_path / "m", rope=RopeConfig(kind="linear", factor=2.0)), tmp_path / "out")

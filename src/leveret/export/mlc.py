@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,10 +278,11 @@ def package_config(identity: str, repository: str, running: int, chat: Mapping[s
 def commands_for(model: ModelConfig, identity: str, config: ExportConfig) -> dict[str, str]:
     """What makes weights and app of it; MLC-LLM and its sources must be there. $MODEL is the model's directory."""
     owner = config.repository.partition("/")[0]
+    upload = f"then: hf upload {shlex.quote(f'{owner}/{identity}')} . ."
     kind = f"--model-type {TYPES[model.family]} --quantization {config.mlc_type}"
     return {
         "weights": f'mlc_llm convert_weight "$MODEL" {kind} -o .',
-        "upload": f"echo 'then: hf upload {owner}/{identity} . .'",
+        "upload": f"echo {shlex.quote(upload)}",
         "app": 'cp mlc-package-config.json "$MLC_LLM_SOURCE_DIR/android/MLCChat/"; '
         "echo 'then, in android/MLCChat: mlc_llm package'",
     }
