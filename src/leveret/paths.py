@@ -140,7 +140,7 @@ def cache_dir() -> Path:
 
 
 def _require_replaceable(path: Path) -> None:
-    """ConfigError if a folder cannot be renamed to `path`: a file lies there, or a disk is mounted there."""
+    """ConfigError if no folder may take the place of `path`: of a file, a mounted disk, or all that one works in."""
     if path.is_file():
         raise ConfigError(f"{path} is a file, and a folder is to be written there", hint="choose another place")
     if os.path.ismount(path):
@@ -148,6 +148,12 @@ def _require_replaceable(path: Path) -> None:
             f"{path} is where a disk is mounted, so no new folder can take its place",
             hint=f"name a folder in it, such as {path / 'model'}",
         )
+    for inhabited in (Path.cwd(), Path(os.path.expanduser("~"))):
+        if inhabited.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"output {path} would replace {inhabited} and all that is in it",
+                hint=f"name a folder: {path / 'model'}",
+            )
 
 
 def _name_place(error: BaseException, path: Path, draft: Path) -> None:

@@ -67,6 +67,7 @@ def test_one_perturbed_weight_fails_and_its_layer_is_named(make_form: MakeForm, 
         "stop ids": "same",
         "sampling": "same",
         "context": "same",
+        "network": "same",
         "embedding rows": "same",
         "logits": "different",
         "KL divergence": "different",
@@ -179,6 +180,41 @@ def test_weights_that_are_not_numbers_never_pass(make_form: MakeForm) -> None:
 
     with pytest.raises(CertificateError, match=r"layers\.0\.self_attn\.v_proj"):
         certify(make_form("a"), make_form("b", change=spoil))
+
+
+def test_the_module_in_which_a_nan_arises_is_named_in_lossy_kinds_too(make_form: MakeForm) -> None:
+    def spoil(model: Decoder) -> None:
+        model.layers[0].self_attn.v_proj.weight[0, 0] = float("nan")
+
+    with pytest.raises(CertificateError, match=r"module layers\.0\.self_attn\.v_proj"):
+        certify(make_form("a"), make_form("b", change=spoil, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"), [("10000.0", "10500.0", "RoPE theta 10000"), ("1e-05", "2e-05", "rms_norm_eps 1e-05")]
+)
+def test_another_number_of_the_network_is_found_where_rounding_hides_it(
+    make_form: MakeForm, old: str, new: str, told: str
+) -> None:
+    first, second = make_form("a"), make_form("b", dtype=torch.bfloat16)
+    changed = (second / "config.json").read_text().replace(old, new)
+    assert changed != (second / "config.json").read_text()
+    (second / "config.json").write_text(changed)
+    with pytest.raises(CertificateError, match=rf"network differ\n  network: {told}, and the second"):
+        certify(first, second)
+
+
+@pytest.mark.parametrize("place", ["layers.1.mlp.up_proj", "norm"])
+def test_one_wrong_weight_is_found_where_rounding_hides_it(make_form: MakeForm, place: str) -> None:
+    def perturb(model: Decoder) -> None:
+        weight = model.get_submodule(place).weight
+        assert isinstance(weight, torch.Tensor)
+        weight[3] = weight[3] * 1.1
+
+    first, second = (make_form(name, dtype=torch.bfloat16) for name in ("a", "b"))
+    certify(first, second)
+    with pytest.raises(CertificateError, match=rf"matrices differ\n  matrices: .* 0\.1.* of row 3 of {place}"):
+        certify(first, make_form("c", change=perturb, dtype=torch.bfloat16))
 
 
 def training_of(model: Decoder, folder: Path, dtype: torch.dtype) -> tuple[AdamW, Checkpoints]:

@@ -18,7 +18,7 @@ from .test_run import certify
 
 
 def form(sampling: SamplingParams | None) -> Any:
-    return SimpleNamespace(sampling=sampling)
+    return SimpleNamespace(sampling=sampling, path=Path("nowhere"))
 
 
 def test_lost_settings_fail_and_are_named(make_form: Callable[..., Path]) -> None:
@@ -30,6 +30,17 @@ def test_lost_settings_fail_and_are_named(make_form: Callable[..., Path]) -> Non
         certify(first, second)
     (second / "generation_config.json").write_text(json.dumps(warm))
     certify(first, second)
+
+
+@pytest.mark.parametrize(("name", "value"), [("suppress_tokens", [40]), ("temperature", 0.3)])
+def test_a_setting_that_only_other_programs_follow_is_compared_too(
+    make_form: Callable[..., Path], name: str, value: object
+) -> None:
+    first, second = make_form("a"), make_form("b")
+    values = json.loads((second / "generation_config.json").read_text())
+    (second / "generation_config.json").write_text(json.dumps(values | {name: value, "transformers_version": "9"}))
+    with pytest.raises(CertificateError, match=rf"sampling: {name} None, and the second"):
+        certify(first, second)
 
 
 def test_greedy_text_is_greedy_whatever_the_model_samples_by(make_form: Callable[..., Path]) -> None:

@@ -58,10 +58,13 @@ def exported(source: Path, output: Path, console: Console, **keys: object) -> di
 
 
 def test_a_plain_lora_becomes_a_file_of_its_own(tmp_path: Path) -> None:
-    summary = exported(make(tmp_path), tmp_path / "out", Console(quiet=True))
+    adapter = make(tmp_path)
+    summary = exported(adapter, tmp_path / "out", Console(quiet=True))
     assert summary["adapter"] == "apart" and summary["matrices"] == 2
     assert open_gguf(tmp_path / "out/adapter-lora.gguf").keys["adapter.type"] == "lora"
     assert "--lora adapter-lora.gguf" in (tmp_path / "out/run.sh").read_text()
+    exported(adapter, tmp_path / "named", Console(quiet=True), name="my hare")
+    assert "--lora 'my hare-lora.gguf'" in (tmp_path / "named/run.sh").read_text()
 
 
 def test_what_the_format_cannot_say_is_merged_and_told(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def make(folder: Path, **changes: Any) -> Path:
     }  # fmt: skip
     model = Decoder(ModelConfig(**(settings | changes)))
     init_weights(model, 0)
-    save_model(model, folder, generation={"temperature": 0.6})
+    save_model(model, folder, generation={"do_sample": True, "temperature": 0.6})
     trained("hare").save(folder)
     return folder
 
@@ -137,6 +137,11 @@ def test_the_folder_has_both_configs_the_tokenizer_and_the_commands(tmp_path: Pa
     model = (tmp_path / "hopper").resolve()
     wanted = f"out: convert_weight {model} --model-type mistral --quantization q4f16_1 -o .\n"
     assert done.stdout.startswith(wanted) and (tmp_path / "mlc/android/MLCChat/mlc-package-config.json").is_file()
+
+
+def test_a_name_with_a_quote_breaks_no_script(tmp_path: Path) -> None:
+    exported(make(tmp_path / "m"), tmp_path / "out", name="the hare's")
+    subprocess.run(["sh", "-n", tmp_path / "out/build.sh"], check=True)
 
 
 def test_networks_that_mlc_does_not_have_are_refused(tmp_path: Path) -> None:

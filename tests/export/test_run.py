@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -104,6 +106,38 @@ def test_the_template_in_the_file_writes_what_ours_writes(directory: Path, tmp_p
     turns = [Message("system", "只说中文"), Message("user", "🐇?"), Message("assistant", ""), Message("user", "x")]
     ours = builtin_template("chatml").render(turns, add_generation_prompt=True).text
     assert ChatTemplate(written).render(turns, add_generation_prompt=True).text == ours
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ({"temperature": 0.7, "top_p": 0.9}, {"temperature": "0.0", "repeat_penalty": "1.0"}),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_k": 40, "repetition_penalty": 1.2},
+            {"temperature": "0.7", "repeat_penalty": "1.2", "top_k": "40", "top_p": "1.0", "min_p": "0.0"},
+        ),
+    ],
+)
+def test_ollama_is_told_to_choose_tokens_as_the_model_does_here(
+    directory: Path, tmp_path: Path, said: dict[str, object], written: dict[str, str]
+) -> None:
+    shutil.copytree(directory, tmp_path / "m")
+    (tmp_path / "m/generation_config.json").write_text(json.dumps(said))
+    exported(tmp_path / "m", tmp_path / "out")
+    lines = [line.split() for line in (tmp_path / "out/Modelfile").read_text().splitlines() if "PARAMETER" in line]
+    assert {line[1]: line[2] for line in lines if line[1] not in ("num_ctx", "stop")} == written
+
+
+def test_the_commands_of_a_directory_quote_names_with_spaces(directory: Path, tmp_path: Path) -> None:
+    exported(directory, tmp_path / "my models" / "it's one", to="directory", name="a hare")
+    card = (tmp_path / "my models" / "it's one" / "README.md").read_text()
+    words = [
+        shlex.split(line) for line in card.partition("```sh")[2].partition("```")[0].splitlines() if line[:1] != "#"
+    ]
+    folder = str(tmp_path / "my models" / "it's one")
+    assert ["vllm", "serve", folder, "--served-model-name", "a hare"] in words
+    (loads,) = [line[2] for line in words if line[:1] == ["python"] and "pipeline" in line[2]]
+    assert ast.literal_eval(ast.parse(loads).body[1].value.args[1]) == folder  # type: ignore[attr-defined]
 
 
 def test_a_template_that_ends_a_reply_with_eos_token_gives_the_modelfile_its_stop(

@@ -208,6 +208,7 @@ def test_experts_that_saw_too_few_tokens_are_rounded_to_nearest_and_named(
     down, up = alone["layers.1.mlp.experts.2.down_proj"], alone["layers.1.mlp.experts.2.up_proj"]
     assert down["method"] == up["method"] == "round-to-nearest" and down["tokens"] == 0
     assert "it saw 0 of" in down["reason"] and "fewer than 8" in down["reason"]
+    assert down["output_error"] is None and down["relative_error"] > 0, "no token, no product that could be wrong"
     assert report["rounded_alone"] == len(alone) >= 3
     assert not any(name.startswith("layers.1.self_attn") for name in alone)
     assert load_model(tmp_path / "q")(torch.arange(20)[None]).isfinite().all()

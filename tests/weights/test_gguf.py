@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from leveret.engine.defaults import read_defaults
 from leveret.errors import ConfigError, CorruptedFile, LeveretError, MissingWeights, TokenizerError, WeightsError
 from leveret.model.config import ModelConfig, MoeConfig, RopeConfig
 from leveret.model.decoder import Decoder
@@ -19,7 +22,7 @@ from leveret.weights.gguf import GgufReport, write_gguf
 from leveret.weights.gguf_file import open_gguf
 from leveret.weights.gguf_layout import half_split, interleave
 from leveret.weights.gguf_metadata import config_from, context_length, rope_divisors
-from leveret.weights.gguf_read import GgufTensors, restore_companions
+from leveret.weights.gguf_read import CARRIED_FILES, GgufTensors, restore_companions
 from leveret.weights.gguf_sentencepiece import joined, piece_types, scores_of
 from leveret.weights.gguf_tokenizer import TokenizerKeys, tokenizer_keys
 from leveret.weights.load import load_model
@@ -246,3 +249,51 @@ def test_pieces_are_joined_by_the_best_score_first_and_what_is_no_piece_is_bytes
     assert joined("ab", vocabulary, scores, space_prefix=False) == [3]
     assert joined("🐇", vocabulary, scores, space_prefix=False) == [6, 7, 8, 9]
     assert piece_types(content) == {index: 6 for index in (6, 7, 8, 9)}
+
+
+def edited(file: Path, target: Path, key: str, value: object) -> Path:
+    """The file with another number in one key, as the tools of the gguf package set it."""
+    target.write_bytes(file.read_bytes())
+    field = gguf.GGUFReader(target, "r+").fields[key]
+    field.parts[field.data[0]][0] = value
+    return target
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rope.freq_base", 5e4), ("attention.layer_norm_rms_epsilon", 0.01), ("context_length", 64)]
+)
+def test_a_number_that_was_changed_in_the_keys_is_not_hidden_by_the_config_in_the_file(
+    key: str, value: float, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = config_of("llama")
+    write(make(tmp_path / "m", tokenizer, config), tmp_path / "m.gguf", "f32", tokenizer_keys(tokenizer, config))
+    file = edited(tmp_path / "m.gguf", tmp_path / "changed.gguf", f"llama.{key}", value)
+    with pytest.raises(ConfigError, match=rf"changed after it was written: llama\.{key} is"):
+        GgufTensors(open_gguf(file))
+
+
+def test_other_merges_are_not_hidden_by_the_tokenizer_in_the_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = config_of("llama")
+    keys = tokenizer_keys(tokenizer, config)
+    write(make(tmp_path / "m", tokenizer, config), tmp_path / "m.gguf", "f32", replace(keys, merges=keys.merges[1:]))
+    with pytest.raises(TokenizerError, match=r"changed after it was written: tokenizer\.ggml\.merges"):
+        restore_companions(open_gguf(tmp_path / "m.gguf"), tmp_path / "back")
+
+
+def test_the_template_and_the_ends_of_the_keys_go_before_those_that_the_file_carries(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = config_of("llama", eos_token_id=tokenizer.eos_id)
+    source = make(tmp_path / "m", tokenizer, config)
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    carried = {name: (source / name).read_text() for name in CARRIED_FILES if (source / name).is_file()}
+    keys = replace(tokenizer_keys(Tokenizer.load(source), config), chat_template="new: {{ messages[0].content }}")
+    write_gguf(source, tmp_path / "m.gguf", "f32", keys, name="tiny", carried=carried)
+    end = tokenizer.special_ids["<end>"]
+    file = edited(tmp_path / "m.gguf", tmp_path / "changed.gguf", "tokenizer.ggml.eos_token_id", end)
+    (told,) = restore_companions(open_gguf(file), tmp_path / "back")
+    assert "another chat template and other special tokens" in told
+    back = Tokenizer.load(tmp_path / "back")
+    assert back.chat_template == keys.chat_template and back.eos_id == end
+    assert read_defaults(tmp_path / "back").stop_ids == (end,)
+    assert json.loads((tmp_path / "back/generation_config.json").read_text())["max_new_tokens"] == 7

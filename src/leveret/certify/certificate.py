@@ -12,6 +12,9 @@ from leveret.certify.form import Form
 from leveret.console import Console
 from leveret.version import VERSION
 
+SHOWN_BY_PARTING = ("token ids", "logits", "KL divergence", "perplexity", "greedy text")
+"""Checks whose difference is where two forms part; what others found is told beside it."""
+
 COLUMNS = ("check", "found", "bound", "verdict")
 
 
@@ -64,7 +67,8 @@ class Certificate:
                 lines.append(f"{comparison.second} is not {comparison.first}: {names} differ")
                 if comparison.parting is not None:
                     lines.append(f"  {comparison.parting}")
-                lines += [f"  {check.name}: {check.measured}" for check in failed if comparison.parting is None]
+                told = () if comparison.parting is None else SHOWN_BY_PARTING
+                lines += [f"  {check.name}: {check.measured}" for check in failed if check.name not in told]
         return "\n".join(lines)
 
 

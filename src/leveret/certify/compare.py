@@ -17,6 +17,8 @@ from leveret.certify.experts import compare_experts
 from leveret.certify.findings import Check, Comparison, Parting, verdict
 from leveret.certify.form import Form
 from leveret.certify.greedy import compare_greedy
+from leveret.certify.matrices import compare_matrices
+from leveret.certify.network import compare_network
 from leveret.certify.parting import Culprit, find_culprit
 from leveret.certify.rows import compare_rows
 from leveret.certify.sampling import compare_sampling
@@ -38,7 +40,10 @@ def compare_forms(
     kind = kind_of(first.numerics, second.numerics)
     bounds = BOUNDS[kind]
     ids_check, encoded, ids_parting = compare_ids(first, second, fixtures)
-    said_checks = (compare_stops(first, second), compare_sampling(first, second), compare_context(first, second))
+    said_checks = (
+        compare_stops(first, second), compare_sampling(first, second), compare_context(first, second),
+        compare_network(first, second),
+    )  # fmt: skip
     shorter = min(first, second, key=lambda form: form.context_tokens)
     too_long, encoded = len(encoded), room_for(encoded, shorter, greedy_tokens)
     too_long -= len(encoded)
@@ -65,6 +70,7 @@ def compare_forms(
     numeric.append(perplexity_check(sequences, bounds))
     weights_checks = (
         compare_rows(first, second, bounds.row_error, sizes[0]),
+        *(compare_matrices(first, second, bounds.row_error) if kind == "16-bit" else ()),
         *compare_experts(first, second, bounds.expert_error),
     )
     parting = ids_parting

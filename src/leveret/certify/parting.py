@@ -16,6 +16,7 @@ Shape legend: T positions, I and O features.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ def find_culprit(first: nn.Module, second: nn.Module, ids: list[int], *, lossy: 
             continue
         if not lossy and not error <= SAME:
             return _at_fault(name, error, traces_first[name], traces_second[name])
-        if worst is None or not error <= worst.error:
+        if worst is None or not (error <= worst.error or math.isnan(worst.error)):  # the first NaN is the one to see
             worst = Culprit(module=name, error=error, reason="")
     if lossy:
         return worst and _at_fault(worst.module, worst.error, traces_first[worst.module], traces_second[worst.module])

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leveret.chat.template import ChatTemplate
+from leveret.engine.defaults import read_defaults
+from leveret.engine.request import SamplingParams
 from leveret.errors import ConfigError
 from leveret.export.commands import SYSTEM
 from leveret.export.config import ExportConfig
@@ -34,7 +37,6 @@ from leveret.tokenizer.files import Tokenizer
 from leveret.weights.companions import copy_companions
 from leveret.weights.load import read_config
 from leveret.weights.model_tensors import shapes_of
-from leveret.weights.safetensors import read_json
 
 BITS = {"q4f16_1": (4, 16), "q4f16_0": (4, 16), "q4f32_1": (4, 32), "q3f16_1": (3, 16), "q0f16": (16, 16),
         "q0f32": (32, 32)}  # fmt: skip
@@ -81,11 +83,12 @@ def write_mlc(
                           hint="serve it with llama.cpp (to=gguf) or vLLM (to=directory)")  # fmt: skip
     longest = model.max_position_embeddings  # where dynamic RoPE begins to change anything
     context = min(config.mlc_context, longest)
-    said = read_json(source / "generation_config.json") if (source / "generation_config.json").is_file() else {}
     copy_companions(source, target)
     conversation = None if template is None or pieces is None else conversation_of(template, pieces, tokenizer)
     notes = [] if conversation else ["MLC-LLM cannot write this model's conversations: its config says LM, plain text"]
-    chat = chat_config(model, config.mlc_type, context, tokenizer, said, conversation or plain_conversation(tokenizer))
+    chat = chat_config(
+        model, config.mlc_type, context, tokenizer, read_defaults(source), conversation or plain_conversation(tokenizer)
+    )
     chat["tokenizer_files"] = [file for file in TOKENIZER_FILES if (target / file).is_file()]
     weights = weight_bytes(model, config.mlc_type)
     running = (
@@ -135,7 +138,7 @@ def chat_config(
     kind: str,
     context: int,
     tokenizer: Tokenizer,
-    generation: Mapping[str, Any],
+    sampling: SamplingParams,
     conversation: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of mlc-chat-config.json."""
@@ -163,7 +166,6 @@ def chat_config(
         sizes["rope_scaling"] = rope_to_hf(model.rope)["rope_scaling"]
     if model.moe is not None:
         sizes |= {"num_local_experts": model.moe.num_experts, "num_experts_per_tok": model.moe.experts_per_token}
-    eos = generation.get("eos_token_id", list(model.eos_token_ids))
     return {
         "version": "0.1.0",
         "model_type": TYPES[model.family],
@@ -177,18 +179,18 @@ def chat_config(
         "attention_sink_size": sizes.get("attention_sink_size", -1),
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
-        "temperature": generation.get("temperature", 1.0),
+        "temperature": sampling.temperature,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "repetition_penalty": generation.get("repetition_penalty", 1.0),
-        "top_p": generation.get("top_p", 1.0),
+        "repetition_penalty": sampling.repetition_penalty,
+        "top_p": sampling.top_p or 1.0,
         "tokenizer_files": [],
         "tokenizer_info": {"token_postproc_method": _postprocessing(tokenizer), "prepend_space_in_encode": False,
                            "strip_space_in_decode": tokenizer.strips_first_space},
         "conv_template": dict(conversation),
         "pad_token_id": model.pad_token_id if model.pad_token_id is not None else 0,
         "bos_token_id": model.bos_token_id,
-        "eos_token_id": eos,
+        "eos_token_id": list(sampling.stop_ids or model.eos_token_ids),
     }  # fmt: skip
 
 
@@ -276,10 +278,11 @@ def package_config(identity: str, repository: str, running: int, chat: Mapping[s
 def commands_for(model: ModelConfig, identity: str, config: ExportConfig) -> dict[str, str]:
     """What makes weights and app of it; MLC-LLM and its sources must be there. $MODEL is the model's directory."""
     owner = config.repository.partition("/")[0]
+    upload = f"then: hf upload {shlex.quote(f'{owner}/{identity}')} . ."
     kind = f"--model-type {TYPES[model.family]} --quantization {config.mlc_type}"
     return {
         "weights": f'mlc_llm convert_weight "$MODEL" {kind} -o .',
-        "upload": f"echo 'then: hf upload {owner}/{identity} . .'",
+        "upload": f"echo {shlex.quote(upload)}",
         "app": 'cp mlc-package-config.json "$MLC_LLM_SOURCE_DIR/android/MLCChat/"; '
         "echo 'then, in android/MLCChat: mlc_llm package'",
     }

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate
+from leveret.engine.request import SamplingParams
 from leveret.errors import TemplateError
 
 Turns = Sequence[tuple[str, str]]
@@ -100,6 +101,14 @@ def modelfile(file: str, template: str | None, stops: Sequence[str], parameters:
     lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     return "\n".join(lines) + "\n"
+
+
+def ollama_sampling(params: SamplingParams) -> dict[str, float]:
+    """How a model chooses tokens, in Ollama's parameters; none is left out, for its own defaults sample and filter."""
+    said: dict[str, float] = {"temperature": params.temperature, "repeat_penalty": params.repetition_penalty}
+    if params.temperature == 0:
+        return said
+    return said | {"top_k": params.top_k or 0, "top_p": params.top_p or 1.0, "min_p": params.min_p or 0.0}
 
 
 def _rendered(template: ChatTemplate, turns: Turns, variables: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ Nothing is uploaded: the commands are printed.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 from leveret.chat.template import ChatTemplate, template_for
 from leveret.commands import StageResult
 from leveret.console import Console
+from leveret.engine.defaults import read_defaults
 from leveret.errors import TemplateError
 from leveret.export.card import Exported, write_cards
 from leveret.export.commands import llama_cpp_lines, ollama_line, script, upload_lines
@@ -26,7 +28,7 @@ from leveret.export.config import WHOLE_TYPES, ExportConfig, GgufType
 from leveret.export.directory import write_directory
 from leveret.export.gguf import adds_bos, write_model
 from leveret.export.mlc import write_mlc
-from leveret.export.ollama import Pieces, go_template, learn_pieces, modelfile
+from leveret.export.ollama import Pieces, go_template, learn_pieces, modelfile, ollama_sampling
 from leveret.hub import is_adapter, model_under, name_of, resolve_model
 from leveret.paths import atomic_directory, atomic_write, require_outside
 from leveret.tokenizer.files import Tokenizer
@@ -34,10 +36,6 @@ from leveret.weights.gguf_adapter import unsayable, write_gguf_adapter
 from leveret.weights.gguf_metadata import context_length
 from leveret.weights.load import read_config
 from leveret.weights.merged import merge_into_model
-from leveret.weights.safetensors import read_json
-
-SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty"}
-"""Keys of generation_config.json, and Ollama's names for them."""
 
 
 def run(config: ExportConfig, console: Console) -> StageResult:
@@ -85,13 +83,14 @@ def _adapter(source: Path, draft: Path, name: str, console: Console) -> Exported
     file = f"{name}-lora.gguf"
     base = model_under(source)
     count = write_gguf_adapter(source, read_config(base), draft / file, name=name)
-    atomic_write(draft / "run.sh", script({"chat": f"llama-cli -m MODEL.gguf --lora {file} --jinja -cnv"}))
+    commands = {"chat": f"llama-cli -m MODEL.gguf --lora {shlex.quote(file)} --jinja -cnv"}
+    atomic_write(draft / "run.sh", script(commands))
     console.info(f"the model under it: leveret export {base} output=...")
     size = (draft / file).stat().st_size
     return Exported(
         program="llama.cpp",
         files={file: size},
-        commands={"chat": f"llama-cli -m MODEL.gguf --lora {file} --jinja -cnv"},
+        commands=commands,
         told=f"{file}, {size / 1e6:,.1f} MB, changes {count} matrices of any GGUF file of {base.name}",
         summary={"type": "f32", "bytes": size, "matrices": count, "adapter": "apart"},
     )
@@ -135,13 +134,15 @@ def _directory(config: ExportConfig, source: Path, draft: Path, name: str, conso
             console.warn(f"{finding.name}: {finding.said}")
     failed = sum(not finding.passed for finding in report.findings)
     place = config.output
+    loads = f"from transformers import pipeline; pipeline('text-generation', {str(place)!r})"
     return Exported(
         program="transformers, vLLM, text-generation-webui",
         files={file.name: file.stat().st_size for file in sorted(draft.glob("*.safetensors"))},
         commands={
-            "transformers": f"python -c \"from transformers import pipeline; pipeline('text-generation', '{place}')\"",
-            "vLLM": f"vllm serve {place} --served-model-name {name}",
-            "text-generation-webui": f"python server.py --model-dir {place.parent} --model {place.name} --api",
+            "transformers": f"python -c {shlex.quote(loads)}",
+            "vLLM": f"vllm serve {shlex.quote(str(place))} --served-model-name {shlex.quote(name)}",
+            "text-generation-webui": f"python server.py --model-dir {shlex.quote(str(place.parent))} "
+            f"--model {shlex.quote(place.name)} --api",
         },
         told=f"{report.bytes / 1e6:,.1f} MB, {len(report.findings) - failed} of {len(report.findings)} checks passed",
         summary={"bytes": report.bytes, "checks": len(report.findings), "failed": failed},
@@ -205,8 +206,6 @@ class Talk:
 
 
 def _modelfile(source: Path, file: str, talk: Talk) -> str:
-    said = read_json(source / "generation_config.json") if (source / "generation_config.json").is_file() else {}
-    parameters = {theirs: said[ours] for ours, theirs in SAMPLING.items() if said.get(ours) is not None}
-    parameters["num_ctx"] = context_length(read_config(source))
+    parameters = ollama_sampling(read_defaults(source)) | {"num_ctx": context_length(read_config(source))}
     stops = () if talk.template is None else talk.template.stops
     return modelfile(file, None if talk.pieces is None else go_template(talk.pieces), stops, parameters)

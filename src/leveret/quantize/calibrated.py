@@ -122,7 +122,9 @@ class CalibratedFilling:
                 method=self.method.name if reason is None else "round-to-nearest",
                 reason=reason,
                 tokens=hessian.tokens,
-                output_error=output_error(kept - linear.weight.float(), linear.weight, mean),
+                output_error=output_error(kept - linear.weight.float(), linear.weight, mean)
+                if hessian.tokens
+                else None,
             )
             linear.weight.copy_(kept)
 

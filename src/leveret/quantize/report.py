@@ -36,7 +36,7 @@ class LayerReport:
     tokens: int | None = None
     """Calibration tokens it saw."""
     output_error: float | None = None
-    """The same error of its product with those tokens: what the rest of the model notices."""
+    """The same error of its product with those tokens: what the rest of the model notices. None: it saw none."""
 
 
 def mean_error(layers: list[LayerReport]) -> float:
@@ -47,7 +47,7 @@ def mean_error(layers: list[LayerReport]) -> float:
 
 def show(report: Mapping[str, Any], layers: Sequence[LayerReport], console: Console) -> None:
     """Print the layers that lost most, and one line for the whole."""
-    worst = sorted(layers, key=lambda layer: layer.output_error or layer.relative_error, reverse=True)[:SHOWN_LAYERS]
+    worst = sorted(layers, key=_lost, reverse=True)[:SHOWN_LAYERS]
     title = f"The {len(worst)} of {len(layers)} layers that lost most"
     columns = ["layer", "relative error", "bytes before", "bytes after"]
     rows: list[tuple[object, ...]] = [
@@ -64,6 +64,11 @@ def show(report: Mapping[str, Any], layers: Sequence[LayerReport], console: Cons
     if report["perplexity_before"] is not None:
         line += f", perplexity {report['perplexity_before']:.3f} -> {report['perplexity_after']:.3f}"
     console.print(line)
+
+
+def _lost(layer: LayerReport) -> float:
+    """What the rest of the model notices, where it is known; of a layer that saw no token, the weight's own error."""
+    return layer.relative_error if layer.output_error is None else layer.output_error
 
 
 @contextmanager

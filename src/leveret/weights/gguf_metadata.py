@@ -2,7 +2,8 @@
 
 llama.cpp's `llama` knows neither a sliding window nor dynamic RoPE. Within a window, and within the trained length,
 both change nothing; so the file's context length ends there, and `limits` says so in a sentence. Our own config.json
-travels in the key `leveret.config`, which other programs skip, so that the way back is exact.
+travels in the key `leveret.config`, which other programs skip, so that the way back is exact. It is believed only
+where the keys that the other programs read say the same.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from leveret.weights.gguf_layout import Array
 
 CONFIG_KEY = "leveret.config"
 """Our config.json, as text."""
+
+REWRITE_HINT = (
+    "export the model again; or take the keys leveret.config, leveret.files and tokenizer.huggingface.json out of it, "
+    "and it is read as another program's"
+)
+"""What to do about a file that contradicts itself."""
 
 ROPE_TENSOR = "rope_freqs.weight"
 """Divisors of RoPE's frequencies, one a pair: how llama.cpp has `llama3`."""
@@ -107,13 +114,15 @@ def rope_divisors(config: ModelConfig) -> Array | None:
 
 
 def config_from(keys: Mapping[str, Any], divisors: Sequence[float] | None = None) -> ModelConfig:
-    """The ModelConfig of a file; ConfigError if it is not one of our networks.
+    """The ModelConfig of a file; ConfigError if it is not one of our networks, or says two things.
 
     divisors: what the file divides RoPE's frequencies by (`ROPE_TENSOR`).
     """
     if text := keys.get(CONFIG_KEY):
         values = json.loads(text)
-        return family_for(str(values.get("model_type"))).config_from_hf(values)
+        config = family_for(str(values.get("model_type"))).config_from_hf(values)
+        _refuse_changed(config, keys, divisors)
+        return config
     if keys.get("general.type") == "adapter":
         raise ConfigError(
             "the file is an adapter and no model", hint="convert the adapter's folder, or the whole model"
@@ -147,6 +156,28 @@ def config_from(keys: Mapping[str, Any], divisors: Sequence[float] | None = None
         pad_token_id=keys.get("tokenizer.ggml.padding_token_id"),
     )
     return config if divisors is None else _stretched(config, divisors)
+
+
+def _refuse_changed(config: ModelConfig, keys: Mapping[str, Any], divisors: Sequence[float] | None) -> None:
+    """ConfigError where other programs would compute with other numbers than the config.json in the file has."""
+    told = {key.removeprefix("llama."): value for key, value in keys.items() if key.startswith("llama.")}
+    wanted = model_keys(config)
+    wrong = [
+        f"llama.{key} is {value}, by {CONFIG_KEY} it is {wanted.get(key, 'not set')}"
+        for key, value in told.items()
+        if not (_equal(value, wanted[key]) if key in wanted else key in SILENT or value in NEUTRAL.get(key, ()))
+    ]
+    expected = rope_divisors(config)
+    if (expected is None) != (divisors is None) or not (
+        expected is None or divisors is None or np.allclose(expected, divisors)
+    ):
+        wrong.append(f"{ROPE_TENSOR} is not that of {CONFIG_KEY}")
+    if wrong:
+        raise ConfigError(f"the file was changed after it was written: {'; '.join(wrong)}", hint=REWRITE_HINT)
+
+
+def _equal(value: object, wanted: float | str | bool) -> bool:
+    return bool(value == (float(np.float32(wanted)) if isinstance(wanted, float) else wanted))
 
 
 def _refuse_unknown(told: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from leveret.paths import atomic_write
 from leveret.tokenizer.files import Tokenizer
 from leveret.weights import model_tensors
 from leveret.weights.gguf import CARRIED_KEY
+from leveret.weights.gguf_carried import refuse_other_tokens, take_changes
 from leveret.weights.gguf_file import GgufFile, gguf_package
 from leveret.weights.gguf_layout import Array, Place, half_split, places
 from leveret.weights.gguf_metadata import CONFIG_KEY, ROPE_TENSOR, config_from
@@ -114,7 +115,11 @@ def carried_config(file: GgufFile) -> dict[str, Any] | None:
 
 
 def restore_companions(file: GgufFile, target: Path) -> list[str]:
-    """Write tokenizer, template and other small files into a folder; what could not be brought, in sentences."""
+    """Write tokenizer, template and other small files into a folder; what could not be brought, in sentences.
+
+    Where a file of ours was given another template or other special tokens since, these are taken, as they are by every
+    other program.
+    """
     tokenizer = _tokenizer(file)
     if tokenizer is None:
         kind, pre = file.keys.get("tokenizer.ggml.model"), file.keys.get("tokenizer.ggml.pre")
@@ -124,6 +129,8 @@ def restore_companions(file: GgufFile, target: Path) -> list[str]:
     for name, content in json.loads(file.keys.get(CARRIED_KEY) or "{}").items():
         if name in CARRIED_FILES:
             atomic_write(target / name, content)
+    if CARRIED_KEY in file.keys and (changed := take_changes(file, tokenizer, target)):
+        return [f"{file.path.name} was given {changed} after it was written; what its keys say is taken"]
     return []
 
 
@@ -133,7 +140,10 @@ def _flat(values: Array) -> Tensor:
 
 def _tokenizer(file: GgufFile) -> Tokenizer | None:
     keys = file.keys
-    text = keys.get("tokenizer.huggingface.json") or rebuilt(keys)
+    text = keys.get("tokenizer.huggingface.json")
+    if text and CARRIED_KEY in keys:
+        refuse_other_tokens(file, text)
+    text = text or rebuilt(keys)
     if text is None:
         return None
     names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}

@@ -152,7 +152,7 @@ def tokenizer_keys(
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenizerError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size} rows",
                              hint="do the tokenizer and the model belong together?")  # fmt: skip
-    tokens, types = _vocabulary(tokenizer, content, config.vocab_size)
+    tokens, types = vocabulary_of(tokenizer, content, config.vocab_size)
     eos = tokenizer.eos_id if tokenizer.eos_id is not None else next(iter(config.eos_token_ids), None)
     ends = [index for index in (*stop_ids, *config.eos_token_ids) if index != eos]
     ids = {"bos": tokenizer.bos_id, "eos": eos, "eot": ends[0] if ends else None, "pad": tokenizer.pad_id}
@@ -160,7 +160,7 @@ def tokenizer_keys(
         rule=_pieces_rule(tokenizer, content) if pieces else find_rule(tokenizer),
         tokens=tokens,
         types=types,
-        merges=() if pieces else tuple(_as_line(merge) for merge in content["model"]["merges"]),
+        merges=() if pieces else lines_of(content),
         scores=scores_of(content, config.vocab_size) if pieces else (),
         space_prefix=pieces and _has_space_prefix(tokenizer),
         ids={role: index for role, index in ids.items() if index is not None},
@@ -259,7 +259,8 @@ def without_generation(template: str) -> str:
     return _TAG.sub(lambda tag: f"{{#{tag[1]} {tag[2]}#}}", template)
 
 
-def _vocabulary(tokenizer: Tokenizer, content: dict[str, Any], size: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def vocabulary_of(tokenizer: Tokenizer, content: dict[str, Any], size: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The tokens of a file with `size` rows, and their types."""
     tokens = [f"[PAD{index}]" for index in range(size)]
     types = [UNUSED] * size
     for piece, index in tokenizer.ids.items():
@@ -278,5 +279,6 @@ def _has_mark(text: str) -> bool:
     return any(unicodedata.category(character)[0] == "M" for character in text)
 
 
-def _as_line(merge: str | list[str]) -> str:
-    return merge if isinstance(merge, str) else " ".join(merge)
+def lines_of(content: dict[str, Any]) -> tuple[str, ...]:
+    """The merges of a tokenizer.json as a file has them."""
+    return tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"])
