@@ -283,8 +283,8 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     broken.write_text('[{"text": "x"}\n]')
     with pytest.raises(DataError, match=r"named \.json"):
         list(read_documents(broken))
-    broken.write_bytes(b'{"text": "\xff"}')
-    with pytest.raises(DataError, match="not UTF-8"):
+    broken.write_bytes(b'{"text": "x"}\n' * 9_000 + b'{"text": "\xff"}')
+    with pytest.raises(DataError, match=r"broken\.jsonl:9001: this file is not UTF-8: .* at byte 10 of the line"):
         list(read_documents(broken))
     with pytest.raises(DataError, match="no such file"):
         list(read_documents(tmp_path / "nothing"))
@@ -308,7 +308,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str, pack: Callable[[b
         with pytest.raises(DataError, match="cannot be unpacked"):
             list(read_documents(tmp_path))
     file.write_bytes(pack(b'{"text": "\xff"}'))
-    with pytest.raises(DataError, match=rf"{name}: this file is not UTF-8"):
+    with pytest.raises(DataError, match=rf"{name}:1: this file is not UTF-8"):
         list(read_documents(file))
 
 
