@@ -92,6 +92,7 @@ class PhraseBook:
             plain=plain_rules,
         )
         self._slots: Mapping[str, str] = _section(data, "slots", source)
+        _lines(list(self._slots.values()), f"{source}: slots")
         self._values = {
             kind: self._patterns(lines, f"values {kind}", slots=False)
             for kind, lines in _section(data, "values", source).items()
@@ -109,8 +110,8 @@ class PhraseBook:
         }
         self.shares = self._shares(_section(data, "shares", source))
         self.irrelevant = self._patterns(data.get("irrelevant", ()), "irrelevant", slots=True)
-        self.connectors: tuple[str, ...] = tuple(data.get("connectors", (" ",)))
-        self.list_connectors: tuple[str, ...] = tuple(data.get("list_connectors", self.connectors))
+        self.connectors = _connectors(data, "connectors", (" ",), source)
+        self.list_connectors = _connectors(data, "list_connectors", self.connectors, source)
         self._check_all(tools)
         self.continuations = self._continuations(_section(data, "continuations", source), tools)
         self.wordings: dict[str | None, Wordings] = {
@@ -272,9 +273,16 @@ def _language(data: Mapping[str, Any], source: str) -> str:
         if name not in SECTIONS:
             raise ToolError(f"{source}: unknown section {name!r}", hint=f"sections: {', '.join(SECTIONS)}")
     language = data.get("language")
-    if language not in SPOKEN:
+    if not isinstance(language, str) or language not in SPOKEN:
         raise ToolError(f"{source}: language {language!r} is not one of {', '.join(SPOKEN)}")
-    return str(language)
+    return language
+
+
+def _connectors(data: Mapping[str, Any], name: str, default: tuple[str, ...], source: str) -> tuple[str, ...]:
+    connectors = tuple(_lines(data.get(name, default), f"{source}: {name}"))
+    if not connectors:
+        raise ToolError(f"{source}: {name} has no line", hint="leave it out, or put one in")
+    return connectors
 
 
 def _section(data: Any, name: str | None, source: str) -> Mapping[str, Any]:
