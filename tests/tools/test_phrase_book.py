@@ -69,6 +69,7 @@ def test_closed_sets_are_in_both_splits_and_say_their_value(phone: ToolSet) -> N
         ({"connectors": []}, "connectors has no line"),
         ({"list_connectors": None}, "list_connectors: must be a list of lines"),
         ({"slots": {"call_contact.name": ["person"]}}, "slots: ['person'] is not text"),
+        ({"slots": {"call_contcat.name": "person"}}, "which no tool has\nhint: did you mean 'call_contact.name'?"),
         ({"tools": {"fly": ["fly"]}}, "there is no tool 'fly'"),
         ({"tools": {"call_contact": ["call {nam:person}"]}}, "has no argument 'nam', used in: call {nam:person}"),
         ({"tools": {"call_contact": ["call => who=Ann"]}}, "has no argument 'who', used in: call => who=Ann"),

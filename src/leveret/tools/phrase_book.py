@@ -34,6 +34,7 @@ from typing import Any
 
 from leveret.config import read_yaml
 from leveret.errors import ToolError
+from leveret.spelling import suggest
 from leveret.tools.continuations import Continuation, check_followed, lines_of
 from leveret.tools.phrase_checks import check_pattern
 from leveret.tools.phrase_rules import PhraseRules, pick
@@ -252,7 +253,18 @@ class PhraseBook:
             self.rules.check(pattern, where, slots=slots)
         return patterns
 
+    def _check_slots(self, tools: ToolSet) -> None:
+        """Each name under `slots` is an argument, of a tool or of any, or one that irrelevant requests make up."""
+        known = {slot.argument for pattern in self.irrelevant for slot in pattern.slots}
+        for tool in tools:
+            known |= {name for each in tool.parameters for name in (each.name, f"{tool.name}.{each.name}")}
+        if unknown := [name for name in self._slots if name not in known]:
+            near = suggest(unknown[0], sorted(known))
+            hint = f"did you mean {near!r}?" if near else "a slot is named `tool.argument`, or `argument` for all tools"
+            raise ToolError(f"{self.source}: slots names {unknown[0]!r}, which no tool has", hint=hint)
+
     def _check_all(self, tools: ToolSet) -> None:
+        self._check_slots(tools)
         for name, patterns in self.tools.items():
             if name not in tools:
                 hint = f"the tools are: {', '.join(tools.names)}"
