@@ -188,6 +188,12 @@ def test_roles_that_a_format_does_not_have_are_refused(name: str) -> None:
         builtin_template(name).render([USER, Message("tool", "4")])
 
 
+@pytest.mark.parametrize("messages", [[SYSTEM], [SYSTEM, REPLY], [SYSTEM, REPLY, USER]])
+def test_lingowhale_loses_no_system_message(messages: list[Message]) -> None:
+    with pytest.raises(TemplateError, match="a system message before the first user message"):
+        builtin_template("lingowhale").render(messages)
+
+
 def trained_runs(tokenizer: Tokenizer, ids: list[int], mask: list[bool]) -> list[str]:
     """The text of each unbroken run of trained tokens."""
     runs: list[list[int]] = []

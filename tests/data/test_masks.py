@@ -119,6 +119,14 @@ def test_full_trains_everything_but_a_reply_that_is_left_out(tokenizer: Tokenize
     assert tokenizer.decode(out) == "yes<round_end>"
 
 
+def test_full_takes_or_refuses_what_is_said_of_messages_that_are_no_replies(tokenizer: Tokenizer) -> None:
+    template = builtin_template("hare")
+    assert all(label(tokenizer, template, "full", Message("user", "hi", trained=True), SAY).mask)
+    with pytest.raises(TemplateError, match="under the mask full only an assistant's"):
+        label(tokenizer, template, "full", Message("user", "hi", trained=False), SAY)
+    assert any(label(tokenizer, template, "assistant", Message("user", "hi", trained=False), SAY).mask)
+
+
 @pytest.mark.parametrize("mask", ["assistant", "aquila", "firefly"])
 def test_messages_can_be_left_out_of_training(tokenizer: Tokenizer, mask: Mask) -> None:
     found = label(tokenizer, builtin_template("hare"), mask, ASK, SILENT, AGAIN, SAY)

@@ -235,12 +235,18 @@ def test_a_conversation_of_user_turns_only_is_read_and_an_empty_one_is_not(tmp_p
         ({"conversations": [{"from": "human", "value": "x"}], **SIDES}, "this is a preference"),
         ({"messages": [m("user", "x"), m("assistant", "y"), m("user", "z")], **SIDES}, "this is a preference"),
         ({"query": "x", "response": "y", "history": "z"}, '"history" must be a list'),
+        ({"prompt": [m("user", "x")], "completion": "y", "history": [["a", "b"]]}, '"history" stands beside'),
         ({"conversations": [{"from": "function_call", "value": "{"}]}, "not valid JSON"),
+        ({"conversations": [{"from": "function_call", "value": "[" * 100_000}]}, "value is not valid JSON"),
+        ({"conversations": [{"from": "tool_call", "value": '{"name": "f", "arguments": {"x": NaN}}'}]}, "valid JSON"),
+        ({"conversations": [{"from": "tool_call", "value": '{"name": "f", "arguments": "NaN"}'}]}, "not valid JSON"),
+        ({"conversations": [{"from": "function_call", "value": "[]"}]}, "of no function"),
         ({"conversation": [{"human": "x"}]}, '"human" and "assistant"'),
         ({"instruction": 3, "output": "y"}, '"instruction" must be a text, not int'),
         ({"instruction": "x", "output": "y", "history": [["a"]]}, "pair"),
         ({"prompt": "x", "completion": "\ud800"}, "surrogate"),
         ({"prompt": "x", "completion": "y", "tools": "["}, '"tools" is not valid JSON'),
+        ({"prompt": "x", "completion": "y", "tools": '["\\ud83d"]'}, '"tools" is not valid JSON'),
         (["x"], "must be a JSON object"),
     ],
 )
@@ -283,8 +289,8 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     broken.write_text('[{"text": "x"}\n]')
     with pytest.raises(DataError, match=r"named \.json"):
         list(read_documents(broken))
-    broken.write_bytes(b'{"text": "\xff"}')
-    with pytest.raises(DataError, match="not UTF-8"):
+    broken.write_bytes(b'{"text": "x"}\n' * 9_000 + b'{"text": "\xff"}')
+    with pytest.raises(DataError, match=r"broken\.jsonl:9001: this file is not UTF-8: .* at byte 10 of the line"):
         list(read_documents(broken))
     with pytest.raises(DataError, match="no such file"):
         list(read_documents(tmp_path / "nothing"))
@@ -308,7 +314,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, name: str, pack: Callable[[b
         with pytest.raises(DataError, match="cannot be unpacked"):
             list(read_documents(tmp_path))
     file.write_bytes(pack(b'{"text": "\xff"}'))
-    with pytest.raises(DataError, match=rf"{name}: this file is not UTF-8"):
+    with pytest.raises(DataError, match=rf"{name}:1: this file is not UTF-8"):
         list(read_documents(file))
 
 

@@ -169,6 +169,19 @@ def test_a_request_that_is_too_long_is_a_failure_of_its_own_kind_not_an_end(
     assert "1 request could not be asked" in told.err and "(not asked)" in told.out + told.err
 
 
+def test_expected_values_that_are_no_piece_of_the_request_are_told(model_dir: Path, tmp_path: Path) -> None:
+    """A parameter that is copied from the request cannot be answered with `Ann` to `call ann`."""
+    file = tmp_path / "mine.jsonl"
+    calls = [[{"name": "call_contact", "arguments": {"name": name}}] for name in ("Ann", "Zoe\u0308", "Bob")]
+    queries = ("call ann", "call Zo\xeb", "call Bob")
+    file.write_text("\n".join(json.dumps({"query": q, "calls": c}) for q, c in zip(queries, calls, strict=True)))
+    for constrained in (True, False):
+        run(config_for(model_dir, tools=[file], output=tmp_path / "out", constrained=constrained), Console(quiet=True))
+        report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        found = report["tools"]["mine"]["expected_calls_that_do_not_fit"]
+        assert found == ["'call ann': call_contact: name is no piece of the request: 'Ann'"] * constrained
+
+
 def test_each_request_file_is_a_group(model_dir: Path, requests_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "mine.jsonl"
     other.parent.mkdir()

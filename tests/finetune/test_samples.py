@@ -165,6 +165,12 @@ def test_compressed_requests_are_requests(make_config, x_ray):
     assert [sample.ids for sample in x_ray[0].samples] == [sample.ids for sample in x_ray[1].samples]
 
 
+def test_a_first_line_with_too_many_brackets_is_told_with_its_place(make_config, tmp_path):
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"deep\.jsonl:1: .* too many brackets"):
+        finetune.run(make_config(data=[str(tmp_path / "deep.jsonl")]), QUIET)
+
+
 @pytest.mark.parametrize(("weight", "forms"), [(1, 1), (3, 3), (0.5, 1)])
 def test_a_source_that_is_drawn_more_often_has_more_forms(make_config, weight, forms):
     tokenizer = Tokenizer.load(make_config.folder / "base")

@@ -48,6 +48,11 @@ def test_blank_lines_and_other_keys_are_ignored(tmp_path: Path) -> None:
         ('{"query": "x", "calls": [{"arguments": {}}]}', 'needs a "name"'),
         ('{"query": "x", "calls": [{"name": "set_timer", "arguments": []}]}', "must be an object"),
         ('{"query": "x", "calls": [{"name": "set_timer", "arguments": {"minutes": "5"}}]}', "must be an integer"),
+        ('{"query": "x", "calls": [{"name": "set_timer", "parameters": {"minutes": 5}}]}', "stand under 'parameters'"),
+        ('{"query": "x", "calls": [{"name": "set_timer", "arguments": {"minutes": NaN}}]}', "not JSON"),
+        ('{"query": "x", "calls": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON: maximum recursion depth"),
+        ('{"query": "x", "calls": [], "place": ' + "9" * 5_000 + "}", "not JSON: Exceeds the limit"),
+        ('{"query": "x", "calls": [], "group": 3}', '"group" must be a text'),
         ('{"query": "x", "calls": [{"name": "set_tmer", "arguments": {}}]}', "unknown tool 'set_tmer'"),
     ],
 )

@@ -83,10 +83,7 @@ def tools_of(record: Record) -> tuple[dict[str, Any], ...] | None:
     """The tools of a record: a list, or the JSON text of one; None where there are none."""
     tools = record.fields.get("tools")
     if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
-            raise record.error(f'"tools" is not valid JSON: {error}') from error
+        tools = _parsed(record, tools, '"tools"') if tools.strip() else None
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -171,6 +168,8 @@ def prompt_of(record: Record, key: str) -> list[Message]:
     value = record.fields[key]
     if isinstance(value, str):
         return [*_system(record), *_history(record), Message("user", text_of(record, value, f'"{key}"'))]
+    if record.fields.get("history"):
+        raise record.error(f'"history" stands beside a "{key}" of messages', hint=f'put it in front of them in "{key}"')
     return under_system(record, read_messages(record, value, key))
 
 
@@ -243,23 +242,29 @@ def _message(record: Record, turn: Mapping[str, Any], place: str) -> Message:
 
 
 def _calls(record: Record, value: str, place: str) -> tuple[ToolCall, ...]:
-    try:
-        calls = json.loads(value)
-    except ValueError as error:
-        raise record.error(f"{place} is a function_call whose value is not valid JSON: {error}") from error
+    calls = _parsed(record, value, f"{place} is a function_call whose value")
+    if calls == []:
+        raise record.error(f"{place} is a function_call of no function", hint="leave it out")
     return tuple(_call(record, call, place) for call in (calls if isinstance(calls, list) else [calls]))
 
 
 def _call(record: Record, call: Any, place: str) -> ToolCall:
     arguments = call.get("arguments", {}) if isinstance(call, Mapping) else None
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError as error:
-            raise record.error(f"{place} has arguments that are not valid JSON: {error}") from error
+        arguments = _parsed(record, arguments, f"{place}: what stands under arguments")
     if not isinstance(arguments, Mapping) or not isinstance(call.get("name"), str):
         raise record.error(f'{place} must be a function_call {{"name": ..., "arguments": {{...}}}}')
     return ToolCall(call["name"], dict(arguments))
+
+
+def _parsed(record: Record, text: str, what: str) -> Any:
+    """The value of JSON text inside a record, without what Python reads and no text can hold: NaN, half a character."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise record.error(f"{what} is not valid JSON: {error}") from error
+    return value
 
 
 _FORMATS: Sequence[tuple[str, tuple[str, ...], Reader]] = (

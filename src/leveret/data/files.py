@@ -125,17 +125,29 @@ def opened(path: Path) -> Iterator[TextIO]:
     damaged. Lines end at a line feed and nowhere else.
     """
     try:
-        with open_text(path) as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"this file is not UTF-8: {error.reason} at byte {error.start}", path=path, hint="convert it first"
-        ) from error
+        try:
+            with open_text(path) as file:
+                yield file
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path) from error
     except unpacking_errors(path) as error:
         raise DataError(
             f"this file cannot be unpacked: {error}", path=path,
             hint=f"it is cut short or damaged, or not what {path.suffix} says: fetch it again",
         ) from error  # fmt: skip
+
+
+def _not_utf8(path: Path) -> DataError:
+    """What to say of a file, at the line that cannot be decoded: a decoder knows the place within its buffer only."""
+    message, hint = "this file is not UTF-8", "convert it first"
+    with open_text(path) as file:
+        for number, line in enumerate(file.buffer, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                place = f"{error.reason} at byte {error.start} of the line"
+                return DataError(f"{message}: {place}", path=path, line=number, hint=hint)
+    return DataError(message, path=path, hint=hint)
 
 
 def read_text(path: Path) -> str:

@@ -8,7 +8,8 @@
                as the end token, so that the model learns to stop and never to speak for the user
     full       every token, prompts too, as Chinese-Mixtral was tuned
 
-A reply whose message says that it is not trained is left out under every name, with the marker that ends it.
+A reply whose message says that it is not trained is left out under every name, with the marker that ends it. Of other
+messages that can be said only where nothing of them is trained, and so not under `full`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def labelled(
         return _firefly(tokenizer, template, conversation, encode_text)
     messages = conversation.messages
     encoded = template.encode(tokenizer, messages, tools=conversation.tools, encode_text=encode_text)
-    trained, silent = _told_apart(template, messages, encoded.replies)
+    trained, silent = _told_apart(template, messages, encoded.replies, mask)
     if mask == "lingowhale":
         return _lingowhale(tokenizer, template, encoded, trained)
     if mask == "full":
@@ -74,11 +75,17 @@ def require_replies(mask: Mask, template: ChatTemplate) -> None:
 
 
 def _told_apart(
-    template: ChatTemplate, messages: Sequence[Message], replies: Sequence[Span]
+    template: ChatTemplate, messages: Sequence[Message], replies: Sequence[Span], mask: Mask
 ) -> tuple[list[Span], list[Span]]:
     """The replies to train on and those only to read."""
-    if any(message.trained and message.role != "assistant" for message in messages):
-        raise TemplateError("only an assistant's message can be trained on")
+    asked = {message.trained for message in messages if message.role != "assistant"}
+    if mask == "full" and False in asked:
+        raise TemplateError(
+            "under the mask full only an assistant's message can be left out of training",
+            hint="mask=assistant trains what the assistant says alone",
+        )
+    if mask != "full" and True in asked:
+        raise TemplateError("only an assistant's message can be trained on", hint="mask=full trains all of them")
     said = [message for message in messages if message.role == "assistant"]
     if all(message.trained is not False for message in said):
         return list(replies), []
@@ -138,7 +145,7 @@ def _firefly(
     segments = [(start, max(end, after)) for (start, end), after in zip(whole.spans, ends, strict=True)]
     cuts = {*borders.values(), *(place for segment in segments for place in segment)}
     encoded = template.encode(tokenizer, messages, tools=conversation.tools, encode_text=encode_text, cuts=cuts)
-    trained, _ = _told_apart(template, messages, segments)
+    trained, _ = _told_apart(template, messages, segments, mask="firefly")
     return Labelled(ids=encoded.ids, mask=encoded.marked(trained))
 
 

@@ -14,7 +14,7 @@ from leveret.engine.jobs import Job
 from leveret.engine.reply import Reply
 from leveret.engine.text import TextModel
 from leveret.errors import RequestError, ToolError
-from leveret.tools.checker import Verdict, check
+from leveret.tools.checker import Verdict, check, normal_text
 from leveret.tools.requests import ToolRequest
 from leveret.tools.schema import ToolSet
 from leveret.tools.score import Judged, Score, score
@@ -102,7 +102,7 @@ def evaluate_requests(
         file=file,
         answers=tuple(answers),
         score=score(answer.judged for answer in answers),
-        misfits=tuple(_misfits(requests, tools)),
+        misfits=tuple(_misfits(requests, tools, constrained)),
         not_asked=tuple(answer.reason for answer in answers if answer.reason is not None),
         seconds=time.perf_counter() - began,
         answer_tokens=num_tokens / len(requests),
@@ -146,13 +146,18 @@ def _as_written(reply: Reply) -> str:
     return reply.content if cut is None else f"{reply.content}{cut.name} {cut.arguments}"
 
 
-def _misfits(requests: Sequence[ToolRequest], tools: ToolSet) -> Iterator[str]:
+def _misfits(requests: Sequence[ToolRequest], tools: ToolSet, constrained: bool) -> Iterator[str]:
     for request in requests:
         for call in request.calls:
             try:
-                tools.get(call.name).validate(call.arguments)
+                tool = tools.get(call.name)
+                arguments = tool.validate(call.arguments)
             except ToolError as error:
                 yield f"{request.query!r}: {error.message}"
+                continue
+            for name in (each.name for each in tool.parameters if each.extractive and each.free and constrained):
+                if normal_text(str(arguments.get(name, ""))) not in normal_text(request.query):
+                    yield f"{request.query!r}: {call.name}: {name} is no piece of the request: {arguments[name]!r}"
 
 
 def _calls_json(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:

@@ -160,6 +160,6 @@ def _holds_requests(file: Path) -> bool:
         first = next((line for line in lines if line.strip()), "")
     try:
         entry = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(entry, dict) and {"query", "calls"} <= entry.keys()

@@ -60,7 +60,7 @@ def check(
             return Verdict(exact=False, lenient=False, error="wrong_tool", tool=want.name)
     lenient = all(_wrong_argument(want, got, tools, _forgiving) is None for want, got in pairs)
     for want, got in pairs:
-        if parameter := _wrong_argument(want, got, tools, _normal):
+        if parameter := _wrong_argument(want, got, tools, normal_text):
             return Verdict(exact=False, lenient=lenient, error="bad_argument", tool=want.name, parameter=parameter)
     return Verdict(exact=True, lenient=True)
 
@@ -79,7 +79,7 @@ def _best_order(predicted: Sequence[ToolCall], expected: Sequence[ToolCall]) -> 
 
 
 def _exact_key(call: ToolCall) -> object:
-    return _key(call, _normal)
+    return _key(call, normal_text)
 
 
 def _lenient_key(call: ToolCall) -> object:
@@ -106,7 +106,8 @@ def _comparable(value: Any, text_form: Callable[[str], str]) -> object:
     return text_form(value) if isinstance(value, str) else (isinstance(value, bool), value)
 
 
-def _normal(text: str) -> str:
+def normal_text(text: str) -> str:
+    """The form in which texts are compared exactly."""
     return unicodedata.normalize("NFC", text).strip()
 
 

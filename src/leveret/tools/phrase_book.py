@@ -34,6 +34,7 @@ from typing import Any
 
 from leveret.config import read_yaml
 from leveret.errors import ToolError
+from leveret.spelling import suggest
 from leveret.tools.continuations import Continuation, check_followed, lines_of
 from leveret.tools.phrase_checks import check_pattern
 from leveret.tools.phrase_rules import PhraseRules, pick
@@ -92,6 +93,7 @@ class PhraseBook:
             plain=plain_rules,
         )
         self._slots: Mapping[str, str] = _section(data, "slots", source)
+        _lines(list(self._slots.values()), f"{source}: slots")
         self._values = {
             kind: self._patterns(lines, f"values {kind}", slots=False)
             for kind, lines in _section(data, "values", source).items()
@@ -109,8 +111,8 @@ class PhraseBook:
         }
         self.shares = self._shares(_section(data, "shares", source))
         self.irrelevant = self._patterns(data.get("irrelevant", ()), "irrelevant", slots=True)
-        self.connectors: tuple[str, ...] = tuple(data.get("connectors", (" ",)))
-        self.list_connectors: tuple[str, ...] = tuple(data.get("list_connectors", self.connectors))
+        self.connectors = _connectors(data, "connectors", (" ",), source)
+        self.list_connectors = _connectors(data, "list_connectors", self.connectors, source)
         self._check_all(tools)
         self.continuations = self._continuations(_section(data, "continuations", source), tools)
         self.wordings: dict[str | None, Wordings] = {
@@ -251,7 +253,18 @@ class PhraseBook:
             self.rules.check(pattern, where, slots=slots)
         return patterns
 
+    def _check_slots(self, tools: ToolSet) -> None:
+        """Each name under `slots` is an argument, of a tool or of any, or one that irrelevant requests make up."""
+        known = {slot.argument for pattern in self.irrelevant for slot in pattern.slots}
+        for tool in tools:
+            known |= {name for each in tool.parameters for name in (each.name, f"{tool.name}.{each.name}")}
+        if unknown := [name for name in self._slots if name not in known]:
+            near = suggest(unknown[0], sorted(known))
+            hint = f"did you mean {near!r}?" if near else "a slot is named `tool.argument`, or `argument` for all tools"
+            raise ToolError(f"{self.source}: slots names {unknown[0]!r}, which no tool has", hint=hint)
+
     def _check_all(self, tools: ToolSet) -> None:
+        self._check_slots(tools)
         for name, patterns in self.tools.items():
             if name not in tools:
                 hint = f"the tools are: {', '.join(tools.names)}"
@@ -272,9 +285,16 @@ def _language(data: Mapping[str, Any], source: str) -> str:
         if name not in SECTIONS:
             raise ToolError(f"{source}: unknown section {name!r}", hint=f"sections: {', '.join(SECTIONS)}")
     language = data.get("language")
-    if language not in SPOKEN:
+    if not isinstance(language, str) or language not in SPOKEN:
         raise ToolError(f"{source}: language {language!r} is not one of {', '.join(SPOKEN)}")
-    return str(language)
+    return language
+
+
+def _connectors(data: Mapping[str, Any], name: str, default: tuple[str, ...], source: str) -> tuple[str, ...]:
+    connectors = tuple(_lines(data.get(name, default), f"{source}: {name}"))
+    if not connectors:
+        raise ToolError(f"{source}: {name} has no line", hint="leave it out, or put one in")
+    return connectors
 
 
 def _section(data: Any, name: str | None, source: str) -> Mapping[str, Any]:

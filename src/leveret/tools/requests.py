@@ -18,6 +18,8 @@ from leveret.errors import DataError, RequestError, ToolError
 from leveret.paths import atomic_write
 from leveret.tools.schema import ToolSet
 
+_ONE_CALL = 'one call is {"name": "...", "arguments": {...}}'
+
 
 @dataclass(frozen=True, kw_only=True)
 class ToolRequest:
@@ -64,7 +66,7 @@ def read_request(path: Path, number: int, line: str, tools: ToolSet | None) -> T
     """The request of one line. Raises DataError with the file and the line's number."""
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", path=path, line=number) from None
     if not isinstance(entry, dict) or not isinstance(entry.get("query"), str) or not entry["query"].strip():
         raise DataError('needs a "query" that is a text', path=path, line=number)
@@ -72,16 +74,23 @@ def read_request(path: Path, number: int, line: str, tools: ToolSet | None) -> T
         raise DataError('needs "calls", a list (empty: no tool fits)', path=path, line=number)
     try:
         checked_text(json.dumps(entry, ensure_ascii=False), "the line, read as JSON,")
+        json.dumps(entry["calls"], allow_nan=False)  # Python reads NaN, JSON has none
         calls = tuple(_read_call(call, tools) for call in entry["calls"])
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON: {error}", path=path, line=number) from None
     except (RequestError, ToolError) as error:
         raise DataError(error.message, path=path, line=number, hint=error.hint) from None
     group = entry.get("group")
-    return ToolRequest(query=entry["query"], calls=calls, group=group if isinstance(group, str) else None)
+    if not isinstance(group, str | None):
+        raise DataError(f'"group" must be a text, not {group!r}', path=path, line=number)
+    return ToolRequest(query=entry["query"], calls=calls, group=group)
 
 
 def _read_call(entry: Any, tools: ToolSet | None) -> ToolCall:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-        raise ToolError('a call needs a "name"', hint='one call is {"name": "...", "arguments": {...}}')
+        raise ToolError('a call needs a "name"', hint=_ONE_CALL)
+    if "arguments" not in entry and (near := [key for key, value in entry.items() if isinstance(value, Mapping)]):
+        raise ToolError(f"the arguments of {entry['name']} stand under {near[0]!r}", hint=_ONE_CALL)
     arguments = entry.get("arguments", {})
     if not isinstance(arguments, Mapping):
         raise ToolError(f'"arguments" of {entry["name"]} must be an object, not {arguments!r}')
