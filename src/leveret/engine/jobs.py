@@ -154,7 +154,7 @@ class JobMaker:
         if constrained and not offer.empty:
             self.engine.check_form("tools")
         params = self._params(ids, sampling, template, structured=structure is not None)
-        prefix = template.reply_prefix if shape == USUAL else ""
+        prefix = template.reply_prefix_given(shape.variables) if shape.opens else ""
         if offer.empty:
             params = replace(params, banned_ids=(*params.banned_ids, *self._desk.silent_ids()))
             return self._text_prompt(ids, params, prefix=prefix, structure=structure)
