@@ -114,6 +114,13 @@ def test_any_choices_of_allowed_ids_give_json_of_the_schema(
         assert len(text) >= 100, "only an answer that was cut off is incomplete"
 
 
+@pytest.mark.parametrize("name", ["地址", "List[int]", "Pair<a, b>", "a b", "100%25", "x'y^|\\"])
+def test_a_reference_may_be_written_as_the_name_is(name: str, book: GrammarBook, tokenizer: Tokenizer) -> None:
+    schema = {"$ref": f"#/$defs/{name}", "$defs": {name.replace("%25", "%"): {"const": "here"}}}
+    constraint = book.constraint(Structure.json(schema), (tokenizer.eos_id,))
+    assert tokenizer.decode(follow(constraint, [0.0], (tokenizer.eos_id,), 20)) == '"here"'
+
+
 @settings(max_examples=40, deadline=None)
 @given(choices=st.lists(st.floats(0, 0.999), min_size=1, max_size=40), which=st.integers(0, 3))
 def test_expressions_choices_and_grammars_hold_as_well(

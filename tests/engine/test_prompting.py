@@ -7,6 +7,7 @@ import pytest
 from leveret.chat.messages import Message
 from leveret.chat.template import ChatTemplate, builtin_template
 from leveret.engine.prompting import PromptShape, chat_ids
+from leveret.engine.text import TextModel
 from leveret.errors import RequestError
 from leveret.tokenizer.files import Tokenizer
 
@@ -58,6 +59,24 @@ def test_the_template_is_told_the_variables_of_a_request(tokenizer: Tokenizer) -
     template = ChatTemplate("{{ messages[0].content }}{% if think %} hm{% endif %}")
     thinking = chat_ids(template, tokenizer, TALK[:1], shape=PromptShape(variables={"think": True}))
     assert tokenizer.decode(thinking) == TALK[0].content + " hm"
+
+
+@pytest.mark.parametrize(
+    ("variables", "left"), [({}, "~~"), ({"user_name": "Ann"}, "~~"), ({"opens_alone": True}, "~~~")]
+)
+def test_what_a_template_writes_before_a_reply_is_no_part_of_it_whatever_it_is_told(
+    model: TextModel, variables: dict[str, object], left: str
+) -> None:
+    source = (
+        "{% for m in messages %}{{ m.role }}:{{ '' if opens_alone else '~' }}{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    talker = TextModel(model.model, model.tokenizer, template=ChatTemplate(source))
+    (tilde,) = model.tokenizer.encode("~")
+    job = talker.prepare_chat(
+        TALK[:1], shape=PromptShape(variables=variables), logit_bias={tilde: 100}, max_tokens=3, ignore_eos=True
+    )
+    assert talker.run([job])[0].content == left
 
 
 def test_what_is_plainly_too_long_is_refused_before_it_is_read(

@@ -393,6 +393,22 @@ def test_the_python_guide_runs(model_dir: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [{}, {"ignore_eos": True}, {"skip_special_tokens": False}])
+def test_a_stop_may_be_the_name_of_a_special_token(model: TextModel, options: dict[str, Any]) -> None:
+    token = "<s>"  # no end of this model's
+    bias = {model.tokenizer.special_ids[token]: 100}
+    reply = model.run([model.prepare_text("Set", stop=["\n", token], logit_bias=bias, max_tokens=9, **options)])[0]
+    assert (reply.content, reply.finish_reason, reply.usage.completion_tokens) == ("", "stop", 1)
+
+
+def test_a_stop_named_like_a_functional_token_cuts_no_call(model: TextModel) -> None:
+    assert model.dialect is not None
+    tokens = model.dialect.tokens
+    for seed in range(4):
+        options: dict[str, Any] = {"tools": "all", "tool_choice": "required", "temperature": 1.5, "seed": seed}
+        assert model.chat([USER], stop=tokens, **options) == model.chat([USER], **options)
+
+
 def test_scores_of_an_answer_spell_its_text_and_stop_where_it_is_cut(model: TextModel) -> None:
     whole = model.run([model.prepare_text("Set", max_tokens=30, logprobs=2)])[0]
     pieces = [model.tokenizer.bytes_of(each.score.id, skip_special=True) for each in whole.scores]

@@ -86,6 +86,9 @@ def send(url: str, method: str, path: str, body: bytes = b"", **headers: str) ->
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": "all", "tool_choice": "always"}, "tool_choice"),
         ({"tools": [], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+        ({"tool_choice": 5}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -127,6 +130,22 @@ def test_a_bad_chat_request_is_a_400_that_names_the_field(
     error = content["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert error["param"] == param and error["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "place"),
+    [
+        ("tool_choice", {"type": "function", "name": "x"}, "tool_choice.function"),
+        ("tool_choice", {"type": "allowed_tools", "mode": "auto", "tools": []}, "tool_choice.allowed_tools"),
+        ("tools", [{"type": "function", "name": "x", "parameters": {}}], "tools[0].function"),
+    ],
+)
+def test_tools_as_the_responses_api_writes_them_are_told_how_a_chat_does(
+    url: str, field: str, value: object, place: str
+) -> None:
+    status, content = send(url, "POST", CHAT, json.dumps({"messages": MESSAGES, field: value}).encode())
+    assert status == 400 and content["error"]["param"] == place
+    assert "here" in content["error"]["message"] and "inside: {" in content["error"]["message"]
 
 
 def test_unknown_fields_come_with_a_suggestion(url: str) -> None:

@@ -49,6 +49,19 @@ def test_any_of_several_keys_opens(model: TextModel) -> None:
         assert send(url, "GET", "/version")[1] == {"version": VERSION}
 
 
+def test_a_key_may_have_any_letters(model: TextModel) -> None:
+    with running(model, ServeConfig(model="x", port=0, api_key="芝麻开门")) as url:
+        for key, status in (("芝麻开门", 200), ("芝麻关门", 401)):
+            given = f"Bearer {key}".encode().decode("latin-1")  # the bytes that curl sends
+            assert send(url, "POST", CHAT, BODY, Authorization=given)[0] == status
+
+
+def test_a_wrong_method_is_told_the_right_ones(url: str) -> None:
+    status, headers = headers_of(url, "PUT", CHAT, BODY)
+    assert status == 405 and headers["allow"] == "POST"
+    assert set(headers_of(url, "DELETE", "/health")[1]["allow"].split(", ")) == {"GET", "HEAD"}
+
+
 def test_pages_elsewhere_cost_us_nothing_unless_they_are_on_the_list(model: TextModel, url: str) -> None:
     before = metrics(url)["leveret_prompt_tokens_total"]
     for origin in ("https://evil.example", "null"):

@@ -173,17 +173,24 @@ class ChatTemplate:
         """What a reply begins with before its content (a space in the Aquila templates, usually nothing)."""
         return self._written_around_reply[0]
 
+    def reply_prefix_given(self, variables: Mapping[str, Any]) -> str:
+        """The same where a request gives the template further variables."""
+        return self._around_reply(variables)[0] if variables else self.reply_prefix
+
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The ids of those stops that are special tokens of `tokenizer`."""
         return tuple(tokenizer.special_ids[stop] for stop in self.stops if stop in tokenizer.special_ids)
 
     @cached_property
     def _written_around_reply(self) -> tuple[str, str]:
+        return self._around_reply({})
+
+    def _around_reply(self, variables: Mapping[str, Any]) -> tuple[str, str]:
         """What stands between the generation prompt and a reply's content, and what ends the reply."""
         question, reply = Message("user", "?"), Message("assistant", _PROBE)
         try:
-            prompt = self.render([question], add_generation_prompt=True).text
-            whole = self.render([question, reply])
+            prompt = self.render([question], add_generation_prompt=True, variables=variables).text
+            whole = self.render([question, reply], variables=variables)
         except TemplateError:
             return "", ""
         start = whole.text.find(_PROBE)

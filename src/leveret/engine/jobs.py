@@ -154,7 +154,7 @@ class JobMaker:
         if constrained and not offer.empty:
             self.engine.check_form("tools")
         params = self._params(ids, sampling, template, structured=structure is not None)
-        prefix = template.reply_prefix if shape == USUAL else ""
+        prefix = template.reply_prefix_given(shape.variables) if shape.opens else ""
         if offer.empty:
             params = replace(params, banned_ids=(*params.banned_ids, *self._desk.silent_ids()))
             return self._text_prompt(ids, params, prefix=prefix, structure=structure)
@@ -199,7 +199,7 @@ class JobMaker:
         room = max(1, self.engine.context_tokens - len(ids))
         if options.get("ignore_eos"):
             most = min(self.defaults.max_tokens, room)
-            return self._ending(with_options(replace(self.defaults, max_tokens=most, stop_ids=()), options))
+            return self._ending(with_options(replace(self.defaults, max_tokens=most, stop_ids=()), options), template)
         stops = () if template is None or structured else template.stops
         stop_ids = [*self.defaults.stop_ids, *(() if template is None else template.stop_ids(self.tokenizer))]
         if self.tokenizer.eos_id is not None:
@@ -211,10 +211,18 @@ class JobMaker:
             max_tokens=min(self.defaults.max_tokens, room),
             stop_ids=tuple(stop_ids),
         )
-        return self._ending(with_options(defaults, {**options, "stop": tuple(dict.fromkeys((*words, *given)))}))
+        params = with_options(defaults, {**options, "stop": tuple(dict.fromkeys((*words, *given)))})
+        return self._ending(params, template)
 
-    def _ending(self, params: SamplingParams) -> SamplingParams:
-        return replace(params, stop_ids=self._known(params.stop_ids))
+    def _ending(self, params: SamplingParams, template: ChatTemplate | None) -> SamplingParams:
+        """A stop that is a special token's name ends the answer at that token, which is left out of the text.
+
+        Functional tokens excepted in a chat: calls are written with them, or none of them may come.
+        """
+        functional = () if template is None or self.dialect is None else self.dialect.tokens
+        special = self.tokenizer.special_ids
+        named = (special[stop] for stop in params.stop if stop in special and stop not in functional)
+        return replace(params, stop_ids=self._known((*params.stop_ids, *named)))
 
     def _known(self, ids: Iterable[int]) -> tuple[int, ...]:
         """Each id once that the model can generate."""

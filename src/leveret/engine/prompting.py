@@ -36,6 +36,11 @@ class PromptShape:
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Further variables of the template (`enable_thinking` and the like)."""
 
+    @property
+    def opens(self) -> bool:
+        """Whether the answer is a turn of its own."""
+        return self.add_generation_prompt and not self.continue_final_message
+
 
 USUAL = PromptShape()
 """The assistant's next turn is opened."""
@@ -54,8 +59,7 @@ def chat_ids(
 
     Also when it plainly has more than `most_tokens`: then it is not read to its end, which takes seconds for megabytes.
     """
-    opens = shape.add_generation_prompt and not shape.continue_final_message
-    given: dict[str, Any] = {"tools": tools, "add_generation_prompt": opens, "variables": shape.variables}
+    given: dict[str, Any] = {"tools": tools, "add_generation_prompt": shape.opens, "variables": shape.variables}
 
     def encode(messages: Sequence[Message], cuts: Collection[int] = ()) -> Encoded:
         length = LengthCheck(tokenizer, most_tokens, param="messages")

@@ -18,6 +18,7 @@ import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
+from urllib.parse import quote
 
 from leveret.chat.messages import checked_text
 from leveret.engine.defaults import SamplingOptions
@@ -32,6 +33,9 @@ GRAMMAR_FORMATS = frozenset(
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"]
 )
 """Formats of strings that the grammar library enforces."""
+
+URI_SIGNS = "#/%:?@!$&'()*+,;=~"
+"""What a reference may hold besides letters and digits of ASCII; the grammar library takes no others."""
 
 MAX_CHARACTERS = 1_000_000
 """Longest form that is compiled: the grammar library may need many seconds to say that one is too large."""
@@ -167,11 +171,14 @@ def split_options(options: AnswerOptions) -> tuple[Structure | None, SamplingOpt
 def readable(schema: Any, endless: Container[object] = ()) -> Any:
     """The schema with formats that only describe left out, our own ones written as patterns, and no `x-guidance`.
 
-    (`x-guidance` would switch checks of the grammar library off.) `endless`: parts of it that become `false`.
+    (`x-guidance` would switch checks of the grammar library off.) References to names such as `地址` or `List[int]`,
+    which many write as they are, become URIs. `endless`: parts of it that become `false`.
     """
     if not isinstance(schema, Mapping):
         return schema
     changed = {key: value for key, value in schema.items() if key != "x-guidance"}
+    if isinstance(changed.get("$ref"), str):
+        changed["$ref"] = quote(changed["$ref"], safe=URI_SIGNS)
     form = changed.get("format")
     if isinstance(form, str) and form not in GRAMMAR_FORMATS:
         del changed["format"]

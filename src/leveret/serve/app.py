@@ -96,12 +96,15 @@ def _add_routes(app: FastAPI, handlers: Handlers) -> frozenset[str]:
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # gone before its request was whole: nobody reads this
+    headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
+        headers.update(error.headers or {})  # a 405 says which methods there are
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         hint = _way_to(request.url.path) if error.status_code == 404 else None
         error = RequestError(f"{request.method} {request.url.path}: {error.detail}", code=code, hint=hint)
     status, body = error_body(error)
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}.get(status)
+    further = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}
+    headers.update(further.get(status, {}))
     return JSONResponse(body, status_code=status, headers=headers)
 
 

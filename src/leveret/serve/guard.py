@@ -43,7 +43,8 @@ class Guard:
             )
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         given = given.strip() if scheme.lower() == "bearer" else ""  # RFC 7235: its case does not matter
-        right = [hmac.compare_digest(given.encode(), key) for key in self._keys]  # all of them, whichever fits
+        sent = given.encode("latin-1")  # as which headers are read
+        right = [hmac.compare_digest(sent, key) for key in self._keys]  # all of them, whichever fits
         if right and not any(right):
             raise RequestError("the API key is missing or wrong", code="invalid_api_key")
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,10 +25,10 @@ from leveret.config import suggest
 from leveret.engine.prompting import PromptShape
 from leveret.engine.request import MAX_LOGPROBS
 from leveret.engine.structure import AnswerOptions
-from leveret.engine.tool_calls import ToolChoice
 from leveret.errors import RequestError
 from leveret.serve.sampling_fields import SamplingFields, listed
 from leveret.serve.structured import JsonSchemaBody, ResponseFormat, StructuredFields, StructuredOutputs
+from leveret.serve.tool_fields import WRAPPED, AllowedTools, FunctionBody, ToolBody, ToolFields
 from leveret.serve.writable import MAY_BE_UNWRITABLE, check_writable
 
 IGNORED = frozenset(
@@ -74,58 +74,12 @@ MAX_CHOICES = 128
 MAX_PROMPTS = 128
 """Most prompts a completion request may have."""
 
-MAX_TOOLS = 1024
-"""Most functions a chat request may declare; OpenAI's is 128."""
-
 MAX_TEXT_LOGPROBS = 20
 """Most alternatives a completion request may ask for; OpenAI's is 5."""
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class FunctionBody(_Part):
-    """A function the client offers: matched by name with those the model was trained on, else put into the prompt."""
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ToolBody(_Part):
-    """An entry of `tools`."""
-
-    type: Literal["function"]
-    function: FunctionBody
-
-
-class NamedFunction(_Part):
-    """The name inside a named tool choice."""
-
-    name: str
-
-
-class NamedChoice(_Part):
-    """`tool_choice` that names a function."""
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
-class AllowedTools(_Part):
-    """Some of the functions, of which one may or must be called."""
-
-    mode: Literal["auto", "required"]
-    tools: list[NamedChoice]
-
-
-class AllowedChoice(_Part):
-    """`tool_choice` that names several functions."""
-
-    type: Literal["allowed_tools"]
-    allowed_tools: AllowedTools
 
 
 class StreamOptions(_Part):
@@ -214,17 +168,12 @@ class CompletionBody(Body):
         return self.logprobs
 
 
-class ChatBody(Body):
+class ChatBody(Body, ToolFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     """Read by `chat/messages.py`; roles may be Chinese (系统, 用户, 助手) or `developer`."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | Literal["all"] | None = None
-    """Functions offered; "all" (our addition) offers those that the model has a token for."""
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice | None = None
-    parallel_tool_calls: bool | None = None
-
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     add_generation_prompt: bool | None = None
@@ -257,36 +206,6 @@ class ChatBody(Body):
             continue_final_message=bool(self.continue_final_message),
             variables=self.chat_template_kwargs or {},
         )
-
-    @property
-    def parallel(self) -> bool:
-        """Whether several calls may be made; a function that `tool_choice` names is called once."""
-        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedChoice)
-
-    def offer(self) -> tuple[list[str | dict[str, Any]] | Literal["all"], ToolChoice]:
-        """The functions that may be called, as OpenAI declares them, and whether one must be."""
-        every = self.tools == "all"
-        tools = [] if isinstance(self.tools, str) else [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
-        mode: ToolChoice
-        match self.tool_choice:
-            case NamedChoice():
-                chosen, mode = [self.tool_choice.function.name], "required"
-            case AllowedChoice(allowed_tools=allowed):
-                chosen, mode = list(dict.fromkeys(tool.function.name for tool in allowed.tools)), allowed.mode
-            case _:
-                return "all" if every else [*tools], self.tool_choice or "auto"
-        known = [tool["function"]["name"] for tool in tools]
-        if not every and (unknown := [name for name in chosen if name not in known]):
-            raise RequestError(
-                f"tool_choice names {unknown[0]!r}, which is not among the tools",
-                param="tool_choice",
-                code="invalid_value",
-            )
-        if not chosen and mode == "required":
-            raise RequestError(
-                "tool_choice requires a call and allows no function", param="tool_choice", code="invalid_value"
-            )
-        return [*chosen] if every else [tool for tool in tools if tool["function"]["name"] in chosen], mode
 
 
 class AdapterBody(_Part):
@@ -373,5 +292,7 @@ def _request_error(error: ValidationError) -> RequestError:
     named, colon, rest = what.partition(": ")
     if not place and colon and named.isidentifier():  # a check of several fields names the one to change
         place, what = named, rest
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return RequestError(f"{place}: {what}" if place else what, param=place or None, code=code)
+    missing = first["type"] == "missing"
+    code = "missing_required_parameter" if missing else "invalid_value"
+    hint = WRAPPED.get(str(first["loc"][-1])) if missing else None
+    return RequestError(f"{place}: {what}" if place else what, param=place or None, code=code, hint=hint)

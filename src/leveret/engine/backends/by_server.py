@@ -103,11 +103,12 @@ class ServerBackend(QueuedBackend[Reading]):
 
     def check_form(self, param: str) -> None:
         """RequestError: a server lets nobody choose among its tokens."""
+        freely = "; in Python and for evaluate, constrained=false lets it write calls freely"
         raise RequestError(
             "a server chooses its tokens itself: an answer from there cannot be kept to a form or to tool calls",
             param=param,
             code="unsupported",
-            hint="run the model here, or let it answer freely (constrained: false)",
+            hint=f"run the model here (backend=leveret){freely if param == 'tools' else ''}",
         )
 
     def step(self) -> list[Progress]:
