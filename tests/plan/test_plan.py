@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from leveret.cli.main import main
+from leveret.data.files import look_of
 from leveret.model.config import ModelConfig
 from leveret.model.count import count, flops_per_token
 from leveret.model.families import family_for
@@ -76,22 +77,30 @@ def test_a_tokenizer_that_is_not_there_asks_for_the_vocabulary(life, plan):
     assert known["parameters"]["total"] > 0
 
 
-def test_shards_of_an_earlier_run_are_counted_instead_of_estimated(life, plan):
+def shards_of(text: Path, tokens: int) -> None:
+    """As a run of life.yaml leaves them that has read `text`."""
     shards = Path("runs/life/pretrain/shards/train-0")
     shards.mkdir(parents=True)
-    (shards / "index.json").write_text(json.dumps({"format": 1, "shards": ["a", "b"]}))
-    for name, tokens in (("a", 1000), ("b", 234)):
-        (shards / f"{name}.json").write_text(json.dumps({"num_tokens": tokens}))
-    stage = plan("life.yaml", "pretrain.training.max_steps=null")["pretrain"]
+    (shards / "index.json").write_text(json.dumps({"format": 1, "shards": ["a", "b"], "source_look": look_of(text)}))
+    for name, each in (("a", tokens - 34), ("b", 34)):
+        (shards / f"{name}.json").write_text(json.dumps({"num_tokens": each}))
+
+
+def test_shards_of_an_earlier_run_are_counted_instead_of_estimated(life, plan):
+    shards_of(Path("samples.jsonl"), 1234)
+    own = ("pretrain.training.max_steps=null", "pretrain.documents=[samples.jsonl]")
+    stage = plan("life.yaml", *own)["pretrain"]
     assert stage["tokens_in_files"] == 1234 and "tokens as tokenized" in stage["notes"]
+    Path("samples.jsonl").write_text("x" * 8000)
+    stage = plan("life.yaml", *own)["pretrain"]
+    assert stage["tokens_in_files"] == 2000, "the shards are of what was there before"
 
 
 def test_rows_named_in_exclude_rows_are_not_counted_and_records_are_said_to_be(life, plan):
-    shards = Path("runs/life/pretrain/shards/train-0")
-    shards.mkdir(parents=True)
-    (shards / "index.json").write_text(json.dumps({"format": 1, "shards": ["a"]}))
-    (shards / "a.json").write_text(json.dumps({"num_tokens": 128 * 100}))
-    once = ("pretrain.training.max_steps=null", "pretrain.training.num_epochs=1")
+    shards_of(Path("samples.jsonl"), 128 * 100)
+    once = (
+        "pretrain.training.max_steps=null", "pretrain.training.num_epochs=1", "pretrain.documents=[samples.jsonl]",
+    )  # fmt: skip
     excluded = 'pretrain.exclude_rows=["train-0, row 3", "train-0, row 9", "text.txt"]'
     whole, stage = plan("life.yaml", *once)["pretrain"], plan("life.yaml", *once, excluded)["pretrain"]
     assert (whole["tokens_in_files"], stage["tokens_in_files"]) == (100 * 128, 98 * 128)
