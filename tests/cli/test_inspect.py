@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from leveret.cli.main import main
 from leveret.data.examples import Document
@@ -136,6 +137,26 @@ def test_a_tensor_file_that_is_cut_short_is_refused(tmp_path: Path, capsys: Capt
     file.write_bytes(file.read_bytes()[:kept])
     code, shown = refused(capsys, file)
     assert code == 1 and "x.safetensors is" in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize(("shape", "offsets"), [([10, 10], [0, 8]), ([2], [8, 0]), ([-2], [0, 8]), ([1], [0, 4])])
+def test_a_header_that_disagrees_with_itself_or_its_file_is_refused(
+    tmp_path: Path, capsys: Capture, shape: list[int], offsets: list[int]
+) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(SafetensorError):
+        load_file(file)
+    code, shown = refused(capsys, file)
+    assert code == 1 and "x.safetensors is damaged" in shown
+
+
+def test_the_folder_of_a_tokenizer_shows_its_tokens(tmp_path: Path, capsys: Capture) -> None:
+    tokenizer = train_byte_bpe(["ab " * 20], vocab_size=262, special_tokens=["[CLS]"], eos_token="[CLS]")
+    tokenizer.save(tmp_path)
+    page = inspect(capsys, tmp_path)
+    assert f"vocabulary {tokenizer.vocab_size}" in page and "eos_token '[CLS]'" in page and "1: [CLS]" in page
 
 
 def test_token_shards_say_how_much_they_hold(tmp_path: Path, capsys: Capture) -> None:

@@ -105,14 +105,22 @@ def test_a_recipe_is_run_and_training_commands_are_taken_as_they_are():
         inner_words(("serve", "model"))
 
 
-def test_a_wrong_recipe_is_told_before_anything_starts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("act", [lambda config: run(config, None), resolve])
+def test_a_wrong_recipe_is_told_before_anything_starts_or_is_printed(tmp_path, act):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stages:\n  - pretrain: {documents: [text.txt], tokenizer: here, max_step: 3}\n")
     with pytest.raises(ConfigError, match="max_step"):
-        run(LaunchConfig(words=(str(recipe), "until=pretrain"), nproc=2), None)
+        act(LaunchConfig(words=(str(recipe), "until=pretrain"), nproc=2))
+
+
+@pytest.mark.parametrize("ssh", ['ssh "-p 22', " "])
+def test_an_ssh_that_is_no_command_is_refused(ssh):
+    with pytest.raises(ValueError, match="ssh"):
+        config(ssh=ssh)
 
 
 def test_the_plan_can_be_printed(hostfile):
+    hostfile.with_name("recipe.yaml").write_text("stages:\n  - quantize: {model: models/tiny}\n")
     starts = resolve(config(hostfile=hostfile))["starts"]
     assert [start["machine"] for start in starts] == ["10.0.0.1", "me@10.0.0.2"]
     assert "--node-rank=1" in starts[1]["command"]

@@ -7,18 +7,22 @@ import dataclasses
 import pytest
 import torch
 
+from leveret.engine import engine
 from leveret.finetune.adapter_config import AdapterTraining
 from leveret.kernels import cross_entropy
 from leveret.model.config import ModelConfig, MoeConfig
+from leveret.model.count import count
 from leveret.model.decoder import Decoder
 from leveret.model.init import init_weights
 from leveret.model.lora import LoraSettings
 from leveret.model.lora_targets import add_lora, train_whole
 from leveret.plan.known_model import KnownModel
 from leveret.plan.memory import (
+    DEFAULT_CACHE_BYTES,
     Part,
     activation_bytes,
     bytes_per_device,
+    bytes_read_per_token,
     chunk_positions,
     devices_needed,
     numbers_kept_per_layer,
@@ -183,8 +187,29 @@ def test_weights_in_nf4_are_as_large_as_planned():
 
 def test_the_cache_of_a_server_is_full_contexts_times_requests():
     config = config_of(layers=3, heads=2, shared=1)
-    _, cache = serving_parts(KnownModel(config=config, origin=""), requests=5, bytes_per_number=2)
-    assert cache.bytes == 5 * config.context_tokens * 3 * 2 * 64 * 2
+    model, token = KnownModel(config=config, origin=""), 3 * 2 * 64 * 2
+    _, cache = serving_parts(model, requests=5)
+    assert cache.bytes == 5 * config.context_tokens * token
+    _, shorter = serving_parts(model, requests=5, context_tokens=7)
+    assert shorter.bytes == 5 * 7 * token
+
+
+def test_the_cache_of_a_server_is_no_larger_than_the_engine_makes_it():
+    config = config_of(layers=3, heads=2, shared=1)
+    model, one = KnownModel(config=config, origin=""), config.context_tokens * 3 * 2 * 64 * 2
+    assert DEFAULT_CACHE_BYTES == engine.DEFAULT_CACHE_BYTES
+    assert serving_parts(model, requests=10**9)[1].bytes == max(DEFAULT_CACHE_BYTES, one)
+    assert serving_parts(model, requests=5, cache_bytes=one / 2)[1].bytes == one / 2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_decoded_token_reads_the_head_and_the_layers_and_no_table_besides(tied):
+    config = dataclasses.replace(config_of(), tie_word_embeddings=tied)
+    whole, packed = (KnownModel(config=config, origin="", bits=bits) for bits in (16, 8))
+    numbers = count(config)
+    inside = numbers.total - numbers.embedding * (1 if tied else 2)
+    assert bytes_read_per_token(whole) == 2 * (numbers.embedding + inside)
+    assert bytes_read_per_token(packed) == 2 * numbers.embedding + inside
 
 
 ADAPTERS = [

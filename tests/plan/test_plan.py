@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from leveret.cli.main import main
+from leveret.data.files import look_of
 from leveret.model.config import ModelConfig
 from leveret.model.count import count, flops_per_token
+from leveret.model.families import family_for
 from leveret.model.lora_rules import shapes_of
 from leveret.plan.config import PlanConfig
 from leveret.plan.devices import BUILT_IN, load_table
@@ -75,22 +77,30 @@ def test_a_tokenizer_that_is_not_there_asks_for_the_vocabulary(life, plan):
     assert known["parameters"]["total"] > 0
 
 
-def test_shards_of_an_earlier_run_are_counted_instead_of_estimated(life, plan):
+def shards_of(text: Path, tokens: int) -> None:
+    """As a run of life.yaml leaves them that has read `text`."""
     shards = Path("runs/life/pretrain/shards/train-0")
     shards.mkdir(parents=True)
-    (shards / "index.json").write_text(json.dumps({"format": 1, "shards": ["a", "b"]}))
-    for name, tokens in (("a", 1000), ("b", 234)):
-        (shards / f"{name}.json").write_text(json.dumps({"num_tokens": tokens}))
-    stage = plan("life.yaml", "pretrain.training.max_steps=null")["pretrain"]
+    (shards / "index.json").write_text(json.dumps({"format": 1, "shards": ["a", "b"], "source_look": look_of(text)}))
+    for name, each in (("a", tokens - 34), ("b", 34)):
+        (shards / f"{name}.json").write_text(json.dumps({"num_tokens": each}))
+
+
+def test_shards_of_an_earlier_run_are_counted_instead_of_estimated(life, plan):
+    shards_of(Path("samples.jsonl"), 1234)
+    own = ("pretrain.training.max_steps=null", "pretrain.documents=[samples.jsonl]")
+    stage = plan("life.yaml", *own)["pretrain"]
     assert stage["tokens_in_files"] == 1234 and "tokens as tokenized" in stage["notes"]
+    Path("samples.jsonl").write_text("x" * 8000)
+    stage = plan("life.yaml", *own)["pretrain"]
+    assert stage["tokens_in_files"] == 2000, "the shards are of what was there before"
 
 
 def test_rows_named_in_exclude_rows_are_not_counted_and_records_are_said_to_be(life, plan):
-    shards = Path("runs/life/pretrain/shards/train-0")
-    shards.mkdir(parents=True)
-    (shards / "index.json").write_text(json.dumps({"format": 1, "shards": ["a"]}))
-    (shards / "a.json").write_text(json.dumps({"num_tokens": 128 * 100}))
-    once = ("pretrain.training.max_steps=null", "pretrain.training.num_epochs=1")
+    shards_of(Path("samples.jsonl"), 128 * 100)
+    once = (
+        "pretrain.training.max_steps=null", "pretrain.training.num_epochs=1", "pretrain.documents=[samples.jsonl]",
+    )  # fmt: skip
     excluded = 'pretrain.exclude_rows=["train-0, row 3", "train-0, row 9", "text.txt"]'
     whole, stage = plan("life.yaml", *once)["pretrain"], plan("life.yaml", *once, excluded)["pretrain"]
     assert (whole["tokens_in_files"], stage["tokens_in_files"]) == (100 * 128, 98 * 128)
@@ -165,6 +175,37 @@ def test_a_base_in_nf4_shows_in_memory(life, plan):
     assert stored["weights"] == pytest.approx(count(SHAPE).embedding * 2 + inside * 4.127 / 8, rel=0.01)
 
 
+def test_what_a_server_changes_as_it_loads_shows_in_memory_and_speed(life, plan):
+    numbers = count(SHAPE)
+    folder = Path("stored")
+    folder.mkdir()
+    folder.joinpath("config.json").write_text(
+        json.dumps(family_for("mistral").config_to_hf(SHAPE) | {"torch_dtype": "float32"})
+    )
+    Path("one.yaml").write_text("model: stored\nmax_concurrent_requests: 2\n")
+
+    def served(*words):
+        stage = plan("one.yaml", "--command", "serve", "--devices", "A100", *words)["serve"]
+        return stage["memory"], stage["devices"][0]["tokens_per_second"]
+
+    stored, pace = served()
+    assert stored["weights"] == 4 * numbers.total, "as stored"
+    halved, twice = served("dtype=bfloat16")
+    assert halved["weights"] == 2 * numbers.total and twice == pytest.approx(2 * pace)
+    assert served("quantize=int8")[0]["weights"] == 4 * numbers.embedding + (numbers.total - numbers.embedding)
+    assert served("max_model_len=16")[0]["KV cache, full"] == 16 / SHAPE.context_tokens * stored["KV cache, full"]
+    assert served("engine.cache_memory_mib=1", "max_concurrent_requests=32")[0]["KV cache, full"] == 1 << 20
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_damaged_config_of_a_model_is_named(life, capsys, content):
+    Path("broken").mkdir()
+    Path("broken/config.json").write_text(content)
+    Path("one.yaml").write_text("model: broken\n")
+    assert main(["plan", "one.yaml", "--command", "serve"]) == 3
+    assert "error: broken/config.json: " in capsys.readouterr().err
+
+
 def test_a_base_that_is_rounded_is_whole_while_it_is_loaded_on_a_cpu(life, plan):
     small = ["finetune.adapter.rank=1", "finetune.training.sequence_length=8", "finetune.training.rows_per_step=1",
              "finetune.training.micro_batch_rows=1", "pretrain.model.num_hidden_layers=64"]  # fmt: skip
@@ -217,7 +258,7 @@ def test_mistakes_are_named(life, words, said, capsys):
 def test_the_tables_name_every_stage_and_repeat_the_assumptions(life, capsys):
     assert main(["plan", "life.yaml"]) == 0
     page = capsys.readouterr().out
-    assert "pretrain: memory on one device" in page and "KV cache, all full" in page
+    assert "pretrain: memory on one device" in page and "KV cache, full" in page
     assert "Not forecast: prepare, tokenizer" in page
     assert "Assumed: utilization H100 0.42" in page
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +30,9 @@ CPU_FEATURES = {
 }
 """Names in /proc/cpuinfo -> names people use; more is faster, nothing here is needed."""
 
+DEVICES = Path("/dev")
+"""Where Linux lists the cards of a machine, whether torch can use them or not."""
+
 LOW_DISK_BYTES = 2_000_000_000
 TOLERANCE = 1e-5
 
@@ -41,7 +44,13 @@ def run(config: DoctorConfig, console: Console) -> StageResult:
     if free_bytes(config.folder) < LOW_DISK_BYTES:
         console.warn(f"less than {in_bytes(LOW_DISK_BYTES)} free in {config.folder.absolute()}; checkpoints need room")
     began = time.monotonic()
-    difference = self_check()
+    try:
+        difference = self_check()
+    except (ImportError, OSError) as error:
+        raise LeveretError(
+            f"the self-check cannot run: {error}",
+            hint="install again what the table lacks, in this environment; torch: pip install --force-reinstall torch",
+        ) from None
     if not difference <= TOLERANCE:
         raise LeveretError(
             f"self-check failed: a tiny model gives logits {difference:.2e} apart with and without its cache",
@@ -83,22 +92,48 @@ def self_check() -> float:
 
 
 def _installation() -> Iterator[tuple[str, str]]:
-    import torch
-
     yield "leveret", f"{VERSION} in {Path(__file__).parents[1]}"
     yield "Python", f"{platform.python_version()} ({platform.platform()})"
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads"
+    yield "torch", _if_it_imports(_torch)
     for package in ("tokenizers", "safetensors", "numpy", "pydantic", "jinja2", "huggingface_hub"):
-        yield package, metadata.version(package)
-    yield "accelerator", torch.cuda.get_device_name() if torch.cuda.is_available() else "none; everything runs on CPU"
+        yield package, metadata.version(package) if _is_installed(package) else f"missing: pip install {package}"
+    yield "accelerator", _if_it_imports(_accelerator)
     yield "cache", str(cache_dir())
+
+
+def _if_it_imports(say: Callable[[], str]) -> str:
+    """What `say` says, or why a package that it needs is not to be had: a broken installation is told, not met."""
+    try:
+        return say()
+    except (ImportError, OSError) as error:
+        return f"cannot be told: {error}"
+
+
+def _torch() -> str:
+    import torch
+
+    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _accelerator() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if (number := len([*DEVICES.glob("nvidia[0-9]*")])) == 0:
+        return "none; everything runs on CPU"
+    version = torch.version.cuda
+    built = (
+        "for CPUs only" if version is None else f"for CUDA {version}: is the driver old, or CUDA_VISIBLE_DEVICES set?"
+    )
+    return f"none that torch can use, of {number} NVIDIA here; this torch is built {built}"
 
 
 def _machine(folder: Path) -> Iterator[tuple[str, str]]:
     flags, name = _processor()
     yield "processor", f"{name}, {allowed_cores()} cores to use"
     yield "processor features", ", ".join(label for flag, label in CPU_FEATURES.items() if flag in flags) or "unknown"
-    yield "kernels", _kernels()
+    yield "kernels", _if_it_imports(_kernels)
     total, available = _memory()
     yield "memory", f"{in_bytes(total)}, {in_bytes(available)} free" if total else "unknown"
     yield "disk", f"{in_bytes(free_bytes(folder))} free in {folder.absolute()}"
@@ -113,6 +148,9 @@ def _kernels() -> str:
 def _extras() -> Iterator[tuple[str, str]]:
     """The extras of the package's metadata, each with what is missing and the command that brings it."""
     needed: dict[str, list[str]] = {}
+    if not _is_installed("leveret"):
+        yield "extras", "cannot be told: leveret runs from its source and is not installed"
+        return
     for requirement in metadata.requires("leveret") or []:
         found = re.fullmatch(r"([\w.-]+)[^;\[]*;.*extra == ['\"]([\w-]+)['\"].*", requirement)
         if found:

@@ -57,6 +57,12 @@ def _adapter(config: InspectConfig, console: Console) -> dict[str, Any]:
     return describe_adapter(config.path, console, every_tensor=config.every_tensor)
 
 
+def _tokenizer(config: InspectConfig, console: Console) -> dict[str, Any]:
+    from leveret.cli.inspect_model import describe_tokenizer
+
+    return describe_tokenizer(config.path, console)
+
+
 def _run_folder(config: InspectConfig, console: Console) -> dict[str, Any]:
     records = Ledger(config.path).read_all()
     rows = [
@@ -145,6 +151,12 @@ def _lines(config: InspectConfig, console: Console) -> dict[str, Any]:
     return {"records": count}
 
 
+def _is_only_a_tokenizer(path: Path) -> bool:
+    """Whether it is no part of a model or an adapter, which tell of it themselves."""
+    whole = ("config.json", "adapter_config.json")
+    return (path / "tokenizer.json").is_file() and not any((path / name).is_file() for name in whole)
+
+
 def _figures(summary: dict[str, Any]) -> str:
     plain = {name: value for name, value in summary.items() if isinstance(value, str | int | float)}
     return ", ".join(
@@ -188,6 +200,12 @@ KINDS = (
         sign="a folder with adapter_config.json",
         fits=lambda path: (path / "adapter_config.json").is_file(),
         describe=_adapter,
+    ),
+    Kind(
+        name="tokenizer",
+        sign="a folder with tokenizer.json",
+        fits=_is_only_a_tokenizer,
+        describe=_tokenizer,
     ),
     Kind(
         name="tensors",

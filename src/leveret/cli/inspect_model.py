@@ -32,6 +32,13 @@ def describe_model(folder: Path, console: Console, *, every_tensor: bool) -> dic
     return {name: value for name, value in facts if name in ("family", "parameters", "vocabulary", "tools")}
 
 
+def describe_tokenizer(folder: Path, console: Console) -> dict[str, Any]:
+    """A tokenizer on its own: its roles, its size, its special tokens and its template."""
+    facts = [*_tokenizer(folder), *_template(folder)]
+    console.table(f"tokenizer {folder}", ("what", "value"), [(name, _said(value)) for name, value in facts])
+    return {"vocabulary": dict(facts)["vocabulary"]}
+
+
 def describe_adapter(folder: Path, console: Console, *, every_tensor: bool) -> dict[str, Any]:
     """An adapter: its settings, the model it is for, and its tensors."""
     values = _read_object(folder / "adapter_config.json")

@@ -7,6 +7,7 @@ A safetensors file begins with eight bytes, the length n of the header (little-e
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leveret.errors import CorruptedFile
-from leveret.weights.bin_file import BIN_SUFFIXES, open_bin, refuse_pointer
+from leveret.weights.bin_file import BIN_SUFFIXES, ITEM_BYTES, open_bin, refuse_pointer
 
 _LARGEST_HEADER_BYTES = 100_000_000
 
@@ -68,8 +69,13 @@ def read_header(file: Path) -> tuple[list[TensorEntry], Mapping[str, str]]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptedFile(f"{file} is no safetensors file: its header cannot be read ({error})") from None
     expected = 8 + length + sum(entry.num_bytes for entry in entries)
+    if wrong := next((entry for entry in entries if not _fits(entry)), None):
+        what = f"{wrong.dtype} {list(wrong.shape)}"
+        raise CorruptedFile(f"{file} is damaged: its header gives {wrong.num_bytes:,} bytes to {wrong.name}, {what}")
     if size < expected:
         raise CorruptedFile(f"{file} is cut short: {size:,} bytes, its header promises {expected:,}")
+    if size > expected:
+        raise CorruptedFile(f"{file} is damaged: {size:,} bytes, its header accounts for {expected:,}")
     return entries, metadata
 
 
@@ -105,6 +111,14 @@ def in_bytes(number: int) -> str:
         if number >= size:
             return f"{number / size:,.1f} {unit}"
     return f"{number} bytes"
+
+
+def _fits(entry: TensorEntry) -> bool:
+    """Whether a tensor has the bytes that its shape needs; of a dtype that is not known, whether it may have."""
+    if any(size < 0 for size in entry.shape) or entry.num_bytes < 0:
+        return False
+    needed = ITEM_BYTES.get(entry.dtype)
+    return needed is None or entry.num_bytes == math.prod(entry.shape) * needed
 
 
 def _entry(name: str, value: Mapping[str, Any]) -> TensorEntry:

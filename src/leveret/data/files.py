@@ -7,6 +7,7 @@ files of other kinds, texts that are not UTF-8, hidden files and folders that ar
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,18 @@ def data_files(paths: str | Path | Sequence[str | Path], report: ReadReport) -> 
                     yield inner, False
         else:
             raise DataError("there is no such file or folder", path=path)
+
+
+def look_of(path: Path) -> str:
+    """A digest of the names, sizes and times of the files to read: another one means that what is read may be another.
+
+    DataError when there is no such path.
+    """
+    look = hashlib.sha256()
+    for file, _ in data_files(path, ReadReport()):
+        status = file.stat()
+        look.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return look.hexdigest()
 
 
 def refuse_output_within(paths: Sequence[Path], output: Path) -> None:

@@ -5,7 +5,7 @@ A directory of numpy files that any program can read:
     <name>.tokens.npy    the ids of some documents end to end, uint16 where the vocabulary allows, else uint32
     <name>.offsets.npy   int64: where each document begins, and the end of the last
     <name>.json          their lengths and SHA-256, written last: a shard without it does not exist
-    index.json           the names in order, written when all are there
+    index.json           the names in order, and how the files looked that were read; written when all are there
 
 A shard's name is the hash of everything that decides its content: the tokenizer, the options, the texts. So building
 again finds what is there under its name: after a kill it goes on, after a change only changed parts are tokenized anew,
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leveret.data.examples import Document
+from leveret.data.files import look_of
 from leveret.errors import DataError
 from leveret.paths import atomic_write, sha256_file
 from leveret.tokenizer.files import Tokenizer
@@ -143,12 +144,14 @@ def build_shards(
 ) -> TokenShards:
     """Tokenize `documents` into `directory`, keeping the shards that are already right.
 
-    `on_progress(documents, tokens)` is called after each shard. DataError if there is no document, which names their
-    `source`; TokenizerError if the tokenizer has no EOS (or no BOS, with `add_bos`).
+    source: the file or folder that the documents are read from. `on_progress(documents, tokens)` is called after each
+    shard. DataError if there is no document, which names their `source`; TokenizerError if the tokenizer has no EOS (or
+    no BOS, with `add_bos`).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     settings = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint, "add_bos": add_bos}
+    look = None if source is None else look_of(source)
     names: list[str] = []
     records: list[ShardRecord] = []
     num_reused = num_repaired = 0
@@ -167,7 +170,8 @@ def build_shards(
             "there are no documents to tokenize", path=source,
             hint="is it the right place? take out of the config what is empty",
         )  # fmt: skip
-    atomic_write(directory / "index.json", json.dumps({"format": _FORMAT, "shards": names}, indent=1) + "\n")
+    index = {"format": _FORMAT, "shards": names, "source_look": look}
+    atomic_write(directory / "index.json", json.dumps(index, indent=1) + "\n")
     _remove_others(directory, set(names))
     report = BuildReport(num_shards=len(names), num_reused=num_reused, num_repaired=num_repaired)
     return TokenShards(directory, names, records, report=report)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from leveret.config import Config, Positional
+
+
+def _command(text: str) -> str:
+    """`text`, if a shell could read it as a program and its options."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"cannot be read as a command: {error}") from None
+    if not words:
+        raise ValueError("names no program")
+    return text
 
 
 class LaunchConfig(Config):
@@ -25,7 +37,7 @@ class LaunchConfig(Config):
     """Where the processes of several machines meet: a free port of the first machine."""
     restarts: Annotated[int, Field(ge=0)] = 0
     """How often everything is started again after a failure, to go on from the last checkpoint."""
-    ssh: str = "ssh"
+    ssh: Annotated[str, AfterValidator(_command)] = "ssh"
     """The program that reaches other machines, with its options."""
     grace_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long processes that are told to end may take, to save what they have, before they are killed."""

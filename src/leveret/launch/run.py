@@ -49,8 +49,9 @@ _HOPELESS: dict[int, type[LeveretError]] = {error.exit_code: error for error in 
 
 
 def resolve(config: LaunchConfig) -> dict[str, Any]:
-    """The commands that would be executed, for `--dry-run`."""
+    """The commands that would be executed, for `--dry-run`; mistakes are told as by the launch itself."""
     inner = inner_words(config.words)
+    _check_recipe(inner)
     starts = starts_of(config, inner, os.environ)
     return {"starts": [{"machine": start.host, "command": str(start)} for start in starts]}
 

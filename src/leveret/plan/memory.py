@@ -45,6 +45,8 @@ WAYS: dict[str, tuple[Split, ...]] = {
 
 CHUNK_LOGITS, CHUNK_POSITIONS, MOST_CHUNK_LOGITS = 2**22, 1024, 2**26
 """What decides how much of the loss is computed at a time (kernels/cross_entropy.py; a test compares)."""
+DEFAULT_CACHE_BYTES = 2 << 30
+"""Of the engine's KV cache, unless one request needs more (engine/engine.py, which needs torch; a test compares)."""
 _AVERAGES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2 + 8 / 256}
 _MOST_DEVICES = 4096
 
@@ -92,24 +94,40 @@ def _averages_bytes(training: TrainingConfig, trained: Trained) -> float:
     return trained.numbers * _AVERAGES[training.optimizer]
 
 
-def serving_parts(model: KnownModel, *, requests: int, bytes_per_number: int) -> list[Part]:
-    """What answering `requests` at a time holds when each has filled the context."""
-    tokens = requests * model.config.context_tokens
+def serving_parts(
+    model: KnownModel, *, requests: int, context_tokens: int | None = None, cache_bytes: float | None = None
+) -> list[Part]:
+    """What answering `requests` at a time holds when each has filled the context, or all of them the cache.
+
+    context_tokens: None, what the model can hold. cache_bytes: the engine's limit; None, its default.
+    """
+    one = (context_tokens or model.config.context_tokens) * cache_bytes_per_token(model.config, model.number_bytes)
+    limit = max(DEFAULT_CACHE_BYTES, one) if cache_bytes is None else cache_bytes
     return [
-        Part(name="weights", bytes=stored_bytes(model, bytes_per_number), split="weights"),
-        Part(name="KV cache, all full", bytes=tokens * cache_bytes_per_token(model.config, bytes_per_number)),
+        Part(name="weights", bytes=stored_bytes(model), split="weights"),
+        Part(name="KV cache, full", bytes=min(limit, requests * one)),
     ]
 
 
-def stored_bytes(model: KnownModel, bytes_per_number: int = 2) -> float:
+def stored_bytes(model: KnownModel, bytes_per_number: int | None = None) -> float:
     """The weights as they lie in memory and in files: Linears inside the layers in `bits`, the rest whole."""
     numbers = count(model.config)
+    bytes_per_number = bytes_per_number or model.number_bytes
     if model.bits >= 16:
         return float(numbers.total * bytes_per_number)
     outside = numbers.embedding * (1 if model.config.tie_word_embeddings else 2)
     # A group shares one 16-bit scale and one zero point of `bits`.
     shared = 0.0 if model.group_size is None else (2 + model.bits / 8) / model.group_size
     return outside * bytes_per_number + (numbers.total - outside) * (model.bits / 8 + shared)
+
+
+def bytes_read_per_token(model: KnownModel) -> float:
+    """What decoding one token reads of the weights: a tied embedding is its head, another one row of a table."""
+    numbers = count(model.config)
+    head = float(numbers.embedding * model.number_bytes)
+    outside = numbers.embedding * (1 if model.config.tie_word_embeddings else 2)
+    inside = stored_bytes(model) - outside * model.number_bytes
+    return head + inside * (numbers.active - outside) / (numbers.total - outside)
 
 
 def numbers_kept_per_layer(config: ModelConfig, *, precision: str, compiled_kernels: bool) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leveret.data.excluding import Exclusions
-from leveret.data.files import ReadReport, data_files
+from leveret.data.files import ReadReport, data_files, look_of
 from leveret.data.unpacking import COMPRESSED_SUFFIXES
 from leveret.errors import LeveretError
 from leveret.recipe import Stage
@@ -59,7 +59,7 @@ def _tokens_of_files(stage: Stage, sources: Sequence[Any], bytes_per_token: floa
     total, exact, notes = 0.0, True, list[str]()
     for number, source in enumerate(sources):
         shards = None if stage.output is None else stage.output / "shards" / f"train-{number}"
-        counted: float | None = None if shards is None else _tokens_of_shards(shards)
+        counted: float | None = None if shards is None else _tokens_of_shards(shards, source.path)
         if counted is None:
             exact = False
             size = _bytes_of(source.path)
@@ -84,13 +84,15 @@ def _without_named(
     return max(0, tokens - out), notes
 
 
-def _tokens_of_shards(folder: Path) -> int | None:
-    """The tokens of shards that a run before has built; None when there are none."""
+def _tokens_of_shards(folder: Path, source: Path) -> int | None:
+    """The tokens of shards that a run before has built of the files as they are; None when there are none."""
     try:
-        names = json.loads((folder / "index.json").read_text(encoding="utf-8"))["shards"]
-        records = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        if index["source_look"] != look_of(source):
+            return None
+        records = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in index["shards"]]
         return sum(int(record["num_tokens"]) for record in records)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, LeveretError):
         return None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from leveret.model.count import count, flops_per_token
 from leveret.plan.known_model import KnownModel, UnknownModel, model_of
-from leveret.plan.memory import Part, serving_parts, stored_bytes, training_parts
+from leveret.plan.memory import Part, bytes_read_per_token, serving_parts, stored_bytes, training_parts
 from leveret.plan.trained import Trained, trained_of
 from leveret.plan.training_data import TrainingData, data_of
 from leveret.recipe import Stage
@@ -19,7 +19,6 @@ _KINDS: dict[str, Kind] = {
     "pretrain": "training", "finetune": "training", "serve": "serving", "generate": "serving", "chat": "serving",
     "evaluate": "serving", "quantize": "quantizing",
 }  # fmt: skip
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +90,13 @@ class Work:
             largest = self.model.config.hidden_size * self.model.config.intermediate_size
             return [Part(name="one tensor at a time", bytes=12 * largest)]
         config: Any = self.stage.config
-        size = _BYTES.get(getattr(config, "dtype", None) or "bfloat16", 2)
-        return serving_parts(self.model, requests=getattr(config, "max_concurrent_requests", 1), bytes_per_number=size)
+        mebibytes = getattr(getattr(config, "engine", None), "cache_memory_mib", None)
+        return serving_parts(
+            self.model.loaded(config),
+            requests=getattr(config, "max_concurrent_requests", 1),
+            context_tokens=getattr(config, "max_model_len", None),
+            cache_bytes=None if mebibytes is None else float(mebibytes << 20),
+        )
 
     def bytes_written(self) -> float:
         """The size of the model that a quantizing stage writes."""
@@ -103,8 +107,7 @@ class Work:
     def bytes_read_per_decoded_token(self) -> float:
         """What one generated token of one stream reads: all active weights."""
         assert self.model is not None
-        numbers = count(self.model.config)
-        return stored_bytes(self.model) * (numbers.active - numbers.embedding) / numbers.total
+        return bytes_read_per_token(self.model.loaded(self.stage.config))
 
 
 def work_of(

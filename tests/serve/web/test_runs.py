@@ -151,6 +151,13 @@ def test_a_file_that_cannot_be_read_spoils_no_other(root: Path, content: str) ->
     assert "evaluation.json cannot be shown" in page and "ratio 1.15" in page and "8,628" in page
 
 
+@pytest.mark.parametrize("line", ['{"step": 1e999, "loss": 1}', '{"step": 1, "loss": 1' + "0" * 400 + "}"])
+def test_a_number_that_no_curve_can_show_spoils_no_other(root: Path, line: str) -> None:
+    put(root / "demo" / "finetune" / "metrics.jsonl", line)
+    page = run_page("demo", root / "demo", "en")
+    assert "metrics.jsonl cannot be shown" in page and "ratio 1.15" in page
+
+
 def test_what_is_closed_or_gone_while_one_looks_is_left_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "closed").mkdir()
     (root / "loop").symlink_to("loop")

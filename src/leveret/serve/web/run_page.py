@@ -81,7 +81,7 @@ def _stage(stage: StageFolder, say: Say) -> str:
             continue
         try:
             content = section(stage, say)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             reason = f"{file} {say('cannot be shown')}: {type(error).__name__}: {error}"
             content = f'<p class="bad">{html.escape(reason)}</p>'
         if content:
