@@ -81,7 +81,9 @@ def test_of_the_best_states_only_the_best_is_left_when_the_run_is_done(tmp_path)
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "manifest missing", "updates", "identity"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "remove", "manifest", "manifest missing", "updates", "identity"]
+)
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_with_a_warning(tmp_path, damage):
     checkpoints = make_checkpoints(tmp_path, log=tmp_path / "log")
     checkpoints.save(5, make_optimizer(5))

@@ -111,7 +111,7 @@ class Best:
         step = known.get("step")
         if not self.saves or step is None or not known.get("kept", True) or not self._has_checkpoint_before(step):
             return None
-        if self.checkpoints.saved()[-1:] > [self.checkpoints.folder_of(step)]:  # a better one was found after that checkpoint, and will be again
+        if self.checkpoints.saved()[-1:] > [self.checkpoints.folder_of(step)]:  # a better one came, and will come again
             return None
         damage = self.checkpoints.damage(step)
         if damage is None:
