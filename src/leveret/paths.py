@@ -158,8 +158,13 @@ def _require_replaceable(path: Path) -> None:
 
 def _name_place(error: BaseException, path: Path, draft: Path) -> None:
     """Let what the system refused name the place that people know: a disk that is full names none."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(draft)):
+    if not isinstance(error, OSError) or error.errno is None:
+        return
+    refused = error.filename if error.filename2 is None else error.filename2  # of a copy, what was to be written
+    if refused is None:
         error.filename = str(path)
+    elif Path(str(refused)).is_relative_to(draft):
+        error.filename, error.filename2 = str(path / Path(str(refused)).relative_to(draft)), None
 
 
 def _process_tag() -> str:

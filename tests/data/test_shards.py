@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,6 +116,20 @@ def test_a_damaged_shard_is_noticed_and_rebuilt(
     repaired = build_shards(documents, tokenizer, tmp_path, shard_characters=20)
     assert repaired.report.num_repaired == 1
     assert repaired.tokens(0, repaired.num_tokens).tolist() == whole
+
+
+@pytest.mark.parametrize("field", ["num_tokens", "num_documents", "num_bytes"])
+def test_a_record_that_counts_wrong_is_rebuilt(
+    field: str, documents: list[Document], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    whole = build_shards(documents, tokenizer, tmp_path)
+    (path,) = (file for file in tmp_path.glob("*.json") if file.name != "index.json")
+    content = path.read_text()
+    record = json.loads(content)
+    path.write_text(json.dumps({**record, field: record[field] + 1}))
+    repaired = build_shards(documents, tokenizer, tmp_path)
+    assert repaired.report.num_repaired == 1 and path.read_text() == content
+    assert repaired.num_bytes == whole.num_bytes
 
 
 def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_a_damaged_record_is_measured_again(model_dir: Path, requests_file: Path
     config = config_for(model_dir, output=tmp_path, tools=[requests_file])
     first = run(config, Console(quiet=True))
     whole = (tmp_path / "failures.jsonl").read_text()
-    for damage in ("[]", "x"):
-        (tmp_path / name).write_text(damage if name == "evaluation.json" else "not json")
+    for damage in ("[]", "null", "not json"):
+        (tmp_path / name).write_text(damage)
         assert run(config, Console(quiet=True)).summary == first.summary
         assert (tmp_path / "failures.jsonl").read_text() == whole
 

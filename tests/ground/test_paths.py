@@ -61,6 +61,14 @@ def test_where_nothing_more_fits_the_error_names_the_file_or_the_folder(tmp_path
     assert refused.value.filename == str(tmp_path / "m") and list(tmp_path.iterdir()) == []
 
 
+def test_where_a_copy_does_not_fit_the_error_names_the_copy(tmp_path: Path) -> None:
+    copied = OSError(28, "No space left on device", str(tmp_path / "read"))
+    with pytest.raises(OSError, match="No space left") as refused, atomic_directory(tmp_path / "m") as draft:
+        copied.filename2 = str(draft / "tokenizer.json")
+        raise copied
+    assert (refused.value.filename, refused.value.filename2) == (str(tmp_path / "m/tokenizer.json"), None)
+
+
 def test_text_is_written_as_utf8_without_changing_line_ends(tmp_path: Path) -> None:
     atomic_write(tmp_path / "a", "兔\r\n")
     assert (tmp_path / "a").read_bytes() == "兔\r\n".encode()

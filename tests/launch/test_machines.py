@@ -22,12 +22,18 @@ def test_a_hostfile_as_deepspeed_has_it(tmp_path):
     assert read_hostfile(path)[2].address == "10.0.0.9"
 
 
+def test_a_hostfile_of_mpi_says_how_many_slots_there_are_at_most(tmp_path):
+    path = hosts(tmp_path, "a slots=8 max_slots=8\nb slots=2 max-slots=4  # shared\n")
+    assert read_hostfile(path) == [Machine(host="a", slots=8), Machine(host="b", slots=2)]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("a slots=8\nb\n", "hosts:2: expected `HOST slots=N`, not 'b'"),
         ("a slots=eight\n", "hosts:1: expected"),
-        ("a slots=8 max_slots=9\n", "hosts:1: expected"),
+        ("a slots=8 max_slots=4\n", "hosts:1: a has 8 slots, and max_slots is 4"),
+        ("a slots=8 max_slots=many\n", "hosts:1: expected"),
         ("slots=8\n", "hosts:1: expected"),
         ("a slots=0\n", "hosts:1: a has no slots"),
         ("a slots=8\n# b\na slots=4\n", "hosts:3: a stands in line 1 already"),
@@ -94,6 +100,8 @@ def test_the_script_of_a_job_and_a_task_of_a_step():
         ({"SLURM_GPUS_PER_NODE": "4"}, 4),
         ({"SLURM_GPUS_PER_NODE": "h100:4", "SLURM_NTASKS_PER_NODE": "1"}, 4),
         ({"SLURM_GPUS_PER_NODE": "h100:4,a100:2"}, 6),
+        ({"SLURM_GPUS_PER_NODE": "a100:2(S:0-1)"}, 2),
+        ({"SLURM_GPUS_PER_NODE": "gpu:a100:4(S:0,2),h100:1(S:1)"}, 5),
         ({"SLURM_NTASKS_PER_NODE": "3"}, 3),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
         ({"CUDA_VISIBLE_DEVICES": ""}, 1),

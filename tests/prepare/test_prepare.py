@@ -22,6 +22,8 @@ from leveret.prepare.run import REPORT, run
 from leveret.segment.words import normalize
 from leveret.tools.requests import read_requests
 from leveret.tools.schema import ToolSet
+from leveret.vocabulary.config import TokenizerConfig
+from leveret.vocabulary.run import run as train_tokenizer
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "phone"
 
@@ -233,6 +235,33 @@ def test_other_files_in_the_output_folder_are_left_alone(texts: Path) -> None:
     assert written == set(json.loads((output / REPORT).read_text())["files"])
     run(config(texts), Console(quiet=True))
     assert {path.name for path in output.glob("*.jsonl")} == {"mine.jsonl", "text.train.jsonl", "text.valid.jsonl"}
+
+
+def test_a_tokenizer_may_lie_in_the_same_folder(texts: Path) -> None:
+    first = config(texts, validation_share=0.5)
+    run(first, Console(quiet=True))
+    values = {"documents": [first.output / "text.train.jsonl"], "output": first.output, "vocab_size": 300}
+    second = parse_config(TokenizerConfig, values, source="test")
+    train_tokenizer(second, Console(quiet=True))
+    times = {path: path.stat().st_mtime_ns for path in first.output.iterdir()}
+    run(first, Console(quiet=True))
+    train_tokenizer(second, Console(quiet=True))
+    assert {path: path.stat().st_mtime_ns for path in first.output.iterdir()} == times
+
+
+def test_what_a_killed_run_wrote_does_not_stay_beside_the_files_of_another(
+    texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = texts.parent / "out"
+    out.mkdir()
+    (out / "held_out.single.jsonl").write_text("mine\n")
+    with monkeypatch.context() as killed:
+        killed.setattr("leveret.prepare.run._write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config(texts), Console(quiet=True))
+    assert (out / "text.valid.jsonl").is_file()
+    run(config(texts, validation_share=0), Console(quiet=True))
+    assert sorted(path.name for path in out.iterdir()) == ["held_out.single.jsonl", REPORT, "text.train.jsonl"]
 
 
 def test_an_output_that_would_be_read_as_a_document_is_refused(texts: Path) -> None:

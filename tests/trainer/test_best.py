@@ -113,6 +113,31 @@ def test_a_best_state_from_after_the_resumed_step_does_not_outlive_a_new_one(sta
     assert [folder.name for folder in (checkpoints / "best").iterdir()] == ["step-00000008"]
 
 
+@pytest.mark.parametrize("die_after", [7, 11])
+def test_a_damaged_best_state_is_made_again_from_a_checkpoint_before_it(start, die_after):
+    _, published, _ = start("whole", publish="best")
+    with pytest.raises(Died):
+        start("killed", die_after=die_after, publish="best", keep_checkpoints=3)
+    (kept,) = (start.folder / "killed/checkpoints/best").iterdir()
+    (kept / "state.safetensors").write_bytes(b"")
+    summary, again, _ = start("killed", publish="best", keep_checkpoints=3)
+    assert (summary.resumed_from_step, summary.best_step) == (3, BEST)
+    assert torch.equal(weights(published), weights(again))
+    assert "going on from before it, to make it again" in " ".join((start.folder / "log").read_text().split())
+
+
+def test_with_no_checkpoint_before_a_damaged_best_state_a_better_one_is_hoped_for(start):
+    settings = {"publish": "best", "keep_checkpoints": 1}
+    with pytest.raises(Died):
+        start(die_after=7, **settings)
+    best = start.folder / "run/checkpoints/best"
+    (best / f"step-{BEST:08d}/state.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"state.safetensors is missing, and.*\n.*rm -r .*run/checkpoints$"):
+        start(**settings)
+    summary, published, states = start(losses=[*LOSSES[:-1], 1.0], **settings)
+    assert summary.best_step == 12 and torch.equal(weights(published), states[12])
+
+
 @pytest.mark.parametrize("losses", [LOSSES, [1.0, *LOSSES[1:]]])
 def test_asked_for_on_the_way_the_best_state_from_there_on_is_kept(start, losses):
     with pytest.raises(Died):

@@ -17,7 +17,7 @@ from leveret.errors import ConfigError, DataError
 from leveret.tokenizer.files import Tokenizer
 from leveret.vocabulary.config import TokenizerConfig
 from leveret.vocabulary.fertility import language_of
-from leveret.vocabulary.run import HELD_OUT, run
+from leveret.vocabulary.run import HELD_OUT, REPORT, run
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_saved_tokenizer_has_its_special_tokens_template_and_report(data: Pa
     fertility = result.summary["fertility"]
     assert set(fertility) == {"english", "chinese"}
     assert fertility["english"]["bytes_per_token"] > 3
-    assert json.loads((data / "out" / "report.json").read_text())["summary"] == result.summary
+    assert json.loads((data / "out" / REPORT).read_text())["summary"] == result.summary
 
 
 def test_there_is_text_to_measure_on_in_what_prepare_left_to_train_on(data: Path) -> None:
@@ -116,6 +116,22 @@ def test_nothing_of_an_earlier_tokenizer_stays(data: Path, monkeypatch: pytest.M
     assert Tokenizer.load(data / "out").chat_template is not None
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_damaged_file_is_made_again(data: Path, name: str) -> None:
+    run(config(data), Console(quiet=True))
+    whole = (data / "out" / name).read_bytes()
+    (data / "out" / name).write_bytes(whole[: len(whole) // 2])
+    run(config(data), Console(quiet=True))
+    assert (data / "out" / name).read_bytes() == whole
+
+
+def test_a_template_that_was_changed_by_hand_stays(data: Path) -> None:
+    run(config(data), Console(quiet=True))
+    (data / "out" / "chat_template.jinja").write_text("{# my own #}")
+    run(config(data), Console(quiet=True))
+    assert Tokenizer.load(data / "out").chat_template == "{# my own #}"
+
+
 def test_an_output_among_the_texts_is_refused(data: Path) -> None:
     with pytest.raises(ConfigError, match="the next run would read"):
         run(config(data, output=data / "data" / "tokenizer"), Console(quiet=True))
@@ -123,10 +139,10 @@ def test_an_output_among_the_texts_is_refused(data: Path) -> None:
 
 def test_another_version_trains_anew(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config(data), Console(quiet=True))
-    written = (data / "out/report.json").read_text()
+    written = (data / "out" / REPORT).read_text()
     monkeypatch.setattr("leveret.vocabulary.run.VERSION", "0.0.0")
     run(config(data), Console(quiet=True))
-    assert (data / "out/report.json").read_text() != written
+    assert (data / "out" / REPORT).read_text() != written
 
 
 def test_missing_and_empty_inputs_are_errors(data: Path) -> None:

@@ -113,6 +113,20 @@ def test_blocks_are_those_of_the_gguf_package_and_come_back_as_near_as_their_bit
     assert {file.type_of(name) for name in file.tensors if "norm" in name or "gate_inp" in name} == {"F32"}
 
 
+def test_tensors_that_do_not_fit_are_told_with_the_file(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: object) -> None:
+        raise OSError("13600 requested and 10688 written")  # as numpy's tofile says it
+
+    monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", cut)
+    config = config_of("llama")
+    source = make(tmp_path / "m", tokenizer, config)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        write(source, tmp_path / "m.gguf", "f32", tokenizer_keys(tokenizer, config))
+    assert refused.value.filename == str(tmp_path / "m.gguf")
+
+
 def test_rows_that_are_no_whole_blocks_fall_back_to_float16_and_are_counted(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

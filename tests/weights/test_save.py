@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def test_a_tied_head_is_written_once(model: Decoder, tmp_path: Path) -> None:
     names = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     assert "lm_head.weight" not in names and "model.embed_tokens.weight" in names
     assert torch.equal(load_model(tmp_path).lm_head.weight, tied.lm_head.weight)
+
+
+def test_weights_that_do_not_fit_are_told_by_name(model: Decoder, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as refused:
+            save_model(model, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.filename == str(tmp_path / "model.safetensors")
 
 
 def test_shards_keep_to_their_size_and_the_index_adds_up(model: Decoder, sharded: Path) -> None:

@@ -158,7 +158,7 @@ def build_shards(
     for texts in _batches((document.text for document in documents), shard_characters):
         name = _name(settings, texts)
         found = (directory / f"{name}.json").is_file()
-        record = _intact_record(directory, name) if found else None
+        record = _intact_record(directory, name, texts) if found else None
         num_reused += record is not None
         num_repaired += found and record is None
         names.append(name)
@@ -215,7 +215,7 @@ def _write(directory: Path, name: str, texts: Sequence[str], tokenizer: Tokenize
     record = ShardRecord(
         num_tokens=len(tokens),
         num_documents=len(ids),
-        num_bytes=sum(len(text.encode()) for text in texts),
+        num_bytes=_num_bytes(texts),
         tokens_sha256=hashes[0],
         offsets_sha256=hashes[1],
     )
@@ -244,12 +244,19 @@ def _open(directory: Path, name: str, record: ShardRecord) -> tuple[NDArray[Any]
     return arrays[0], arrays[1]
 
 
-def _intact_record(directory: Path, name: str) -> ShardRecord | None:
+def _intact_record(directory: Path, name: str, texts: Sequence[str]) -> ShardRecord | None:
+    """The record of a shard of these texts; None when the shard is damaged, or the record counts it wrong."""
     try:
         record = _read_record(directory, name)
-        return record if _is_intact(directory, name, record) else None
+        _open(directory, name, record)  # as many documents and tokens as it says
+        is_whole = record.num_bytes == _num_bytes(texts) and _is_intact(directory, name, record)
+        return record if is_whole else None
     except (DataError, OSError):
         return None
+
+
+def _num_bytes(texts: Sequence[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
 
 
 def _is_intact(directory: Path, name: str, record: ShardRecord) -> bool:

@@ -169,7 +169,9 @@ def _recorded(config: EvaluateConfig, inputs: dict[str, str]) -> tuple[dict[str,
         failures = [failure for _, failure in read_lines(config.output / FAILURES)]
     except (OSError, ValueError, DataError):
         return None, []
-    if not isinstance(report, dict) or report.get("inputs") != inputs or report.get("leveret") != VERSION:
+    if not all(isinstance(entry, dict) for entry in (report, *failures)):
+        return None, []
+    if report.get("inputs") != inputs or report.get("leveret") != VERSION:
         return None, []
     return report, failures
 

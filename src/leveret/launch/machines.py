@@ -1,8 +1,10 @@
 """The machines of a launch: a hostfile, the variables of SLURM, or just this one.
 
 # hostfile, as DeepSpeed reads it           SLURM_JOB_NODELIST=gpu[01-03,07]
-192.168.0.2 slots=8                         SLURM_GPUS_ON_NODE=8  (or SLURM_GPUS_PER_NODE=h100:8,
+192.168.0.2 slots=8                         SLURM_GPUS_ON_NODE=8  (or SLURM_GPUS_PER_NODE=h100:8(S:0-1),
 192.168.0.3 slots=8  # comments are fine    or SLURM_NTASKS_PER_NODE=8)
+
+MPI's `max_slots=N` after the slots is a bound that they must keep to.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from leveret.errors import ConfigError
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """From here on a SLURM_STEP_ID is none of `srun`: the script of a job, or a shell in it."""
-_LINE = re.compile(r"(?P<host>[^\s#=]+)\s+slots=(?P<slots>\d+)")
+_LINE = re.compile(r"(?P<host>[^\s#=]+)\s+slots=(?P<slots>\d+)(\s+max[_-]slots=(?P<most>\d+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,10 @@ def read_hostfile(path: Path) -> list[Machine]:
         machine = Machine(host=match["host"], slots=int(match["slots"]))
         if machine.slots < 1:
             raise ConfigError(f"{path}:{number}: {machine.host} has no slots", hint="take the line out, or comment it")
+        if match["most"] is not None and machine.slots > int(match["most"]):
+            raise ConfigError(
+                f"{path}:{number}: {machine.host} has {machine.slots} slots, and max_slots is {int(match['most'])}"
+            )
         if machine.address in found:
             first = found[machine.address][1]
             raise ConfigError(f"{path}:{number}: {machine.host} stands in line {first} already")
@@ -112,8 +118,8 @@ class SlurmJob:
 
 def _slots(environment: Mapping[str, str]) -> int:
     """Processes on each machine: its GPUs, else the tasks that were asked for, else what is seen here, else one."""
-    per_node = environment.get("SLURM_GPUS_PER_NODE", "").split(",")  # 8, or h100:8, or h100:4,a100:4
-    gpus = sum(int(count) for count in (entry.rpartition(":")[2] for entry in per_node) if count.isdigit())
+    per_node = re.sub(r"\([^)]*\)", "", environment.get("SLURM_GPUS_PER_NODE", ""))  # without sockets, as in (S:0-1)
+    gpus = sum(int(count) for count in (entry.rpartition(":")[2] for entry in per_node.split(",")) if count.isdigit())
     tasks = _number(environment, "SLURM_NTASKS_PER_NODE")
     return _number(environment, "SLURM_GPUS_ON_NODE") or gpus or tasks or count_accelerators(environment) or 1
 

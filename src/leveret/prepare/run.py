@@ -3,7 +3,8 @@
 Everything is a function of the config, the inputs and the seed: run twice, it writes the same bytes. Each file is
 written whole or not at all, and `report.json` last: running again with the same config and the same inputs finds the
 finished files and does nothing. A killed run starts over, for it is short. Nothing is taken away but what an earlier
-run has written: whatever else lies in the output folder is somebody's own.
+run has written: whatever else lies in the output folder is somebody's own. Until the run is done the report says only
+which files it is about to write.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def run(config: PrepareConfig, console: Console) -> StageResult:
         return StageResult(output=config.output, summary=report["summary"])
     _remove(config.output, report)
     train, valid = divide(documents, config.validation_share)
+    _announce(config, train, valid)
     summary = _write_texts(config.output, train, valid, console)
     if config.requests is not None:
         summary |= prepare_requests(config.requests, train, seed=config.seed, output=config.output, console=console)
@@ -90,6 +92,18 @@ def _fingerprint(config: PrepareConfig, documents: Sequence[Document]) -> str:
             "inputs": [sha256_file(path) if path.is_file() else None for path in inputs],
         }
     )
+
+
+def _announce(config: PrepareConfig, train: Sequence[Document], valid: Sequence[Document]) -> None:
+    """Write a report of the files that will be new, without hashes: should this run be killed, the next one knows what
+    it left."""
+    names = [
+        name for part, key in ((train, "train_documents"), (valid, "valid_documents")) if part for name in WRITTEN[key]
+    ]
+    if config.requests is not None:
+        names += [name for key in WRITTEN if "documents" not in key for name in WRITTEN[key]]
+    new = {name: None for name in sorted(names) if not (config.output / name).exists()}
+    atomic_write(config.output / REPORT, json.dumps({"files": new}, indent=2) + "\n")
 
 
 def _write_report(output: Path, key: str, summary: dict[str, int]) -> None:

@@ -3,7 +3,8 @@
 With `publish: best` or `keep_best`, the state with the lowest validation loss is saved apart, in checkpoints/best, each
 time there is a lower one. With `early_stop_patience`, the run ends after so many validations in a row that were not
 lower than the best by more than `early_stop_min_delta`. What is remembered is part of every checkpoint, so a resumed
-run stops where the uninterrupted one does.
+run stops where the uninterrupted one does. A best state that is found damaged then is made again, from a checkpoint
+before it if there still is one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from leveret.trainer.background import BackgroundWriter
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
 from leveret.trainer.optimizer import Optimizer
-from leveret.trainer.snapshot import Snapshot
+from leveret.trainer.snapshot import Manifest, Snapshot
 
 FOLDER = "best"
 LOSS = "validation_loss"
@@ -47,6 +48,8 @@ class Best:
             checkpoints.folder / FOLDER, identity=checkpoints.identity, keep=1 + undone, console=checkpoints.console,
             world=checkpoints.world,
         )  # fmt: skip
+        self._of_run = checkpoints
+        self._lost: int | None = None  # the step of a damaged best state that is to be made again
         self.step: int | None = None
         """After how many steps the loss was lowest."""
         self.values: dict[str, float] = {}
@@ -84,10 +87,40 @@ class Best:
 
     def load(self, optimizer: Optimizer) -> int:
         """Put the best state into `optimizer` and its model; after how many steps it was."""
+        assert self.step is not None
+        if self.checkpoints.world.is_main and (damage := self.checkpoints.damage(self.step)) is not None:
+            hint = f"to start this run again from step 0, delete the folder: rm -r {self._of_run.folder}"
+            if self._has_checkpoint_before(self.step):
+                hint = "run the same command again: it goes on from a checkpoint before it, and makes it again"
+            raise CheckpointError(f"{damage.message}, and the weights to publish are in it", hint=hint)
         manifest = self.checkpoints.resume(optimizer, accept=lambda found: found.step == self.step)
-        if manifest is None:
-            raise CheckpointError(f"the best checkpoint ({self.checkpoints.folder}, step {self.step}) is not there")
+        assert manifest is not None
         return manifest.step
+
+    def accepts(self, manifest: Manifest) -> bool:
+        """Whether to go on from a checkpoint, the newest being asked about first.
+
+        Not when the best state it tells of is damaged and there is a checkpoint from before that state.
+        """
+        if self._lost is None:
+            self._lost = self._damaged(manifest.progress.get("best", {}))
+        return self._lost is None or manifest.step < self._lost
+
+    def _damaged(self, known: Mapping[str, Any]) -> int | None:
+        """The step of the best state that a checkpoint knows, when it is damaged and can be made again."""
+        step = known.get("step")
+        if not self.saves or step is None or not known.get("kept", True) or not self._has_checkpoint_before(step):
+            return None
+        if self.checkpoints.saved()[-1:] > [self.checkpoints.folder_of(step)]:  # a better one came, and will come again
+            return None
+        damage = self.checkpoints.damage(step)
+        if damage is None:
+            return None
+        self.checkpoints.console.warn(f"{damage.message}; going on from before it, to make it again")
+        return int(step)
+
+    def _has_checkpoint_before(self, step: int) -> bool:
+        return any(folder < self._of_run.folder_of(step) for folder in self._of_run.saved())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
@@ -100,6 +133,7 @@ class Best:
 
         Those are deleted: of the states that are kept, the newest must be the best one.
         """
+        self._lost = None
         if self.saves:
             self.checkpoints.delete_after(done)
         known = progress.get("best", {})

@@ -3,7 +3,7 @@
     checkpoints/
       step-00000200/
         state.safetensors    masters, exp_avg, exp_avg_sq (flat fp32, see adamw.py)
-        manifest.json        step, updates, layout, identity, progress, and the SHA-256 of every other file
+        manifest.json        step, updates, layout, identity, progress, the SHA-256 of every other file and its own
       step-00000400/ ...
       journal.jsonl          steps that are skipped, and why (journal.py)
       best/                  the state with the lowest validation loss, in the same form (best.py)
@@ -44,7 +44,7 @@ from leveret.console import Console
 from leveret.errors import CheckpointError
 from leveret.paths import atomic_directory, free_bytes, permit_as_new, sha256_file, sweep_drafts
 from leveret.trainer.optimizer import Optimizer
-from leveret.trainer.snapshot import MANIFEST, Damaged, Manifest, Snapshot
+from leveret.trainer.snapshot import Damaged, Manifest, Snapshot
 from leveret.trainer.world import World
 
 _STATE = "state.safetensors"
@@ -95,8 +95,7 @@ class Checkpoints:
                 permit_as_new(draft / _STATE)
                 fields = {key: value for key, value in vars(snapshot).items() if key != "state"}
                 files = {_STATE: sha256_file(draft / _STATE)}
-                manifest = Manifest(identity=self.identity, files=files, **fields)
-                (draft / MANIFEST).write_text(json.dumps(vars(manifest)), encoding="utf-8")
+                Manifest(identity=self.identity, files=files, **fields).write(draft)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot save checkpoint {target} ({needed / 1e6:,.0f} MB needed, "
@@ -155,6 +154,15 @@ class Checkpoints:
             )
         return None
 
+    def damage(self, step: int) -> Damaged | None:
+        """What is wrong with the checkpoint after `step` steps; None when it is whole."""
+        folder = self.folder_of(step)
+        try:
+            _check(folder, Manifest.read(folder))
+        except Damaged as error:
+            return error
+        return None
+
     def oldest_step(self) -> int | None:
         """The step of the oldest one there is."""
         return self.world.agree(next((_step_of(folder) for folder in self.saved()), None))
@@ -181,11 +189,8 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _read(self, folder: Path, manifest: Manifest, *, check: bool = True) -> dict[str, Tensor]:
-        for name, expected in manifest.files.items() if check else ():
-            if not (folder / name).is_file():
-                raise Damaged(f"{folder}: {name} is missing")
-            if sha256_file(folder / name) != expected:
-                raise Damaged(f"{folder}: {name} is damaged (its SHA-256 is not the manifest's)")
+        if check:
+            _check(folder, manifest)
         try:
             return load_file(folder / _STATE)
         except (OSError, SafetensorError) as error:
@@ -226,6 +231,15 @@ class Checkpoints:
                 _delete(folder)
         for leftover in self.folder.glob(".step-*.deleted"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check(folder: Path, manifest: Manifest) -> None:
+    """Damaged when a file of a checkpoint is not the one that was written."""
+    for name, expected in manifest.files.items():
+        if not (folder / name).is_file():
+            raise Damaged(f"{folder}: {name} is missing")
+        if sha256_file(folder / name) != expected:
+            raise Damaged(f"{folder}: {name} is damaged (its SHA-256 is not the manifest's)")
 
 
 def _step_of(folder: Path) -> int:

@@ -281,7 +281,9 @@ class _Training:
 
     def _resume(self) -> int:
         """Take over the newest checkpoint that the journal leaves good; the steps done there."""
-        found = self.checkpoints.resume(self.optimizer, accept=self.journal.accepts)
+        found = self.checkpoints.resume(
+            self.optimizer, accept=lambda manifest: self.journal.accepts(manifest) and self.best.accepts(manifest)
+        )
         progress = {} if found is None else found.progress
         self.rescue.restore(progress)
         done = 0 if found is None else found.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from leveret.errors import CheckpointError
 from leveret.trainer.optimizer import Optimizer
 
 MANIFEST = "manifest.json"
+_SEAL = "sha256"
+"""Where the file has the hash of all else that it says: a flipped digit is still JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,23 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """The manifest of one checkpoint folder. Damaged when it is not there or not readable."""
         try:
-            return cls(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            seal = fields.pop(_SEAL, None)  # that of an earlier version has none
+            manifest = cls(**fields)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise Damaged(f"{folder}: the manifest cannot be read ({error})") from error
+        if seal not in (None, _seal(fields)):
+            raise Damaged(f"{folder}: the manifest is damaged (its SHA-256 is another)")
+        return manifest
+
+    def write(self, folder: Path) -> None:
+        """Put it into a checkpoint's folder, with the hash of what it says."""
+        fields = vars(self)
+        (folder / MANIFEST).write_text(json.dumps({**fields, _SEAL: _seal(fields)}), encoding="utf-8")
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ class TokenizerConfig(Config):
     conversations: list[Path] = Field(default_factory=list)
     """Conversations to learn from as well, in any format that `leveret finetune` reads."""
     output: Path
-    """The folder to write: tokenizer.json and its companions, and report.json."""
+    """The folder to write: tokenizer.json and its companions, and tokenizer_report.json."""
     vocab_size: Annotated[int, Field(gt=256), Rehearsal(2048)] = 32_000
     """Ids at most: the 256 bytes, the merges, and the special tokens."""
     split: Split = "leveret"

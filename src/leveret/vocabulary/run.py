@@ -34,7 +34,9 @@ HELD_OUT = 0.02
 HELD_OUT_SEED = 1
 """Not that of `prepare`: among the texts it left to train on there is none that the same hash would hold out again."""
 
-REPORT, TEMPLATE = "report.json", "chat_template.jinja"
+REPORT, TEMPLATE = "tokenizer_report.json", "chat_template.jinja"
+"""The name of the report is not that of `prepare`, whose files may lie in the same folder."""
+
 WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE)
 
 PROGRESS_EVERY_BYTES = 1 << 20
@@ -61,7 +63,7 @@ def run(config: TokenizerConfig, console: Console) -> StageResult:
     for stale in (REPORT, TEMPLATE):  # the report first: killed here, nobody takes the old files for finished ones
         (config.output / stale).unlink(missing_ok=True)
     tokenizer.save(config.output)
-    files = [name for name in WRITTEN if (config.output / name).is_file()]
+    files = {name: sha256_file(config.output / name) for name in WRITTEN if (config.output / name).is_file()}
     content = {"fingerprint": key, "summary": summary, "files": files}
     atomic_write(config.output / REPORT, json.dumps(content, indent=2) + "\n")
     return StageResult(output=config.output, summary=summary)
@@ -145,14 +147,16 @@ def _content_hash(path: Path) -> str:
 
 
 def _finished(output: Path, key: str) -> dict[str, Any] | None:
-    """The summary of an earlier run of the same thing, if it is complete."""
+    """The summary of an earlier run of the same thing, if it is whole; a template may have been changed by hand."""
     path = output / REPORT
     if not path.is_file() or not (output / "tokenizer.json").is_file():
         return None
     try:
         report = json.loads(path.read_text("utf-8"))
         summary: dict[str, Any] = report["summary"]
-        whole = all((output / name).is_file() for name in report["files"])
-        return summary if whole and report["fingerprint"] == key else None
-    except (ValueError, KeyError, TypeError):
+        if report["fingerprint"] != key:
+            return None
+        damaged = [name for name, digest in report["files"].items() if sha256_file(output / name) != digest]
+        return summary if set(damaged) <= {TEMPLATE} else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -9,7 +9,9 @@ of an `atomic_directory`: half a file then never has a name.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,10 @@ def write_gguf(
                     progress(number, len(found))
         if divisors is not None:
             writer.write_tensor_data(divisors)
+    except OSError as error:
+        if error.errno is None:  # numpy counts what it could write, and does not say why that was not all
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
     finally:
         writer.close()
     halves = [place for place in found if kind[0] == "q" and stored_type(place, kind).name == "F16"]

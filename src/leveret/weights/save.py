@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -90,7 +92,7 @@ def _write_drafts(grouped: dict[str, list[Tensor]], directory: Path, shard_bytes
         tensors = {name: stacked(name, grouped[name]) for name in names}
         total_bytes += sum(tensor.nbytes for tensor in tensors.values())
         draft = directory / f".{final}.draft"
-        save_file(tensors, draft, metadata={"format": "pt"})
+        _write_tensors(tensors, draft, directory / final)
         permit_as_new(draft)
         _flush(draft)
         drafts[draft] = final
@@ -115,6 +117,16 @@ def _shards(grouped: dict[str, list[Tensor]], shard_bytes: int) -> list[list[str
         shards[-1].append(name)
         size += added
     return shards
+
+
+def _write_tensors(tensors: dict[str, Tensor], draft: Path, final: Path) -> None:
+    """Write a file; what the system refuses (a full disk) is an OSError that names the file, as everywhere else."""
+    try:
+        save_file(tensors, draft, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(final)) from error
 
 
 def _remove_old_weights(directory: Path) -> None:
