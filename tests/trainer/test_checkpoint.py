@@ -12,6 +12,7 @@ from leveret.errors import CheckpointError
 from leveret.trainer.adamw import AdamW
 from leveret.trainer.checkpoint import Checkpoints
 from leveret.trainer.config import TrainingConfig
+from leveret.trainer.snapshot import Manifest
 
 IDENTITY = {"config": {"training": {"learning_rate": 0.001}, "seed": 1}, "data": [["a.jsonl", 1.0]]}
 
@@ -175,3 +176,9 @@ def test_another_number_of_threads_is_resumed_with_a_warning(tmp_path, monkeypat
         checkpoints.save(5, make_optimizer())
     assert checkpoints.resume(make_optimizer()).step == 5
     assert "99 CPU threads" in (tmp_path / "log").read_text()
+
+
+def test_a_manifest_with_numbers_for_keys_is_read_as_it_was_written(tmp_path):
+    progress = {"seen": {10: 1, 9: 2}}
+    Manifest(step=1, updates=1, identity={}, layout={}, threads=1, files={}, progress=progress).write(tmp_path)
+    assert Manifest.read(tmp_path).progress == {"seen": {"10": 1, "9": 2}}

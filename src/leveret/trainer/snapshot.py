@@ -56,7 +56,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Put it into a checkpoint's folder, with the hash of what it says."""
-        fields = vars(self)
+        fields = json.loads(json.dumps(vars(self)))  # as they will be read: keys that are numbers become texts
         (folder / MANIFEST).write_text(json.dumps({**fields, _SEAL: _seal(fields)}), encoding="utf-8")
 
 
