@@ -49,10 +49,9 @@ from leveret.trainer.claim import claimed
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
-from leveret.trainer.start import check_start
+from leveret.trainer.start import check_start, load_start
 from leveret.trainer.validation import Validation
 from leveret.trainer.world import World, joined
-from leveret.weights.load import load_model
 from leveret.weights.save import save_model
 
 
@@ -203,7 +202,7 @@ def _model(
     dialect: FunctionalDialect | None, added: list[str], console: Console,
 ) -> tuple[Decoder, Adaptation | None]:  # fmt: skip
     """The model to start from with a row for each new token: in fp32, or frozen as stored with an adapter on it."""
-    model = load_model(start, dtype="float32" if config.adapter is None else None)
+    model = load_start(start, dtype="float32" if config.adapter is None else None)
     old_size = model.config.vocab_size
     add_rows(model, tokenizer, added, dialect)
     new_rows = {tokenizer.id_of(token) for token in added} | set(range(old_size, model.config.vocab_size))
