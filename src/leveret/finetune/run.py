@@ -39,6 +39,7 @@ from leveret.finetune.rows import Source, held_out_sources, refuse_trained, trai
 from leveret.finetune.samples import Writing
 from leveret.hub import resolve_whole_model
 from leveret.model.decoder import Decoder
+from leveret.precision.swap import write_out_head
 from leveret.tokenizer.dropout import BpeDropout
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
@@ -203,6 +204,8 @@ def _model(
 ) -> tuple[Decoder, Adaptation | None]:  # fmt: skip
     """The model to start from with a row for each new token: in fp32, or frozen as stored with an adapter on it."""
     model = load_start(start, dtype="float32" if config.adapter is None else None)
+    if write_out_head(model):
+        console.info(f"the head of {start} is quantized; it is written out, for the loss reads the whole of it")
     old_size = model.config.vocab_size
     add_rows(model, tokenizer, added, dialect)
     new_rows = {tokenizer.id_of(token) for token in added} | set(range(old_size, model.config.vocab_size))
