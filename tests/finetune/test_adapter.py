@@ -191,6 +191,23 @@ def test_a_quantized_model_is_trained_beside_but_not_merged_into(make):
     assert after.isfinite().all() and (after[..., : before.shape[-1]] != before).any()
 
 
+@pytest.mark.parametrize("adapter", [{}, {"modules_to_save": ["embed_tokens"]}, {"targets": ["lm_head"]}])
+def test_a_quantized_head_takes_new_tokens_tables_and_a_change_of_its_own(make, adapter):
+    config = replace(load_model(make.folder / "base").config, tie_word_embeddings=False, vocab_size=320)
+    model = Decoder(config)
+    init_weights(model, 0)
+    storage = GptqStorage(bits=4, group_size=32, symmetric=True, lm_head=True)
+    quantize_linears(model, storage)
+    save_model(model, make.folder / "four", quantization_config=storage.to_dict())
+    tokenizer = Tokenizer.load(make.folder / "base")
+    if "targets" in adapter:  # rows of new tokens in a head with a LoRA are refused
+        tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(make.folder / "four")
+    finetune.run(make(adapter=adapter, model=str(make.folder / "four")), QUIET)
+    before, after = load_model(make.folder / "four")(IDS), load_model(make.folder / "run" / "adapter")(IDS)
+    assert after.isfinite().all() and (after != before).any()
+
+
 def test_what_is_not_there_is_refused_before_training(make):
     for adapter, match in (
         ({"targets": ["q_porj"]}, r"did you mean q_proj"),

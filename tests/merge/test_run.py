@@ -189,6 +189,13 @@ def test_passthrough_stacks_layers_and_takes_the_ends_from_the_ends(three: list[
     assert load_model(tmp_path / "out").config.num_hidden_layers == 4
 
 
+def test_stacked_layers_are_all_in_the_first_model_s_type(make_model: MakeModel, tmp_path: Path) -> None:
+    a, b = make_model("a", 1), make_model("b", 2, dtype="bfloat16")
+    out = merge(tmp_path / "out", a, b, method="passthrough", layers=[[0, 2], [0, 3]])
+    assert {tensor.dtype for tensor in out.values()} == {torch.float32}
+    assert torch.equal(out["lm_head.weight"], tensors(b)["lm_head.weight"].float())
+
+
 def test_what_the_first_model_has_besides_weights_travels(three: list[Path], tmp_path: Path) -> None:
     _, a, b = three
     merge(tmp_path / "out", a, b, dtype="bfloat16")
@@ -210,6 +217,7 @@ def test_the_record_says_what_it_was_made_of(three: list[Path], tmp_path: Path) 
     assert len(hashes) == 3 and None not in hashes
     card = (tmp_path / "out" / "README.md").read_text()
     assert "2306.01708" in card and str(tmp_path) not in card and "- merge" in card
+    assert "ties, density 0.5, scale 1.0 ([arXiv 2306.01708](https://arxiv.org/abs/2306.01708)).\n" in card
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "lingowhale", "aquila"])

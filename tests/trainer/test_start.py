@@ -2,11 +2,11 @@
 
 import pytest
 
-from leveret.errors import ConfigError
+from leveret.errors import ConfigError, WeightsError
 from leveret.precision.gptq_layout import GptqStorage
 from leveret.precision.swap import quantize_linears
 from leveret.trainer.config import TrainingConfig
-from leveret.trainer.start import check_start
+from leveret.trainer.start import check_start, load_start
 from leveret.weights.save import save_model
 
 CONFIG = TrainingConfig(sequence_length=64)
@@ -38,3 +38,11 @@ def test_a_run_does_not_write_over_its_start(tmp_path, start):
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match=r"its own result.*\n.*output="):
         check_start(tmp_path / "model", tmp_path / "link", CONFIG)
+
+
+def test_a_start_with_values_that_are_no_numbers_is_named_for_what_it_is(tmp_path, new_model):
+    model = new_model()
+    model.layers[0].mlp.up_proj.weight.data[3, 4] = float("nan")
+    save_model(model, tmp_path / "start")
+    with pytest.raises(WeightsError, match=r"start cannot be trained on: 1 .*: model\.layers\.0\.mlp\.up_proj\.weight"):
+        load_start(tmp_path / "start", dtype="float32")

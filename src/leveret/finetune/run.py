@@ -39,6 +39,7 @@ from leveret.finetune.rows import Source, held_out_sources, refuse_trained, trai
 from leveret.finetune.samples import Writing
 from leveret.hub import resolve_whole_model
 from leveret.model.decoder import Decoder
+from leveret.precision.swap import write_out_head
 from leveret.tokenizer.dropout import BpeDropout
 from leveret.tokenizer.files import Tokenizer
 from leveret.tools.functional import FunctionalDialect
@@ -49,10 +50,9 @@ from leveret.trainer.claim import claimed
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
-from leveret.trainer.start import check_start
+from leveret.trainer.start import check_start, load_start
 from leveret.trainer.validation import Validation
 from leveret.trainer.world import World, joined
-from leveret.weights.load import load_model
 from leveret.weights.save import save_model
 
 
@@ -203,7 +203,9 @@ def _model(
     dialect: FunctionalDialect | None, added: list[str], console: Console,
 ) -> tuple[Decoder, Adaptation | None]:  # fmt: skip
     """The model to start from with a row for each new token: in fp32, or frozen as stored with an adapter on it."""
-    model = load_model(start, dtype="float32" if config.adapter is None else None)
+    model = load_start(start, dtype="float32" if config.adapter is None else None)
+    if write_out_head(model):
+        console.info(f"the head of {start} is quantized; it is written out, for the loss reads the whole of it")
     old_size = model.config.vocab_size
     add_rows(model, tokenizer, added, dialect)
     new_rows = {tokenizer.id_of(token) for token in added} | set(range(old_size, model.config.vocab_size))

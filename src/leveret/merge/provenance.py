@@ -109,7 +109,7 @@ def card(content: Mapping[str, Any]) -> str:
     after = [f"Base: `{_short(base['name'])}`, fingerprint `{(base['weights'] or '-')[:16]}`."] if base else []
     after += [f"Rules for single tensors ({len(content['rules'])}), hashes and all else: `{RECORD}`."]
     return "\n".join(
-        [*header, "", "# A merged model", "", f"Merged by `leveret merge` {content['leveret']}: {method}{settings}.",
+        [*header, "", "# A merged model", "", f"Merged by `leveret merge` {content['leveret']}: {method}.",
          "", *lines, "", *after, ""]
     )  # fmt: skip
 

@@ -124,7 +124,11 @@ def merged_pieces(sources: Sequence[Source], first: Source, rows: int | None, dt
 def stacked_pieces(
     sources: Sequence[Source], layers: Sequence[tuple[int, int]], dtype: torch.dtype | None
 ) -> list[Piece]:
-    """The chosen layers of each source one after another; the embedding is the first's, norm and head the last's."""
+    """The chosen layers of each source one after another; the embedding is the first's, norm and head the last's.
+
+    dtype: None: as the first source stores its tensors of the same kind.
+    """
+    kinds = {_renumbered(name, 0): stored.dtype for name, stored in sources[0].tensors.items()}
     pieces = []
     done = 0
     for number, (source, (start, stop)) in enumerate(zip(sources, layers, strict=True)):
@@ -141,7 +145,8 @@ def stacked_pieces(
                 wanted = start <= layer < stop
             if wanted:
                 new = name if layer is None else _renumbered(name, layer - start + done)
-                pieces.append(Piece(name=new, shape=stored.shape, dtype=dtype or stored.dtype, parts=((number, name),)))
+                kind = dtype or (stored.dtype if number == 0 else kinds.get(_renumbered(name, 0), stored.dtype))
+                pieces.append(Piece(name=new, shape=stored.shape, dtype=kind, parts=((number, name),)))
         done += stop - start
     return pieces
 

@@ -125,6 +125,22 @@ def round_to_nf4(model: nn.Module, *, double_quantization: bool = True) -> list[
     return list(linears)
 
 
+@torch.no_grad()
+def write_out_head(model: nn.Module) -> bool:
+    """Make a quantized head an ordinary Linear of the numbers it multiplies by, in the embedding's dtype, in place;
+    whether it was one. The loss of training reads the whole matrix, and rows of tokens are replaced in it."""
+    head = model.get_submodule("lm_head")
+    if not isinstance(head, QuantizedLinear):
+        return False
+    whole = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+    dtype = next(model.get_submodule("embed_tokens").parameters()).dtype
+    whole.weight = nn.Parameter(head.dequantize(dtype), requires_grad=False)
+    if head.bias is not None:
+        whole.bias = nn.Parameter(head.bias.detach().to(dtype), requires_grad=False)
+    model.set_submodule("lm_head", whole)
+    return True
+
+
 def num_parameters(model: nn.Module) -> int:
     """Numbers in the weights of a model, those stored in fewer bits too."""
     quantized = (module for module in model.modules() if isinstance(module, QuantizedLinear | NF4Linear))

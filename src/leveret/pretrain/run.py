@@ -37,10 +37,10 @@ from leveret.trainer.claim import claimed
 from leveret.trainer.loop import Run, checkpoints_of, train
 from leveret.trainer.objective import CausalLoss
 from leveret.trainer.outcome import MODEL, finished_figures, model_fingerprint, publish
-from leveret.trainer.start import check_start
+from leveret.trainer.start import check_start, load_start
 from leveret.trainer.validation import Validation
 from leveret.trainer.world import World, joined
-from leveret.weights.load import load_model, read_config
+from leveret.weights.load import read_config
 
 _XRAY_DOCUMENTS = 8
 _XRAY_TOKENS = 1000  # of a longer document, its end, where the stop token is
@@ -193,7 +193,7 @@ def _tokenizer(config: PretrainConfig, start: Path | None) -> Tokenizer:
 def _model(config: PretrainConfig, start: Path | None, tokenizer: Tokenizer) -> Decoder:
     """Fresh or loaded, in fp32: the trainer rounds it to the precision it works in."""
     if start is not None:
-        return load_model(start, dtype="float32")
+        return load_start(start, dtype="float32")
     model = Decoder(model_config(config.model, tokenizer))
     init_weights(model, config.seed, attention=config.model.attention_init)
     return model

@@ -24,6 +24,7 @@ from leveret.model.families.family import Family
 from leveret.model.lora import LoraLinear, lora_modules, wrap
 from leveret.model.lora_targets import linears_by_stored_name
 from leveret.model.token_rows import TokenRows, train_rows
+from leveret.precision.swap import write_out_head
 from leveret.weights.adapter import FINGERPRINT, MAGNITUDE, PREFIX, ROWS, SUFFIXES, TENSORS, WHOLE, A, B
 from leveret.weights.adapter_layout import AdapterConfig
 from leveret.weights.placing import assign, split
@@ -54,6 +55,8 @@ def load_adapter(model: Decoder, folder: str | Path, *, fingerprint: str | None 
         )
     placed = _by_module(tensors, directory)
     model.requires_grad_(False)
+    if any(suffix in held for held in placed.values() for suffix in (ROWS, WHOLE)):  # a quantized head has no rows
+        write_out_head(model)
     _make_room(model, placed, config)
     _load_whole(model, placed, config, directory)
     _load_rows(model, placed, config, directory)
