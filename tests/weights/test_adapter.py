@@ -286,6 +286,24 @@ def test_rows_of_new_tokens_are_saved_alone(tmp_path: Path, tied: bool, rows: li
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_that_peft_saves_under_the_rows_of_new_tokens_are_read(tmp_path: Path, tied: bool) -> None:
+    base, size = make_base(tmp_path / "base", tie_word_embeddings=tied), VOCABULARY + 2
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base)
+    theirs.resize_token_embeddings(size, mean_resizing=False)
+    new = peft.LoraConfig(
+        target_modules=["q_proj"], trainable_token_indices=[size - 2, size - 1], task_type="CAUSAL_LM"
+    )
+    theirs = peft.get_peft_model(theirs, new).eval()
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours, ids = loaded(base, tmp_path / "adapter"), torch.arange(size).unsqueeze(0)
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    assert ours.config.tie_word_embeddings == tied
+
+
+@torch.no_grad()
 def test_an_adapter_takes_the_dtype_of_its_model_and_leaves_what_must_stay_exact(base: Path, tmp_path: Path) -> None:
     make_adapter(base, tmp_path / "adapter")
     model = load_model(base, dtype="bfloat16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from leveret.errors import ConfigError, WeightsError
@@ -62,4 +63,6 @@ def load_start(start: Path, *, dtype: str | None) -> Decoder:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or all(all_finite(part) for part in tensor.detach().flatten().split(PART))
+    return not tensor.is_floating_point() or all(
+        all_finite(part) for part in torch.split(tensor.detach().flatten(), PART)
+    )

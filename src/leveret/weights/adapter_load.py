@@ -98,7 +98,8 @@ def _by_module(tensors: Mapping[str, Tensor], directory: Path) -> dict[str, dict
     placed: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key = name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name  # older peft's
-        key = key.replace(".base_layer.weight", ".weight")  # a table under an adapter, saved with it
+        key = key.replace(".token_adapter.base_layer.weight", ".weight")  # a table under trained rows, saved with them
+        key = key.replace(".base_layer.weight", ".weight")  # the same under an adapter
         suffix = next((end for end in SUFFIXES if key.endswith(f".{end}")), None)
         if suffix is None or not key.startswith(PREFIX):
             raise UnexpectedWeights(f"{directory / TENSORS} has a tensor of an unknown kind: {name}",
@@ -166,8 +167,13 @@ def _load_rows(model: Decoder, placed: dict[str, dict[str, Tensor]], config: Ada
               for module, stored in modules.items()}  # fmt: skip
     if not any(chosen.values()):
         return
-    if model.config.tie_word_embeddings and ROWS in placed.get(modules["lm_head"], {}):
-        _untie(model)
+    of_embedding, of_head = (placed.get(stored, {}).get(ROWS) for stored in modules.values())
+    if model.config.tie_word_embeddings and of_head is not None:
+        chosen["lm_head"] = chosen["lm_head"] or chosen["embed_tokens"]  # peft writes a tied table's rows twice
+        if chosen["lm_head"] == chosen["embed_tokens"] and of_embedding is not None and of_head.equal(of_embedding):
+            _taken(placed, modules["lm_head"], ROWS)
+        else:
+            _untie(model)
     train_rows(model, chosen["embed_tokens"], head_ids=chosen["lm_head"])
     for module, stored in modules.items():
         table = model.get_submodule(module)
