@@ -74,8 +74,8 @@ def _refuse_loops(value: Any, source: str) -> None:
 
 
 def dump_yaml(data: Any) -> str:
-    """`data` (plain values) as YAML that reads back the same, keys in their order."""
-    text: str = yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=120)
+    """`data` (plain values) as YAML that reads back the same, keys in their order; a text on one line, to be copied."""
+    text: str = yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
     return text
 
 

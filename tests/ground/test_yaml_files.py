@@ -76,6 +76,11 @@ def test_what_is_dumped_reads_back_the_same(value: Any) -> None:
     assert parse_yaml(dump_yaml(value), source="dump") == value
 
 
+def test_a_long_text_is_dumped_on_one_line() -> None:
+    command = "ssh 10.0.0.1 'cd /work && exec " + "run " * 60 + "recipe.yaml'"
+    assert command in dump_yaml({"starts": [{"command": command}]})
+
+
 @pytest.mark.parametrize("word", ["1e-3", "07:30", "on", "null", "1.", "0x1f", "<<", "~", "2026-01-31", "=", "0o7"])
 def test_words_that_look_like_something_else_read_back_as_words(word: str) -> None:
     assert parse_yaml(dump_yaml({"a": word}), source="dump") == {"a": word}
