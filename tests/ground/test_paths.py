@@ -113,16 +113,16 @@ def test_a_file_is_never_replaced_by_a_directory(tmp_path: Path) -> None:
 
 
 def test_the_folder_in_which_one_works_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "home/work").mkdir(parents=True)
+    (tmp_path / "home/models").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "home/work")
+    monkeypatch.chdir(tmp_path / "home/models")
     for path in (".", "..", tmp_path / "home", tmp_path):
         with pytest.raises(ConfigError, match=r"would replace .* and all that is in it"), atomic_directory(path):
             pass
     monkeypatch.chdir(tmp_path)
-    with atomic_directory("home/work") as draft:
+    with atomic_directory("home/models") as draft:
         (draft / "new").touch()
-    assert (tmp_path / "home/work/new").is_file()
+    assert (tmp_path / "home/models/new").is_file()
 
 
 def test_where_a_disk_is_mounted_a_folder_in_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

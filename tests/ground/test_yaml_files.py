@@ -77,7 +77,7 @@ def test_what_is_dumped_reads_back_the_same(value: Any) -> None:
 
 
 def test_a_long_text_is_dumped_on_one_line() -> None:
-    command = "ssh 10.0.0.1 'cd /work && exec " + "run " * 60 + "recipe.yaml'"
+    command = "ssh 10.0.0.1 'cd models && exec " + "run " * 60 + "recipe.yaml'"
     assert command in dump_yaml({"starts": [{"command": command}]})
 
 
