@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from leveret.engine import engine
 from leveret.finetune.adapter_config import AdapterTraining
 from leveret.kernels import cross_entropy
 from leveret.model.config import ModelConfig, MoeConfig
@@ -197,7 +196,6 @@ def test_the_cache_of_a_server_is_full_contexts_times_requests():
 def test_the_cache_of_a_server_is_no_larger_than_the_engine_makes_it():
     config = config_of(layers=3, heads=2, shared=1)
     model, one = KnownModel(config=config, origin=""), config.context_tokens * 3 * 2 * 64 * 2
-    assert DEFAULT_CACHE_BYTES == engine.DEFAULT_CACHE_BYTES
     assert serving_parts(model, requests=10**9)[1].bytes == max(DEFAULT_CACHE_BYTES, one)
     assert serving_parts(model, requests=5, cache_bytes=one / 2)[1].bytes == one / 2
 

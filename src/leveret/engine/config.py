@@ -8,6 +8,9 @@ from pydantic import Field
 
 from leveret.config import Config
 
+DEFAULT_CACHE_BYTES = 2 << 30
+"""Memory of the KV cache when the config does not say, unless one request needs more."""
+
 
 class EngineConfig(Config):
     """No key changes an answer, except by the rounding of the numbers it is computed with."""

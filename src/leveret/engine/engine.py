@@ -21,7 +21,7 @@ from leveret.allocator import reuse_freed_blocks
 from leveret.engine.backend import Backend
 from leveret.engine.beside import Beside, refusal
 from leveret.engine.blocks import BlockPool
-from leveret.engine.config import EngineConfig
+from leveret.engine.config import DEFAULT_CACHE_BYTES, EngineConfig
 from leveret.engine.draft import DraftModel, draft_model
 from leveret.engine.graphs import Capture, capture_for
 from leveret.engine.invariant import InvariantRunner
@@ -37,9 +37,6 @@ from leveret.errors import ConfigError, RequestError
 from leveret.kernels.likeliest import likeliest
 from leveret.model.decoder import Decoder
 from leveret.model.paged_cache import PagedCache
-
-DEFAULT_CACHE_BYTES = 2 << 30
-"""Memory of the KV cache when the config does not say."""
 
 
 class Engine(Backend):

@@ -11,6 +11,7 @@ from typing import Any
 from leveret.errors import DataError, LeveretError
 from leveret.model.config import ModelConfig
 from leveret.model.families import family_for
+from leveret.precision.names import GROUP_SIZES
 from leveret.recipe import Stage
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -18,9 +19,6 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Of a number, by the name of its type."""
-
-_INT4_GROUP_SIZE = 32
-"""Of int4 made in memory, where it divides the inputs (precision/at_load.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,7 @@ class KnownModel:
 
 
 def _rounded(model: KnownModel, kind: str) -> KnownModel:
-    return replace(model, bits=8) if kind == "int8" else replace(model, bits=4, group_size=_INT4_GROUP_SIZE)
+    return replace(model, bits=8) if kind == "int8" else replace(model, bits=4, group_size=GROUP_SIZES[0])
 
 
 class UnknownModel(LeveretError):

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from leveret.engine.config import DEFAULT_CACHE_BYTES
 from leveret.model.config import ModelConfig
 from leveret.model.count import cache_bytes_per_token, count
 from leveret.plan.known_model import KnownModel
@@ -45,8 +46,6 @@ WAYS: dict[str, tuple[Split, ...]] = {
 
 CHUNK_LOGITS, CHUNK_POSITIONS, MOST_CHUNK_LOGITS = 2**22, 1024, 2**26
 """What decides how much of the loss is computed at a time (kernels/cross_entropy.py; a test compares)."""
-DEFAULT_CACHE_BYTES = 2 << 30
-"""Of the engine's KV cache, unless one request needs more (engine/engine.py, which needs torch; a test compares)."""
 _AVERAGES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2 + 8 / 256}
 _MOST_DEVICES = 4096
 

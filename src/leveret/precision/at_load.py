@@ -14,11 +14,8 @@ from torch import nn
 from leveret.config import suggest
 from leveret.errors import ConfigError
 from leveret.precision.gptq_layout import GptqStorage
-from leveret.precision.names import InMemory
+from leveret.precision.names import GROUP_SIZES, InMemory
 from leveret.precision.swap import is_quantized_linear, quantizable, quantize_linears, round_to_nf4
-
-GROUP_SIZES = (32, 16, 8)
-"""Of int4: the first that divides the inputs of every Linear is taken."""
 
 
 def quantize_in_memory(model: nn.Module, kind: str) -> list[str]:
