@@ -11,7 +11,7 @@ from .source import SOURCE, imports, module_name, parsed, python_files, type_che
 
 LAYERS: list[tuple[str, list[str]]] = [
     # Each line may import the lines above it. Folders on one line do not import one another.
-    ("ground", ["errors", "version", "spelling", "yaml_files", "config", "paths", "console", "extras", "hub", "commands", "recipe", "ranks", "openai_http", "garbage", "container", "forked", "allocator"]),  # noqa: E501
+    ("ground", ["errors", "version", "spelling", "yaml_files", "config", "paths", "console", "extras", "hub", "commands", "recipe", "ranks", "openai_http", "garbage", "container", "processor", "forked", "allocator"]),  # noqa: E501
     ("text", ["segment"]),
     ("text", ["tokenizer"]),
     ("text", ["chat"]),

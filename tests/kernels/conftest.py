@@ -20,7 +20,7 @@ def skip_without_tiles(name: str, choice: library.Choice) -> None:
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a build, which is the one that runs during the test."""
     name: str = request.param
-    if library._RANK[name] > library.capability():
+    if name not in library.runnable():
         pytest.skip(f"this processor cannot run {name}")
     if not library_path(name).is_file():
         pytest.skip(f"{name} was not compiled: there was no C++ compiler at installation")
@@ -35,7 +35,7 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def emulated_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build for AMX with its instructions written out in C++, for processors without them."""
     compiler = find_compiler()
-    if compiler is None or library.capability() < library._RANK["avx2"]:
+    if compiler is None or "avx2" not in library.runnable():
         pytest.skip("there is no C++ compiler here, or no AVX2")
     target = tmp_path_factory.mktemp("emulated") / "tiles.so"
     flags = (*X86_FLAGS["avx2"], "-O1", "-DLEVERET_TILES", "-DLEVERET_EMULATED_TILES")
@@ -50,7 +50,7 @@ def attention_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     if request.param == "emulated tiles":
         path = request.getfixturevalue("emulated_tiles")
         monkeypatch.setattr(library, "library_path", lambda name: path)
-    elif library._RANK[request.param] > library.capability():
+    elif request.param not in library.runnable():
         pytest.skip(f"this processor cannot run {request.param}")
     elif not library_path(request.param).is_file():
         pytest.skip(f"{request.param} was not compiled: there was no C++ compiler at installation")

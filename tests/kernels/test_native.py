@@ -27,7 +27,7 @@ def test_the_best_build_is_chosen_and_named() -> None:
         pytest.skip("there is no C++ compiler here")
     choice = library.choose()
     assert choice.library is not None, choice.reason
-    able = [name for name in building.instruction_sets() if library._RANK[name] <= library.capability()]
+    able = library.runnable()
     best = next(name for name in able if library.load(name).library is not None)
     assert best in able[:2], "only AMX may be announced and not work"
     assert choice.reason.startswith(f"compiled kernels for {best}")
@@ -84,11 +84,7 @@ def test_a_damaged_build_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_build_that_multiplies_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    built = [
-        name
-        for name in building.instruction_sets()
-        if library._RANK[name] <= library.capability() and building.library_path(name).is_file()
-    ]
+    built = [name for name in library.runnable() if building.library_path(name).is_file()]
     if len(built) < 2:
         pytest.skip("fewer than two builds can run here")
     real = library.load
@@ -112,7 +108,7 @@ def test_a_build_that_ends_its_process_does_not_end_this_one(tmp_path: Path) -> 
     problem = library._check_apart(target)
     assert problem is not None and problem.startswith("it ended with -")
     name = next((n for n in building.instruction_sets() if building.library_path(n).is_file()), None)
-    if name is not None and library._RANK[name] <= library.capability():
+    if name in library.runnable():
         assert library._check_apart(building.library_path(name)) is None
 
 

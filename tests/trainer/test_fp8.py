@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
 
 from leveret.console import Console
 from leveret.errors import CheckpointError, ConfigError, NonFiniteLoss
+from leveret.model.linear import Linear
 from leveret.model.lora import LoraSettings, wrap
 from leveret.precision.fp8_linear import Fp8Linear
 from leveret.precision.gptq_layout import GptqStorage
@@ -173,7 +173,7 @@ def test_a_frozen_base_is_multiplied_in_8_bits_below_its_adapters(new_model, new
     losses, _ = trained(model, new_order(), before_step=look, fp8={"keep_bf16": ["layers.1.*"]})
     assert seen[0] is Fp8Linear
     assert losses[-1] != losses[0]
-    assert type(model.layers[0].self_attn.q_proj.base) is nn.Linear
+    assert type(model.layers[0].self_attn.q_proj.base) is Linear
 
 
 def test_a_quantized_base_is_refused(new_model, new_order):

@@ -16,6 +16,7 @@ from leveret.console import Console
 from leveret.container import allowed_cores, memory_limit
 from leveret.errors import LeveretError
 from leveret.paths import cache_dir, free_bytes
+from leveret.processor import processor
 from leveret.version import VERSION
 
 CPU_FEATURES = {
@@ -23,6 +24,7 @@ CPU_FEATURES = {
     "avx512f": "AVX-512",
     "avx512_bf16": "AVX-512 bf16",
     "avx512_vnni": "AVX-512 int8",
+    "avx_vnni": "AVX2 int8",
     "amx_bf16": "AMX bf16",
     "amx_int8": "AMX int8",
     "asimd": "NEON",
@@ -130,7 +132,7 @@ def _accelerator() -> str:
 
 
 def _machine(folder: Path) -> Iterator[tuple[str, str]]:
-    flags, name = _processor()
+    flags, name = processor().flags, processor().name
     yield "processor", f"{name}, {allowed_cores()} cores to use"
     yield "processor features", ", ".join(label for flag, label in CPU_FEATURES.items() if flag in flags) or "unknown"
     yield "kernels", _if_it_imports(_kernels)
@@ -166,16 +168,6 @@ def _is_installed(package: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _processor() -> tuple[set[str], str]:
-    """Feature flags and name, as Linux gives them; elsewhere no flags."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set(), platform.processor() or platform.machine()
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return set((values.get("flags") or values.get("Features") or "").split()), values.get("model name", "unknown")
 
 
 def _memory() -> tuple[int, int]:

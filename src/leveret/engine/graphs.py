@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from leveret.model.attention import SelfAttention
 from leveret.model.decoder import Decoder, DecoderLayer
 from leveret.model.feed_forward import FeedForward
+from leveret.model.linear import Linear
 from leveret.model.lora import LoraLinear
 from leveret.model.norm import RMSNorm
 from leveret.model.paged_cache import Feed, PagedCache
@@ -58,7 +59,10 @@ MOST_GRAPHS = 128
 WARM_UPS = 2
 """Steps on the stream that records, before it does: libraries make their plans and get their memory then."""
 
-PLAIN = (Decoder, DecoderLayer, SelfAttention, FeedForward, RMSNorm, LoraLinear, nn.Linear, nn.Embedding, nn.ModuleList)
+PLAIN = (
+    *(Decoder, DecoderLayer, SelfAttention, FeedForward, RMSNorm, LoraLinear, Linear),
+    *(nn.Linear, nn.Embedding, nn.ModuleList),
+)
 """Modules that were read through: they never wait for the GPU, and keep no memory but their parameters."""
 
 

@@ -31,6 +31,7 @@ from leveret.kernels.native.library import missing
 from leveret.model.attention import SelfAttention
 from leveret.model.decoder import Decoder, DecoderLayer
 from leveret.model.feed_forward import FeedForward
+from leveret.model.linear import is_dense
 from leveret.model.lora import LoraLinear
 from leveret.model.moe import SparseMixture
 from leveret.precision.linear import QuantizedLinear
@@ -201,7 +202,7 @@ def _kind(linear: DecodeLinear) -> tuple[object, ...]:
 
 
 def _router(mlp: SparseMixture, known: KnownWeights) -> Tensor:
-    if type(mlp.gate) is not nn.Linear or not isinstance(weight := _weight(mlp.gate, known), Tensor):
+    if not is_dense(mlp.gate) or not isinstance(weight := _weight(mlp.gate, known), Tensor):
         raise Refused(f"a router is a {type(mlp.gate).__name__}")
     return weight
 
@@ -217,7 +218,7 @@ def _linear(linear: nn.Module, known: KnownWeights) -> DecodeLinear:
 def _weight(linear: nn.Module, known: KnownWeights) -> DecodeWeight:
     if getattr(linear, "bias", None) is not None:
         raise Refused("a Linear has a bias")
-    if type(linear) is nn.Linear:
+    if is_dense(linear):
         weight = linear.weight.detach()
         return known.get("plain", [weight], lambda: _readable(weight))
     if isinstance(linear, NF4Linear):

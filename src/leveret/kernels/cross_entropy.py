@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leveret.kernels.dense import matmul
 from leveret.kernels.native.library import native_for, pointer, size
 from leveret.kernels.updates import collect_
 
@@ -94,7 +95,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             piece = hidden[rows]  # (C, H)
-            logits = torch.mm(piece, weight.t(), out=buffer[: len(piece)])  # (C, V)
+            logits = matmul(piece, weight.t(), out=buffer[: len(piece)])  # (C, V)
             factors = None if token_weights is None else token_weights[rows].float()
             scores = floats[: len(piece)]
             if native is not None:
@@ -105,7 +106,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 loss_sum += _loss_and_slope(scores, targets[rows], factors, slope=wanted)
             if hidden_grad is not None:
                 slope = logits if scores.dtype == logits.dtype else logits.copy_(scores)
-                torch.mm(slope, weight, out=hidden_grad[rows])
+                matmul(slope, weight, out=hidden_grad[rows])
                 if weight_grad is not None:
                     _add_product(weight_grad, slope, piece, first=start == 0)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -151,8 +152,8 @@ def _native_loss_and_slope(
 def _add_product(total: Tensor, slope: Tensor, piece: Tensor, *, first: bool) -> None:
     """total (V, H) += slope^T (V, C) @ piece (C, H), where total is 0 before the `first`."""
     if piece.dtype != total.dtype:
-        collect_(total, slope.t() @ piece, adds=True)
+        collect_(total, matmul(slope.t(), piece), adds=True)
     elif first:
-        torch.mm(slope.t(), piece, out=total)
+        matmul(slope.t(), piece, out=total)
     else:
-        total.addmm_(slope.t(), piece)
+        matmul(slope.t(), piece, out=total, adds=True)

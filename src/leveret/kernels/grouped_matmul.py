@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leveret.kernels.dense import matmul
 from leveret.kernels.native.library import native_for, pointer, size
 from leveret.kernels.swiglu import swiglu
 
@@ -137,13 +138,13 @@ class _GroupedExperts(torch.autograd.Function):
         for expert, rows in groups.slices:
             x, slope = _gather(tokens, groups.tokens[rows]), _gather(slopes, groups.tokens[rows])  # (rows, H)
             dgate, dup, weighted = _weighted_swiglu_backward(
-                slope @ downs[expert], gate[rows], up[rows], factors[rows], dfactors[rows]
+                matmul(slope, downs[expert]), gate[rows], up[rows], factors[rows], dfactors[rows]
             )  # (rows, I)
             for stack, left, right in ((dgates, dgate, x), (dups, dup, x), (ddowns, slope, weighted)):
                 if stack is not None:
-                    torch.mm(left.t(), right, out=stack[expert])
-            torch.mm(dgate, gates[expert], out=dx[rows])
-            dx[rows].addmm_(dup, ups[expert])
+                    matmul(left.t(), right, out=stack[expert])
+            matmul(dgate, gates[expert], out=dx[rows])
+            matmul(dup, ups[expert], out=dx[rows], adds=True)
         dweights = dfactors.index_select(0, groups.places).view_as(weights).to(weights.dtype)
         dtokens = _combine(dx, groups.places, None, choices=weights.shape[1])
         stacks = [[None] * len(gates) if stack is None else stack for stack in (dgates, dups, ddowns)]
@@ -159,9 +160,9 @@ def _answer(
     for expert, rows in groups.slices:
         x = _gather(tokens, groups.tokens[rows])  # (rows, H)
         gate, up = (None, None) if kept is None else (kept[0][rows], kept[1][rows])
-        gate = torch.mm(x, gates[expert].t(), out=gate)
-        up = torch.mm(x, ups[expert].t(), out=up)
-        torch.mm(swiglu(gate, up), downs[expert].t(), out=answers[rows])
+        gate = matmul(x, gates[expert].t(), out=gate)
+        up = matmul(x, ups[expert].t(), out=up)
+        matmul(swiglu(gate, up), downs[expert].t(), out=answers[rows])
     return _combine(answers, groups.places, weights)
 
 

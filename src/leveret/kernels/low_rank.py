@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leveret.kernels.dense import matmul
+
 
 @runtime_checkable
 class FrozenMatrix(Protocol):
@@ -80,10 +82,10 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | FrozenMatrix, a: Tensor, b: Tensor, scale: float, kept: Tensor | None
     ) -> Tensor:
-        h = _seen(x, kept) @ a.t()  # (N, R)
+        h = matmul(_seen(x, kept), a.t())  # (N, R)
         dense = isinstance(weight, Tensor)
-        y = x @ weight.t() if isinstance(weight, Tensor) else weight.multiply(x)  # (N, O)
-        y.addmm_(h, b.t(), alpha=scale)
+        y = matmul(x, weight.t()) if isinstance(weight, Tensor) else weight.multiply(x)  # (N, O)
+        matmul(h, b.t(), out=y, adds=True, scale=scale)
         ctx.save_for_backward(x, weight if dense else None, a, b, h, kept)
         ctx.frozen = None if dense else weight
         ctx.scale = scale
@@ -94,15 +96,15 @@ class _LowRankLinear(torch.autograd.Function):
         x, weight, a, b, h, kept = ctx.saved_tensors
         slope = grads[0]  # (N, O)
         needs_x, _, needs_a, needs_b, *_ = ctx.needs_input_grad
-        g = (slope @ b).mul_(ctx.scale) if needs_x or needs_a else None  # (N, R)
+        g = matmul(slope, b, scale=ctx.scale) if needs_x or needs_a else None  # (N, R)
         dx = da = db = None
         if needs_x and g is not None:
-            dx = slope @ weight if ctx.frozen is None else ctx.frozen.multiply_back(slope)
-            dx = dx.addmm_(g, a) if kept is None else dx.add_(_seen(g @ a, kept))
+            dx = matmul(slope, weight) if ctx.frozen is None else ctx.frozen.multiply_back(slope)
+            dx = matmul(g, a, out=dx, adds=True) if kept is None else dx.add_(_seen(matmul(g, a), kept))
         if needs_a and g is not None:
-            da = g.t() @ _seen(x, kept)
+            da = matmul(g.t(), _seen(x, kept))
         if needs_b:
-            db = (slope.t() @ h).mul_(ctx.scale)
+            db = matmul(slope.t(), h, scale=ctx.scale)
         return dx, None, da, db, None, None
 
 

@@ -27,6 +27,7 @@ from leveret.kernels.packed_attention import Documents, can_pack, find_documents
 from leveret.model.cache import KVCache, Slots
 from leveret.model.config import ModelConfig
 from leveret.model.documents import DocumentGroups, group_documents
+from leveret.model.linear import Linear
 from leveret.model.paged_cache import PagedRows, Piece
 from leveret.model.rope import RotaryEmbedding, rotate
 
@@ -78,10 +79,10 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = Linear(config.hidden_size, key_value_size, bias=False)
+        self.v_proj = Linear(config.hidden_size, key_value_size, bias=False)
+        self.o_proj = Linear(query_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, plan: AttentionPlan, only: Tensor | None = None) -> Tensor:
         """only: (N,) places in the flattened (B, T) -> (N, hidden), what these read; None: all."""

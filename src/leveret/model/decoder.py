@@ -23,6 +23,7 @@ from leveret.model.attention import AttentionPlan, SelfAttention, plan_with_cach
 from leveret.model.cache import KVCache
 from leveret.model.config import ModelConfig
 from leveret.model.feed_forward import FeedForward
+from leveret.model.linear import Linear
 from leveret.model.moe import SparseMixture
 from leveret.model.norm import RMSNorm
 from leveret.model.paged_cache import PagedRows
@@ -38,7 +39,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = _norm(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rope = RotaryEmbedding(config)
         self.tie_weights()
 

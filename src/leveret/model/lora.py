@@ -20,10 +20,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leveret.kernels.dense import linear
 from leveret.kernels.low_rank import FrozenMatrix, draw_kept, low_rank_linear, masked
+from leveret.model.linear import is_dense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class LoraLinear(nn.Module):
         if (frozen := self._frozen()) is not None and self.magnitude is None:
             return low_rank_linear(x, frozen, a, b, scale=scale, kept=kept)
         seen = x if kept is None else masked(x, kept)
-        change = F.linear(F.linear(seen, a), b) * scale
+        change = linear(linear(seen, a), b) * scale
         if self.magnitude is None:
             y: Tensor = self.base(x)
             return y + change
@@ -87,7 +88,7 @@ class LoraLinear(nn.Module):
         """The matrix underneath, if multiplying by it is all that the base does."""
         if getattr(self.base, "bias", None) is not None:
             return None
-        if type(self.base) is nn.Linear:
+        if is_dense(self.base):
             return self.base.weight
         return self.base if isinstance(self.base, FrozenMatrix) else None
 
@@ -99,7 +100,7 @@ class LoraLinear(nn.Module):
         varied = straight if bias is None else straight - bias
         if kept is not None:
             dropped = masked(x, kept) / (1 - self.settings.dropout)
-            varied = F.linear(dropped, self._dense(x.dtype))
+            varied = linear(dropped, self._dense(x.dtype))
         return straight + (factors - 1) * varied + factors * change
 
     def output_factors(self) -> Tensor:

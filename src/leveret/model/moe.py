@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from leveret.kernels.grouped_matmul import group_tokens, grouped_experts
 from leveret.model.config import MoeConfig
 from leveret.model.feed_forward import FeedForward
+from leveret.model.linear import Linear, is_dense
 
 FEWEST_TOKENS = 2
 """A single token is faster with its experts one by one: there is nothing to sort."""
@@ -46,7 +47,7 @@ class SparseMixture(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, moe: MoeConfig) -> None:
         super().__init__()
         self.experts_per_token = moe.experts_per_token
-        self.gate = nn.Linear(hidden_size, moe.num_experts, bias=False)
+        self.gate = Linear(hidden_size, moe.num_experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(hidden_size, intermediate_size) for _ in range(moe.num_experts))
 
     def forward(self, x: Tensor, router: MutableSequence[Tensor] | None = None) -> Tensor:
@@ -88,7 +89,7 @@ class SparseMixture(nn.Module):
 def _is_plain(linear: nn.Module, dtype: torch.dtype) -> bool:
     """Whether calling it multiplies by a weight of this dtype and does nothing else."""
     return (
-        type(linear) is nn.Linear
+        is_dense(linear)
         and linear.bias is None
         and type(linear.weight) is nn.Parameter  # and not a share of it on a mesh of devices
         and linear.weight.dtype == dtype

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leveret.kernels.dense import linear
 from leveret.model.decoder import Decoder
 
 
@@ -40,7 +41,7 @@ class TokenRows(nn.Module):
         return self.base.weight.index_copy(0, self.token_ids, self.rows.to(self.base.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.embedding(x, self.weight) if isinstance(self.base, nn.Embedding) else F.linear(x, self.weight)
+        return F.embedding(x, self.weight) if isinstance(self.base, nn.Embedding) else linear(x, self.weight)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

@@ -22,9 +22,9 @@ import logging
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from leveret.kernels.dense import linear
 from leveret.kernels.int_matmul import (
     GroupedIntegers,
     PackedWeight,
@@ -152,7 +152,7 @@ class QuantizedLinear(HeldOnce):
         if self._reads_integers(x) and (packed := self._packed(x.dtype)) is not None:
             y = watch().multiply(x, packed, self.integers) if isinstance(packed, TritonWeight) else _multiply(x, packed)
         elif self.product == "copy":
-            y = F.linear(x, self._copy(x.dtype))
+            y = linear(x, self._copy(x.dtype))
         else:
             y = matmul_plain(x, self.integers())
         return y if self.bias is None else y + self.bias.to(y.dtype)

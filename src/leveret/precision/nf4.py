@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from leveret.kernels.dense import matmul
 from leveret.kernels.normal_float import BlockScales, FourBitNumbers, write_out
 from leveret.precision.nf4_format import BLOCK, dynamic_code, nf4_values, quantize_nf4
 from leveret.precision.nf4_layout import Nf4Storage, buffer_shapes, pack_state, read_offset
@@ -139,17 +140,17 @@ class NF4Linear(nn.Module):
     def multiply(self, x: Tensor) -> Tensor:
         """x (N, in_features) -> x W^T, without the bias and without a gradient."""
         if len(self._parts(x.dtype)) == 1:
-            return x @ next(self._written(x.dtype))[1].t()
+            return matmul(x, next(self._written(x.dtype))[1].t())
         y = x.new_empty(x.shape[0], self.out_features)
         for outputs, matrix in self._written(x.dtype):
-            y[:, outputs] = x @ matrix.t()
+            y[:, outputs] = matmul(x, matrix.t())
         return y
 
     def multiply_back(self, slope: Tensor) -> Tensor:
         """slope (N, out_features) -> slope W, which is the gradient of x."""
         product: Tensor | None = None
         for outputs, matrix in self._written(slope.dtype):
-            part = slope[:, outputs] @ matrix
+            part = matmul(slope[:, outputs], matrix)
             product = part if product is None else product.add_(part)
         assert product is not None
         return product

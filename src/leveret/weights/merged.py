@@ -24,6 +24,7 @@ from leveret.errors import ConfigError
 from leveret.hub import model_under, resolve_model
 from leveret.model.decoder import Decoder
 from leveret.model.families import family_for
+from leveret.model.linear import is_dense
 from leveret.model.lora import LoraLinear, lora_modules
 from leveret.model.prefix import prefixes_of
 from leveret.model.token_rows import fold_rows
@@ -66,7 +67,7 @@ def merge_adapter(model: Decoder) -> MergeReport:
     if "lm_head" in changed:  # it alone: where it was the embedding, the two are different tables from now on
         model.config = replace(model.config, tie_word_embeddings=False)
     for name, module in changed.items():
-        if type(module.base) is not nn.Linear:
+        if not is_dense(module.base):
             raise ConfigError(
                 f"{name} is quantized; a change merged into {type(module.base).__name__} would be rounded away",
                 hint="merge into the model it was quantized from, or keep the adapter apart",

@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -29,6 +30,7 @@ SOURCES = (
     "experts.cpp",
     "nf4.cpp",
     "merging.cpp",
+    "dense.cpp",
 )
 
 COMMON_FLAGS = (
@@ -37,11 +39,14 @@ COMMON_FLAGS = (
     "-Wno-psabi",  # vectors are passed between functions of one library only
 )
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
+_AVX2 = ("-mavx2", "-mfma")
 X86_FLAGS = {
     "avx512_amx": (*_AVX512, "-mavx512bf16", "-mavx512vnni", "-DLEVERET_TILES"),
     "avx512_bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
+    "avx512_vnni": (*_AVX512, "-mavx512vnni"),
     "avx512": _AVX512,
-    "avx2": ("-mavx2", "-mfma"),
+    "avx2_vnni": (*_AVX2, "-mavxvnni"),
+    "avx2": _AVX2,
 }
 """Instruction set -> what tells the compiler to use it. The best one comes first."""
 
@@ -76,12 +81,10 @@ def build_all(folder: Path = FOLDER) -> list[str]:
     compiler = find_compiler()
     if compiler is None:
         return ["no C++ compiler was found (CXX, g++, clang++, c++)"]
-    failures = []
-    for name, flags in instruction_sets().items():
-        problem = build_one(compiler, flags, library_path(name, folder))
-        if problem is not None:
-            failures.append(f"{name}: {problem}")
-    return failures
+    sets = instruction_sets()
+    with ThreadPoolExecutor(os.cpu_count()) as several:
+        problems = several.map(lambda name: build_one(compiler, sets[name], library_path(name, folder)), sets)
+        return [f"{name}: {problem}" for name, problem in zip(sets, problems, strict=True) if problem is not None]
 
 
 def build_one(compiler: str, flags: Sequence[str], target: Path) -> str | None:

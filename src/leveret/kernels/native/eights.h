@@ -115,18 +115,24 @@ void round_part(const Number* x, const int64_t* order, int bits, int64_t row, in
     if (bits == 4) part_bytes(numbers, size);
 }
 
-// sum + the products of four bytes without sign and four with sign, for each lane.
+// sum + the products of four bytes without sign and four with sign, for each lane. SMALL: the former are below 16, so that
+// the sum of two products fits sixteen bits.
+template <bool SMALL>
 inline ints add_four(ints sum, ints levels, word numbers) {
 #if defined(__AVX512VNNI__)
     return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)levels, _mm512_set1_epi32(int(numbers)));
+#elif defined(__AVXVNNI__)
+    return (ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)levels, _mm256_set1_epi32(int(numbers)));
 #elif defined(__AVX512BW__)
     __m512i low = _mm512_set1_epi32(0x00ff00ff), spread = _mm512_set1_epi32(int(numbers)), from = (__m512i)levels;
+    if (SMALL) return sum + (ints)_mm512_madd_epi16(_mm512_maddubs_epi16(from, spread), _mm512_set1_epi16(1));
     __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(spread, 8), 8), odd = _mm512_srai_epi16(spread, 8);
     __m512i added = _mm512_add_epi32(_mm512_madd_epi16(_mm512_and_si512(from, low), even),
                                      _mm512_madd_epi16(_mm512_srli_epi16(from, 8), odd));
     return sum + (ints)added;
 #elif defined(__AVX2__)
     __m256i low = _mm256_set1_epi32(0x00ff00ff), spread = _mm256_set1_epi32(int(numbers)), from = (__m256i)levels;
+    if (SMALL) return sum + (ints)_mm256_madd_epi16(_mm256_maddubs_epi16(from, spread), _mm256_set1_epi16(1));
     __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(spread, 8), 8), odd = _mm256_srai_epi16(spread, 8);
     __m256i added = _mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(from, low), even),
                                      _mm256_madd_epi16(_mm256_srli_epi16(from, 8), odd));
@@ -162,8 +168,9 @@ struct ChunkScales {
     }
 };
 
-// Adds what `blocks` blocks, from `first` on, give to sums (R, TILE) of rows from `row` on. levels (words, TILE).
-template <int BITS, int R>
+// Adds what `blocks` blocks, from `first` on, give to sums (R, TILE) of rows from `row` on. levels (words, TILE), SMALL if
+// they are below 16.
+template <int BITS, int R, bool SMALL>
 void add_blocks(const word* levels, const ChunkScales& by, const Eights& x, int64_t row, int64_t first, int64_t blocks,
                 float* sums) {
     const int64_t count = x.words / x.blocks, words = x.words, stride = x.blocks;
@@ -183,7 +190,7 @@ void add_blocks(const word* levels, const ChunkScales& by, const Eights& x, int6
                 for (int c = 0; c < REGISTERS; c++) level[c] = BITS == 8 ? stored[c] : (stored[c] >> (4 * half)) & 0x0f0f0f0f;
                 for (int r = 0; r < R; r++)
                     for (int c = 0; c < REGISTERS; c++)
-                        whole[r][c] = add_four(whole[r][c], level[c], numbers[r * words + k + half]);
+                        whole[r][c] = add_four<SMALL>(whole[r][c], level[c], numbers[r * words + k + half]);
             }
         }
         for (int r = 0; r < R; r++)
@@ -242,12 +249,12 @@ struct Coming {
 };
 
 // As many rows as there are, R at a time.
-template <int BITS, int R>
+template <int BITS, int R, bool SMALL>
 void add_rows(const word* levels, const ChunkScales& by, const Eights& x, int64_t& row, int64_t rows, int64_t first,
               int64_t blocks, Coming& coming, float* sums) {
     for (; row + R <= rows; row += R) {
         coming.ask();
-        add_blocks<BITS, R>(levels, by, x, row, first, blocks, sums);
+        add_blocks<BITS, R, SMALL>(levels, by, x, row, first, blocks, sums);
     }
 }
 
@@ -264,8 +271,8 @@ void eights_of_tile(const Weight& weight, int64_t tile, const Eights& x, int64_t
         int64_t bytes = blocks * words * TILE * 4;
         Coming coming(levels + blocks * words * TILE, rows > 1 ? bytes : 0, (rows + EIGHTS_TOGETHER - 1) / EIGHTS_TOGETHER);
         if (BITS == 4 && rows <= EIGHTS_AS_STORED) {
-            if (EIGHTS_AS_STORED >= 2) add_rows<BITS, 2>(levels, by, x, row, rows, first, blocks, coming, sums);
-            add_rows<BITS, 1>(levels, by, x, row, rows, first, blocks, coming, sums);
+            if (EIGHTS_AS_STORED >= 2) add_rows<BITS, 2, true>(levels, by, x, row, rows, first, blocks, coming, sums);
+            add_rows<BITS, 1, true>(levels, by, x, row, rows, first, blocks, coming, sums);
             continue;
         }
         if (BITS == 4) {
@@ -280,9 +287,10 @@ void eights_of_tile(const Weight& weight, int64_t tile, const Eights& x, int64_t
             continue;
         }
 #endif
-        add_rows<8, EIGHTS_TOGETHER>(levels, by, x, row, rows, first, blocks, coming, sums);
-        if (EIGHTS_TOGETHER > 2) add_rows<8, 2>(levels, by, x, row, rows, first, blocks, coming, sums);
-        add_rows<8, 1>(levels, by, x, row, rows, first, blocks, coming, sums);
+        constexpr bool SMALL = BITS == 4;
+        add_rows<8, EIGHTS_TOGETHER, SMALL>(levels, by, x, row, rows, first, blocks, coming, sums);
+        if (EIGHTS_TOGETHER > 2) add_rows<8, 2, SMALL>(levels, by, x, row, rows, first, blocks, coming, sums);
+        add_rows<8, 1, SMALL>(levels, by, x, row, rows, first, blocks, coming, sums);
     }
 }
 

@@ -1,7 +1,7 @@
 """Finds the compiled kernels that suit this processor, loads them once, and can say what was chosen and why.
 
     LEVERET_NATIVE=off          use the PyTorch twins only, on a GPU too (../triton_product.py)
-    LEVERET_NATIVE=avx2         use this build (avx512_amx, avx512_bf16, avx512, avx2, plain), for comparisons
+    LEVERET_NATIVE=avx2         use this build, for comparisons; build.py has their names
 
 A build whose sources have changed since is not loaded: kernels and the Python that calls them belong together. A build
 must get a small product right before it is used. With AMX, whose instructions the system must first allow and some
@@ -15,7 +15,8 @@ import functools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,11 +25,9 @@ from torch.nn import Parameter
 
 from leveret.errors import ConfigError
 from leveret.kernels.native.build import instruction_sets, library_path, source_hash
+from leveret.processor import processor
 
 VARIABLE = "LEVERET_NATIVE"
-
-_RANK = {"plain": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3, "avx512_amx": 4}
-"""What a processor must be able to do, as a number; see `capability`."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Choice:
     """None: the PyTorch twins."""
     reason: str
     """For people: which build, or why none."""
+    instruction_set: str | None = None
+    """What the library was compiled for."""
 
 
 @functools.cache
@@ -49,16 +50,15 @@ def choose() -> Choice:
         return Choice(None, f"PyTorch kernels ({VARIABLE}=off)")
     if wanted and wanted not in instruction_sets():
         raise ConfigError(f"{VARIABLE}={wanted!r}: there are off, {', '.join(instruction_sets())}")
-    names = [name for name in instruction_sets() if not wanted or name == wanted]
-    runnable = [name for name in names if _RANK[name] <= capability()]
-    built = [name for name in runnable if library_path(name).is_file()]
+    names = [name for name in runnable() if not wanted or name == wanted]
+    built = [name for name in names if library_path(name).is_file()]
     if not built:
         return Choice(None, "PyTorch kernels (no compiled ones; install leveret again where a C++ compiler is)")
     skipped = ""
     for name in built:
         choice = load(name)
         if choice.library is not None or len(built) == 1:
-            return Choice(choice.library, choice.reason + skipped)
+            return replace(choice, reason=choice.reason + skipped)
         skipped += f"; {name} was not: {choice.reason}"
     return Choice(None, f"PyTorch kernels{skipped}")
 
@@ -68,17 +68,27 @@ def compiled() -> ctypes.CDLL | None:
     return choose().library
 
 
+def chosen_for(builds: Sequence[str]) -> ctypes.CDLL | None:
+    """The compiled kernels, if they are of one of these builds."""
+    choice = choose()
+    return choice.library if choice.instruction_set in builds else None
+
+
 def missing() -> str | None:
     """Why there are no compiled kernels; None when there are."""
     return choose().reason if choose().library is None else None
 
 
-def capability() -> int:
-    """The highest number in `_RANK` that this processor, as PyTorch sees it, can run."""
+def runnable() -> list[str]:
+    """The builds whose instructions this processor, as PyTorch and the system see it, has; the best one first."""
     name = torch.backends.cpu.get_cpu_capability()
-    if name.startswith(("AVX512", "AMX")) and _has("_is_avx512_bf16_supported") and _has("_is_vnni_supported"):
-        return 4 if _has("_is_amx_tile_supported") else 3
-    return 2 if name.startswith(("AVX512", "AMX")) else 1 if name.startswith("AVX2") else 0
+    wide = name.startswith(("AVX512", "AMX"))
+    able = {"plain": True, "avx2": wide or name.startswith("AVX2"), "avx512": wide}
+    able["avx2_vnni"] = able["avx2"] and "avx_vnni" in processor().flags
+    able["avx512_vnni"] = wide and _has("_is_vnni_supported")
+    able["avx512_bf16"] = able["avx512_vnni"] and _has("_is_avx512_bf16_supported")
+    able["avx512_amx"] = able["avx512_bf16"] and _has("_is_amx_tile_supported")
+    return [each for each in instruction_sets() if able[each]]
 
 
 def _has(feature: str) -> bool:
@@ -101,7 +111,7 @@ def load(instruction_set: str) -> Choice:
         return Choice(None, f"PyTorch kernels ({path.name} failed its check: {problem})")
     if (wrong := library.leveret_check_products() or library.leveret_check_eights()) != 0:
         return Choice(None, f"PyTorch kernels ({path.name} failed its check with {wrong})")
-    return Choice(library, f"compiled kernels for {instruction_set}")
+    return Choice(library, f"compiled kernels for {instruction_set}", instruction_set)
 
 
 def _check_apart(path: Path) -> str | None:
