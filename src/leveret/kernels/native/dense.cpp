@@ -10,19 +10,19 @@
 // result is the same for any number of threads and beside any other rows.
 #include "products.h"
 
-#include <vector>
+#include <memory>
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int TALL = 12, WIDE = 2;
+constexpr int TALL = 6, WIDE = 4;
 #elif defined(__AVX2__)
 constexpr int TALL = 6, WIDE = 2;
 #else
 constexpr int TALL = 4, WIDE = 2;
 #endif
 constexpr int64_t WIDTH = WIDE * LANES;
-constexpr int64_t ROWS_OF_PIECE = 16 * TALL, COLUMNS_OF_PIECE = 256, DEEP = 256;
+constexpr int64_t ROWS_OF_PIECE = 192, COLUMNS_OF_PIECE = 256, DEEP = 256;
 
 // Number (i, k) lies at data[i * row + k * step]; of a right matrix i counts the columns.
 struct Strided {
@@ -100,29 +100,29 @@ inline void multiply_panels(const float* left, const float* right, int64_t depth
         for (int c = 0; c < WIDE; c++) store(kept[r][c], sums + r * row + c * LANES);
 }
 
+// What a thread works in, kept for its next product; whole lines of the cache, or every other load would touch two.
 struct Room {
-    std::vector<float> left = std::vector<float>(size_t(ROWS_OF_PIECE * DEEP + LANES));
-    std::vector<float> right = std::vector<float>(size_t(COLUMNS_OF_PIECE * DEEP + LANES));
-    std::vector<float> sums = std::vector<float>(size_t(ROWS_OF_PIECE * COLUMNS_OF_PIECE));
+    alignas(64) float left[ROWS_OF_PIECE * DEEP + LANES], right[COLUMNS_OF_PIECE * DEEP + LANES];
+    alignas(64) float sums[ROWS_OF_PIECE * COLUMNS_OF_PIECE];
 };
 
 // The sums of a piece: left (rows, depth), right (columns, depth).
 void multiply_piece(Strided left, Strided right, int64_t rows, int64_t columns, int64_t depth, Room& room) {
     for (int64_t k = 0; k < depth; k += DEEP) {
         int64_t deep = std::min(DEEP, depth - k);
-        pack(left.from(0, k), rows, TALL, deep, room.left.data());
-        pack(right.from(0, k), columns, WIDTH, deep, room.right.data());
+        pack(left.from(0, k), rows, TALL, deep, room.left);
+        pack(right.from(0, k), columns, WIDTH, deep, room.right);
         for (int64_t n = 0; n < columns; n += WIDTH)
             for (int64_t m = 0; m < rows; m += TALL)
-                multiply_panels(room.left.data() + m * deep, room.right.data() + n * deep, deep,
-                                room.sums.data() + m * COLUMNS_OF_PIECE + n, COLUMNS_OF_PIECE, k > 0);
+                multiply_panels(room.left + m * deep, room.right + n * deep, deep,
+                                room.sums + m * COLUMNS_OF_PIECE + n, COLUMNS_OF_PIECE, k > 0);
     }
 }
 
 template <typename Number>
 void write_out(const Room& room, int64_t rows, int64_t columns, float scale, bool adds, Number* out, int64_t row) {
     for (int64_t m = 0; m < rows; m++) {
-        const float* sums = room.sums.data() + m * COLUMNS_OF_PIECE;
+        const float* sums = room.sums + m * COLUMNS_OF_PIECE;
         for_each_register(columns, [&](int64_t n, auto part) {
             floats sum = scale * part.load(sums + n);
             part.store(adds ? sum + part.load(out + m * row + n) : sum, out + m * row + n);
@@ -134,14 +134,15 @@ template <typename Number>
 void multiply(Strided left, Strided right, Number* out, int64_t out_row, int64_t rows, int64_t columns, int64_t depth,
               float scale, bool adds, int threads) {
     int64_t across = (columns + COLUMNS_OF_PIECE - 1) / COLUMNS_OF_PIECE, height = ROWS_OF_PIECE;
-    while (height > 4 * TALL && (rows + height - 1) / height * across < 4 * threads) height /= 2;
+    while (height > 8 * TALL && (rows + height - 1) / height * across < 4 * threads) height /= 2;
     height = round_up(height, TALL);
     int64_t down = (rows + height - 1) / height;
     height = round_up((rows + down - 1) / down, TALL);
     int64_t width = round_up((columns + across - 1) / across, WIDTH);
 #pragma omp parallel num_threads(threads)
     {
-        static thread_local Room room;
+        static thread_local auto kept = std::make_unique<Room>();
+        Room& room = *kept;
 #pragma omp for schedule(dynamic)
         for (int64_t piece = 0; piece < down * across; piece++) {
             int64_t m = piece / across * height, n = piece % across * width;

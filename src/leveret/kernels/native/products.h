@@ -2,8 +2,8 @@
 //
 // A word is two bfloat16 numbers that lie side by side along the inner dimension of a product; one instruction
 // (AVX-512 bf16) multiplies two words and adds both products to a float32. So the right matrix is kept as words
-// (K/2, N), and the left one is read word by word and spread over a register. Processors without the instruction do the
-// same with a shift, a mask and two multiply-adds.
+// (K/2, N), and the left one is read word by word and spread over a register. Processors without the instruction widen the
+// left matrix to float32 first and the right one as it is read, by a shift or a mask, and multiply and add twice.
 //
 // A tile of ROWS x COLUMNS registers of sums stays in registers for the whole inner loop. Shapes are whatever attention
 // needs: M and K are free, N is a multiple of PADDING. The order of the additions depends on the shape alone.
@@ -18,7 +18,7 @@ using word = uint32_t;
 #if defined(__AVX512F__)
 constexpr int ROWS = 6, COLUMNS = 4;
 #elif defined(__AVX2__)
-constexpr int ROWS = 3, COLUMNS = 2;
+constexpr int ROWS = 6, COLUMNS = 2;
 #else
 constexpr int ROWS = 2, COLUMNS = 4;
 #endif
@@ -37,15 +37,24 @@ typedef word words __attribute__((vector_size(LANES * 4), aligned(4), may_alias)
 static inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 static inline int64_t padded(int64_t count) { return round_up(count, PADDING); }
 
-// sum + (left . right) for each lane; `left` is one word for all lanes.
-static inline floats add_dot(floats sum, word left, words right) {
-#if defined(__AVX512BF16__)
-    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(left)), (__m512bh)right);
-#else
-    float low = to_float(bfloat16(left)), high = to_float(bfloat16(left >> 16));
-    return sum + low * (floats)(right << 16) + high * (floats)(right & 0xffff0000u);
-#endif
+#if !defined(LEVERET_TILES) && !defined(__AVX512BF16__)
+constexpr int64_t DEPTH = 128;
+
+// The two numbers of each of `count` words that are `step` apart.
+static inline void widen(const word* from, int64_t step, int64_t count, float* low, float* high) {
+    int64_t k = 0;
+    if (step == 1)
+        for (; k + LANES <= count; k += LANES) {
+            words both = *(const words*)(from + k);
+            *(floats*)(low + k) = (floats)(both << 16);
+            *(floats*)(high + k) = (floats)(both & 0xffff0000u);
+        }
+    for (; k < count; k++) {
+        low[k] = to_float(bfloat16(from[k * step]));
+        high[k] = to_float(bfloat16(from[k * step] >> 16));
+    }
 }
+#endif
 
 // The left matrix: word (m, k) lies at data[m * row + k * step].
 struct Left {
@@ -61,14 +70,33 @@ static inline void tile(Left left, const word* right, int64_t right_row, int64_t
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++)
             sums[r][c] = adds ? *(const floats*)(out + r * out_row + c * LANES) : floats{};
+#if defined(__AVX512BF16__)
     for (int64_t k = 0; k < inner; k++) {
         words columns[C];
         for (int c = 0; c < C; c++) columns[c] = *(const words*)(right + k * right_row + c * LANES);
         for (int r = 0; r < R; r++) {
-            word each = left.data[r * left.row + k * left.step];
-            for (int c = 0; c < C; c++) sums[r][c] = add_dot(sums[r][c], each, columns[c]);
+            words each = words{} + left.data[r * left.row + k * left.step];
+            for (int c = 0; c < C; c++)
+                sums[r][c] = (floats)_mm512_dpbf16_ps((__m512)sums[r][c], (__m512bh)each, (__m512bh)columns[c]);
         }
     }
+#else
+    float wide[2][R][DEPTH];  // the lower and the upper numbers of the left words
+    for (int64_t first = 0; first < inner; first += DEPTH) {
+        int64_t depth = std::min(DEPTH, inner - first);
+        for (int r = 0; r < R; r++) widen(left.data + r * left.row + first * left.step, left.step, depth, wide[0][r], wide[1][r]);
+        for (int64_t k = 0; k < depth; k++)
+            for (int half = 0; half < 2; half++) {
+                floats columns[C];
+                for (int c = 0; c < C; c++) {
+                    words both = *(const words*)(right + (first + k) * right_row + c * LANES);
+                    columns[c] = (floats)(half == 0 ? both << 16 : both & 0xffff0000u);
+                }
+                for (int r = 0; r < R; r++)
+                    for (int c = 0; c < C; c++) sums[r][c] += wide[half][r][k] * columns[c];
+            }
+    }
+#endif
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) *(floats*)(out + r * out_row + c * LANES) = sums[r][c];
 }
