@@ -1,13 +1,14 @@
 """Pretraining on a CPU at two sizes, against transformers as people run it and as fast as it goes.
 
-    python benchmarks/pretrain_cpu.py [--shapes T S] [--rounds N] [--peers eager compiled] [--peer-preload LIBRARY]
-                                      [--json FILE] [--quick]
+    python benchmarks/pretrain_cpu.py [--shapes T S] [--rounds N] [--peers eager compiled eager_fp32 compiled_fp32]
+                                      [--peer-preload LIBRARY] [--json FILE] [--quick]
 
     T    hidden 384, 8 layers, 6/2 heads, feed-forward 1024, vocabulary 8,192; 8 rows of 512 tokens
     S    hidden 768, 12 layers, 12/4 heads, feed-forward 2048, vocabulary 32,000; 4 rows of 1,024 tokens
 
 A step is what train_cpu.py times: ours as `leveret pretrain` calls it, the peer's as its Trainer does (fp32 weights,
-bf16 autocast, fused AdamW, clipping), eager or through torch.compile, whose compilation is not on the clock.
+bf16 autocast, fused AdamW, clipping), eager or through torch.compile, whose compilation is not on the clock. Where a
+processor has no products of bf16, the peer is faster without autocast: `eager_fp32`, `compiled_fp32`.
 `--peer-preload /usr/lib/.../libtcmalloc.so.4` gives the peer, and only it, the allocator it is fastest with. One
 GEMM of T's largest product is timed too: the last line is the share of its rate that our steps reach.
 """
@@ -36,6 +37,8 @@ SHAPES = {
 }  # fmt: skip
 """Name -> model, rows and tokens of a row."""
 
+PEERS = ["eager", "compiled", "eager_fp32", "compiled_fp32"]
+
 
 def flops_per_token(shape: Shape, length: int) -> int:
     """Multiplications and additions of forward and backward, three times those of forward; half of the scores."""
@@ -48,16 +51,17 @@ def flops_per_token(shape: Shape, length: int) -> int:
 
 
 def gemm_rate() -> float:
-    """FLOP a second of one bf16 product of T's feed-forward block, the fastest of several."""
+    """FLOP a second of PyTorch's product of T's feed-forward block in bf16 or fp32, the fastest of several."""
     import torch
 
-    left, right = torch.randn(4096, 384).bfloat16(), torch.randn(384, 1024).bfloat16()
-    out = left @ right
     seconds = []
-    for _ in range(20):
-        began = time.perf_counter()
-        torch.mm(left, right, out=out)
-        seconds.append(time.perf_counter() - began)
+    for dtype in (torch.bfloat16, torch.float32):
+        left, right = torch.randn(4096, 384, dtype=dtype), torch.randn(384, 1024, dtype=dtype)
+        out = left @ right
+        for _ in range(20):
+            began = time.perf_counter()
+            torch.mm(left, right, out=out)
+            seconds.append(time.perf_counter() - began)
     return 2 * left.numel() * right.shape[1] / min(seconds)
 
 
@@ -99,7 +103,7 @@ def timed(name: str, plan: Plan, *, preload: str | None, rounds: int) -> tuple[T
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--peers", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[:2])
     parser.add_argument("--peer-preload", metavar="LIBRARY", help="preload this into the peer's process")
     parser.add_argument("--rounds", type=int, default=7, help="steps that are timed; default 7")
     parser.add_argument("--quick", action="store_true", help="a toy model and one round: does the script still work?")
@@ -114,7 +118,7 @@ def main() -> int:
                 write_model(shape, Path(folder))
                 plan = Plan(
                     model=Path(folder), vocab_size=shape.vocab_size, rows=rows, sequence_length=length,
-                    compiled=peer == "compiled",
+                    compiled=peer.startswith("compiled"), autocast=not peer.endswith("fp32"),
                 )  # fmt: skip
                 timing, checks[f"{work}: first loss within {LOSS_TOLERANCE}"], sides = timed(
                     work, plan, preload=options.peer_preload, rounds=1 if options.quick else options.rounds

@@ -40,6 +40,9 @@ class Plan:
     sequence_length: int
     compiled: bool = False
     """The peer goes through torch.compile."""
+    autocast: bool = True
+    """The peer multiplies in bf16; else in fp32, which is faster where a processor has no bf16."""
+    """The peer goes through torch.compile."""
     loaded_with: Mapping[str, Any] = field(default_factory=dict)
     """What the peer's from_pretrained is told besides."""
 
@@ -98,7 +101,7 @@ def make_theirs(plan: Plan) -> Works:
     def work() -> float:
         ids = torch.from_numpy(plan.batch(next(steps)))
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=plan.autocast):
             loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

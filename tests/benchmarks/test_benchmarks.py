@@ -21,6 +21,7 @@ SCRIPTS = sorted(script for script in BENCHMARKS.glob("*_cpu.py") if script.stem
 PEERS = {
     "adapters_cpu": "peft",
     "merge_cpu": "mergekit",
+    "products_cpu": "torch",
     "sft_cpu": "trl",
     "engine_cpu": "llama_cpp",
     "serve_cpu": "llama_cpp",
