@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from leveret.cli.main import main
 from leveret.data.files import look_of
+from leveret.kernels import dense
 from leveret.model.config import ModelConfig
 from leveret.model.count import count, flops_per_token
 from leveret.model.families import family_for
@@ -325,6 +327,16 @@ def test_measuring_replaces_the_cpu_of_the_table(life, plan, monkeypatch):
         measured["tokens_per_second"]
         != plan("life.yaml", "--devices", "CPU")["pretrain"]["devices"][0]["tokens_per_second"]
     )
+
+
+def test_what_is_timed_is_the_product_that_trains(life, plan, monkeypatch):
+    monkeypatch.setattr("leveret.plan.probe._SECONDS", 0.0)
+    monkeypatch.setattr("leveret.plan.probe._SIDE", 128)
+    timed = []
+    real = dense.matmul
+    monkeypatch.setattr(dense, "matmul", lambda *given, **named: timed.append(given[0].dtype) or real(*given, **named))
+    plan("life.yaml", "--measure", "--devices", "CPU")
+    assert set(timed) == {torch.bfloat16, torch.float32}
 
 
 def test_the_switch_is_called_json():
