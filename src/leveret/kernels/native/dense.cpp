@@ -54,27 +54,24 @@ void turn(const bfloat16* from, int64_t row, int64_t rows, float* to, int64_t to
 }
 #endif
 
-// `height` rows (of which `rows` are there, the others are 0) of `depth` numbers -> to[k * height + i]. Up to SIDE numbers
-// behind the end may be written.
+// The first `height` of the `rows` that are there (what is missing is 0), `depth` numbers each -> to[k * height + i]. Up to
+// SIDE numbers behind the end may be written.
 void pack_panel(Strided from, int64_t rows, int64_t height, int64_t depth, float* to) {
     int64_t k = 0;
     if (from.row == 1) {
+        int64_t whole = rows < round_up(height, LANES) ? 0 : height;  // numbers that registers may hold, and some more
         for (; k < depth; k++) {
             const bfloat16* numbers = from.data + k * from.step;
             float* row = to + k * height;
-            if (rows == height) {
-                int64_t i = 0;
-                for (; i + LANES <= height; i += LANES) store(load(numbers + i), row + i);
-                for (; i < height; i++) row[i] = to_float(numbers[i]);
-            } else
-                for (int64_t i = 0; i < height; i++) row[i] = i < rows ? to_float(numbers[i]) : 0.0f;
+            for (int64_t i = 0; i < whole; i += LANES) store(load(numbers + i), row + i);
+            for (int64_t i = whole; i < height; i++) row[i] = i < rows ? to_float(numbers[i]) : 0.0f;
         }
         return;
     }
     if (from.step == 1)
         for (; k + 2 * SIDE <= depth; k += 2 * SIDE)
             for (int64_t i = 0; i < height; i += SIDE)
-                turn(from.data + i * from.row + k, from.row, rows - i, to + k * height + i, height);
+                turn(from.data + i * from.row + k, from.row, std::min(rows, height) - i, to + k * height + i, height);
     for (; k < depth; k++)
         for (int64_t i = 0; i < height; i++)
             to[k * height + i] = i < rows ? to_float(from.data[i * from.row + k * from.step]) : 0.0f;
@@ -82,7 +79,7 @@ void pack_panel(Strided from, int64_t rows, int64_t height, int64_t depth, float
 
 void pack(Strided from, int64_t rows, int64_t height, int64_t depth, float* to) {
     for (int64_t i = 0; i < rows; i += height)
-        pack_panel(from.from(i, 0), std::min(height, rows - i), height, depth, to + i * depth);
+        pack_panel(from.from(i, 0), rows - i, height, depth, to + i * depth);
 }
 
 // sums (TALL, WIDTH) = or += left (depth, TALL), turned, times right (depth, WIDTH).
