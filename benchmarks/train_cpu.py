@@ -42,7 +42,6 @@ class Plan:
     """The peer goes through torch.compile."""
     autocast: bool = True
     """The peer multiplies in bf16; else in fp32, which is faster where a processor has no bf16."""
-    """The peer goes through torch.compile."""
     loaded_with: Mapping[str, Any] = field(default_factory=dict)
     """What the peer's from_pretrained is told besides."""
 

@@ -13,6 +13,7 @@ from leveret.errors import ConfigError
 from leveret.kernels.native import build as building
 from leveret.kernels.native import library
 from leveret.kernels.rms_norm import plain_rms_norm, rms_norm
+from leveret.processor import Processor
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +127,28 @@ def test_a_library_of_other_sources_or_headers_is_told_by_its_hash(
         changed.write_bytes(each.read_bytes() + b"\n")
         assert building.source_hash() != before, each.name
         changed.write_bytes(each.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("capability", "supported", "flags", "best"),
+    [
+        ("DEFAULT", set(), set(), "plain"),
+        ("AVX2", set(), {"avx2"}, "avx2"),
+        ("AVX2", {"_is_vnni_supported"}, {"avx2", "avx_vnni"}, "avx2_vnni"),
+        ("AVX512", set(), {"avx2"}, "avx512"),
+        ("AVX512", {"_is_vnni_supported"}, {"avx2"}, "avx512_vnni"),
+        ("AVX512", {"_is_vnni_supported", "_is_avx512_bf16_supported"}, {"avx_vnni"}, "avx512_bf16"),
+        ("AVX512", {"_is_vnni_supported", "_is_avx512_bf16_supported", "_is_amx_tile_supported"}, set(), "avx512_amx"),
+        ("AVX512", {"_is_avx512_bf16_supported", "_is_amx_tile_supported"}, set(), "avx512"),
+    ],
+)
+def test_every_processor_gets_the_best_build_it_can_run(
+    monkeypatch: pytest.MonkeyPatch, capability: str, supported: set[str], flags: set[str], best: str
+) -> None:
+    monkeypatch.setattr(library.torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(library, "_has", lambda feature: feature in supported)
+    described = Processor(name="x", flags=frozenset(flags))
+    monkeypatch.setattr(library, "processor", lambda: described)
+    runnable = library.runnable()
+    assert runnable[0] == best
+    assert runnable[-1] == "plain"

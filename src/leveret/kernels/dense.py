@@ -1,9 +1,9 @@
 """Products of bfloat16 matrices, also where the processor has no instruction for them.
 
-Many processors multiply bfloat16 only by way of float32: all with AVX2 and no more, which most laptops are, and the
-AVX-512 ones before 2020. PyTorch's products of bfloat16 take two to five times as long there as those of float32, and
-some without AVX-512 a hundred times (docs/benchmarks.md). So where the compiled kernels are of a build for such a
-processor, theirs multiplies; anywhere else PyTorch does.
+Many processors multiply bfloat16 only by way of float32: all with AVX2 and no more, which most laptops are, and
+Intel's AVX-512 up to Ice Lake. PyTorch's products of bfloat16 take two to five times as long there as those of
+float32, and some without AVX-512 a hundred times (docs/benchmarks.md). So where the compiled kernels are of a build
+for such a processor, theirs multiplies; anywhere else PyTorch does.
 
     matmul      left right, or scale * left right + out
     linear      x W^T, and its gradients dx = dy W, dW = dy^T x
@@ -33,7 +33,7 @@ FEWEST_ROWS = 4
 def matmul(left: Tensor, right: Tensor, *, out: Tensor | None = None, adds: bool = False, scale: float = 1.0) -> Tensor:
     """left (M, K), right (K, N) -> (M, N), in `out` if there is one; with `adds`, added to what it holds. No gradients.
 
-    `out` has the dtype of the factors, or float32, which then takes the sums before they are rounded.
+    `out` has the dtype of the factors, or float32, which takes our sums before they are rounded (PyTorch's after).
     """
     if (library := _library(left, right, out)) is None:
         return plain_matmul(left, right, out=out, adds=adds, scale=scale)
